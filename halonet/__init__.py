@@ -1,0 +1,38 @@
+"""HaloNets in PyTorch: Scaling Local Self-Attention for Parameter Efficient Visual Backbones."""
+
+from halonet.layers.attention import HaloAttention
+from halonet.models.flops import count_flops
+from halonet.models.halonet import (
+    HaloNet,
+    Preprocessing,
+    create_model,
+    get_variant,
+    list_models,
+)
+from halonet.models.pretrained import LoadReport, load_model, load_weights, save_model
+from halonet.models.variants import Variant
+from halonet.ops.halo_attention import (
+    BackendChoice,
+    explain_backend,
+    halo_attention,
+    list_backends,
+)
+
+__all__ = [
+    "BackendChoice",
+    "HaloAttention",
+    "HaloNet",
+    "LoadReport",
+    "Preprocessing",
+    "Variant",
+    "count_flops",
+    "create_model",
+    "explain_backend",
+    "get_variant",
+    "halo_attention",
+    "list_backends",
+    "list_models",
+    "load_model",
+    "load_weights",
+    "save_model",
+]

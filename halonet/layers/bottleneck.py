@@ -1,0 +1,110 @@
+"""The residual unit of a HaloNet, and the parts that only it has."""
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+
+
+def make_activation(name: str) -> nn.Module:
+    """The activation called `name`; ValueError for an unknown one."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    # In place: each stands behind a batch norm or a sum that nothing else reads.
+    return ACTIVATIONS[name]() if name == "gelu" else ACTIVATIONS[name](inplace=True)
+
+
+class SqueezeExcitation(nn.Module):
+    """Gates channels by the map's mean, with a bottleneck of channels * ratio (1/8 here)."""
+
+    def __init__(self, channels: int, *, activation: str, ratio: float = 0.125) -> None:
+        super().__init__()
+        squeezed = max(1, round(channels * ratio))
+        self.squeeze = nn.Conv2d(channels, squeezed, 1)
+        self.activation = make_activation(activation)
+        self.excite = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        gates = self.excite(self.activation(self.squeeze(maps.mean((2, 3), keepdim=True))))
+        return maps * gates.sigmoid()
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch of each image with the given probability while training."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"stochastic_depth must be from 0 to below 1, got {probability}")
+        self.probability = probability
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return maps
+        kept = 1 - self.probability
+        return maps * torch.empty_like(maps[:, :1, :1, :1]).bernoulli_(kept) / kept
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability}"
+
+
+class Bottleneck(nn.Module):
+    """ResNet's bottleneck around any spatial layer (paper table 2).
+
+    1x1 to `width`, the spatial layer to `spatial_channels`, squeeze-and-excitation if wanted, 1x1
+    to `out_channels`, and the shortcut: a 1x1 projection where the shape changes. Batch norm
+    behind each convolution and the spatial layer, activation behind each norm and the sum.
+
+    Args:
+        in_channels: channels of the input map.
+        width: channels between the 1x1 convolutions, the paper's c.
+        out_channels: channels of the result, c * r_b.
+        spatial: halo attention or a 3x3 convolution, from `width` to `spatial_channels`.
+        spatial_channels: channels that it gives, c * r_v for attention.
+        stride: the spatial layer's stride, for the shortcut.
+        activation: "relu", "silu" or "gelu".
+        squeeze_excitation: gate the spatial layer's channels, reduction 1/8.
+        stochastic_depth: probability to drop the residual branch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        out_channels: int,
+        *,
+        spatial: nn.Module,
+        spatial_channels: int,
+        stride: int,
+        activation: str,
+        squeeze_excitation: bool,
+        stochastic_depth: float,
+    ) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.reduce_norm = nn.BatchNorm2d(width)
+        self.spatial = spatial
+        self.spatial_norm = nn.BatchNorm2d(spatial_channels)
+        self.squeeze_excitation = (
+            SqueezeExcitation(spatial_channels, activation=activation)
+            if squeeze_excitation
+            else nn.Identity()
+        )
+        self.expand = nn.Conv2d(spatial_channels, out_channels, 1, bias=False)
+        self.expand_norm = nn.BatchNorm2d(out_channels)
+        self.stochastic_depth = StochasticDepth(stochastic_depth)
+        self.activation = make_activation(activation)
+        if stride == 1 and in_channels == out_channels:
+            self.shortcut: nn.Module = nn.Identity()
+        else:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        branch = self.activation(self.reduce_norm(self.reduce(maps)))
+        branch = self.activation(self.spatial_norm(self.spatial(branch)))
+        branch = self.squeeze_excitation(branch)
+        branch = self.expand_norm(self.expand(branch))
+        return self.activation(self.stochastic_depth(branch) + self.shortcut(maps))

@@ -1,0 +1,359 @@
+"""The network: stem, four stages of bottlenecks, classifier; and how it is created by name."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from halonet.layers.attention import HaloAttention
+from halonet.layers.bottleneck import Bottleneck, make_activation
+from halonet.models.variants import VARIANTS, Variant
+
+STRIDES = (4, 8, 16, 32)
+SMALLEST_IMAGE = 32
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an image goes through before it reaches the model."""
+
+    image_size: int  # pixels of the square crop
+    crop_share: float = 0.95  # of the resized image's short side that the crop keeps
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # by channel, of values from 0 to 1
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+class HaloNet(nn.Module):
+    """A ResNet whose 3x3 convolutions are halo attention (paper table 2).
+
+    Takes images [batch, in_channels, height, width] of any size and aspect from 32 pixels on.
+
+    Args:
+        variant: the architecture.
+        num_classes: width of the classifier; 0 for none (the pooled features come out).
+        in_channels: channels of the images.
+        backend: name of the operator's backend in every layer; None takes the fastest.
+
+    Attributes:
+        variant, num_classes, in_channels: as given.
+        num_features: channels of `forward_features`.
+        feature_channels: channels of the map at each stride, {4: .., 8: .., 16: .., 32: ..}.
+        preprocessing: what its images go through; saved with the weights.
+        class_names: names of the classes in order, or None; saved with the weights.
+
+    Raises:
+        ValueError: an option of the variant that doesn't fit; the message names it.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        _check_variant(variant)
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be 0 or more, got {num_classes}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be positive, got {in_channels}")
+        self.variant = variant
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.class_names: tuple[str, ...] | None = None
+        self.preprocessing = Preprocessing(variant.image_size)
+        if in_channels != 3:
+            neutral = (0.5,) * in_channels
+            self.preprocessing = Preprocessing(variant.image_size, mean=neutral, std=neutral)
+        self.gradient_checkpointing = False
+
+        self.stem = make_stem(variant, in_channels)
+        channels = variant.stem_width
+        stages = []
+        self.feature_channels = {}
+        depths = iter(_stochastic_depths(variant))
+        for stage, stride in enumerate(STRIDES):
+            bottlenecks = []
+            for position in range(variant.layers[stage]):
+                downsample = 2 if stage > 0 and position == 0 else 1
+                bottlenecks.append(
+                    make_bottleneck(variant, stage, channels, downsample, next(depths), backend)
+                )
+                channels = round(variant.base_width * 2**stage * variant.bottleneck_ratio)
+            stages.append(nn.Sequential(*bottlenecks))
+            self.feature_channels[stride] = channels
+        self.stages = nn.Sequential(*stages)
+
+        if variant.final_width is None:
+            self.final: nn.Module = nn.Identity()
+        else:
+            self.final = nn.Sequential(
+                nn.Conv2d(channels, variant.final_width, 1, bias=False),
+                nn.BatchNorm2d(variant.final_width),
+                make_activation(variant.activation),
+            )
+            channels = variant.final_width
+        self.num_features = channels
+        self.dropout = nn.Dropout(variant.dropout)
+        self.classifier = make_classifier(channels, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights; each bottleneck starts as its shortcut (last gamma 0)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, HaloAttention):
+                module.reset_parameters()
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.expand_norm.weight)
+        if isinstance(self.classifier, nn.Linear):
+            nn.init.normal_(self.classifier.weight, std=0.01)
+            nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [batch, num_classes] of images [batch, in_channels, height, width]."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last map, [batch, num_features, ceil(height / 32), ceil(width / 32)]."""
+        maps = self.stem(self._check_images(images))
+        for stage in self.stages:
+            maps = self._run_stage(stage, maps)
+        return self.final(maps)
+
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits [batch, num_classes] of a last map, or with `pre_logits` its pooled features."""
+        features = self.dropout(maps.mean((2, 3)))
+        return features if pre_logits else self.classifier(features)
+
+    def feature_maps(self, images: Tensor, strides: Iterable[int] = STRIDES) -> dict[int, Tensor]:
+        """The stages' maps at the strides asked for, for a feature pyramid.
+
+        The map at stride s is [batch, feature_channels[s], ceil(height / s), ceil(width / s)];
+        stages beyond the largest stride asked for don't run.
+        """
+        wanted = tuple(strides)
+        unknown = [stride for stride in wanted if stride not in STRIDES]
+        if unknown or not wanted:
+            raise ValueError(f"strides must be some of {STRIDES}, got {wanted}")
+        maps = self.stem(self._check_images(images))
+        found = {}
+        for stride, stage in zip(STRIDES, self.stages, strict=True):
+            if stride > max(wanted):
+                break
+            maps = self._run_stage(stage, maps)
+            if stride in wanted:
+                found[stride] = maps
+        return {stride: found[stride] for stride in wanted}
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer, or an identity where num_classes is 0."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put in a new classifier for `num_classes` classes, starting from zero; 0 for none."""
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be 0 or more, got {num_classes}")
+        reference = next(self.parameters())
+        self.num_classes = num_classes
+        self.class_names = None
+        self.classifier = make_classifier(self.num_features, num_classes).to(reference)
+        for parameter in self.classifier.parameters():
+            nn.init.zeros_(parameter)
+
+    def set_gradient_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training: keep only the bottlenecks' inputs."""
+        self.gradient_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone: the position vectors (as timm)."""
+        positions = ("row_table", "column_table", "absolute_rows", "absolute_columns")
+        return {name for name, _ in self.named_parameters() if name.endswith(positions)}
+
+    def _check_images(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"images must have shape [batch, {self.in_channels}, height, width], "
+                f"got {list(images.shape)}"
+            )
+        if min(images.shape[2:]) < SMALLEST_IMAGE:
+            raise ValueError(
+                f"images must have {SMALLEST_IMAGE} pixels or more on a side, "
+                f"got {list(images.shape)}"
+            )
+        return images
+
+    def _run_stage(self, stage: nn.Module, maps: Tensor) -> Tensor:
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return stage(maps)
+        for bottleneck in stage.children():
+            maps = checkpoint(bottleneck, maps, use_reentrant=False)
+        return maps
+
+
+class PatchStem(nn.Sequential):
+    """4x4 patches, each projected linearly (paper section 4.4); what doesn't fill one is padded."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        below, right = -images.shape[2] % 4, -images.shape[3] % 4
+        return super().forward(F.pad(images, (0, right, 0, below)))
+
+
+def make_stem(variant: Variant, in_channels: int) -> nn.Sequential:
+    """Images to maps at 1/4 of their size, of the variant's `stem_width`."""
+    width = variant.stem_width
+    if variant.stem == "patch":
+        return PatchStem(
+            nn.Conv2d(in_channels, width, 4, stride=4, bias=False),
+            nn.BatchNorm2d(width),
+            make_activation(variant.activation),
+        )
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False),
+        nn.BatchNorm2d(width),
+        make_activation(variant.activation),
+        nn.MaxPool2d(3, stride=2, padding=1),
+    )
+
+
+def make_bottleneck(
+    variant: Variant,
+    stage: int,
+    in_channels: int,
+    stride: int,
+    stochastic_depth: float,
+    backend: str | None,
+) -> Bottleneck:
+    """One residual unit of a stage, 0 to 3; the first of a stage may change width and stride."""
+    width = variant.base_width * 2**stage
+    spatial: nn.Module
+    if variant.spatial[stage] == "convolution":
+        spatial_channels = width
+        spatial = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+    else:
+        spatial_channels = round(width * variant.value_ratio)
+        # The map that enters: a stage's first unit reads the map of the stage before.
+        map_side = -(-variant.image_size * stride // STRIDES[stage])
+        spatial = HaloAttention(
+            width,
+            spatial_channels,
+            heads=variant.heads[stage],
+            query_key_channels=round(width * variant.query_key_ratio),
+            block_size=variant.block_size,
+            halo_size=variant.halo_size,
+            stride=stride,
+            kernel_size=variant.kernel_size,
+            position=variant.position,
+            map_size=(map_side, map_side),
+            mask_padding=variant.mask_padding,
+            backend=backend,
+        )
+    return Bottleneck(
+        in_channels,
+        width,
+        round(width * variant.bottleneck_ratio),
+        spatial=spatial,
+        spatial_channels=spatial_channels,
+        stride=stride,
+        activation=variant.activation,
+        squeeze_excitation=variant.squeeze_excitation[stage],
+        stochastic_depth=stochastic_depth,
+    )
+
+
+def make_classifier(features: int, num_classes: int) -> nn.Module:
+    """A linear layer, or nothing for no classes."""
+    return nn.Linear(features, num_classes) if num_classes else nn.Identity()
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    backend: str | None = None,
+    **changes: Any,
+) -> HaloNet:
+    """Create a model of the family, with fresh weights.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: width of the classifier; 0 for none.
+        in_channels: channels of the images.
+        backend: name of the operator's backend; None takes the fastest.
+        **changes: fields of `Variant` to change, such as `block_size`, `halo_size`, `activation`,
+            `dropout`, `stochastic_depth`, `kernel_size`, `position`, `image_size`;
+            `squeeze_excitation` takes one bool for all stages, or four.
+
+    Raises:
+        ValueError: an unknown name or option, or a value that doesn't fit.
+
+    Example:
+        >>> model = halonet.create_model("halonet_h1", num_classes=10, block_size=4, halo_size=1)
+    """
+    return HaloNet(
+        get_variant(name, **changes),
+        num_classes=num_classes,
+        in_channels=in_channels,
+        backend=backend,
+    )
+
+
+def get_variant(name: str, **changes: Any) -> Variant:
+    """The architecture called `name`, with some of its fields changed."""
+    if name not in VARIANTS:
+        raise ValueError(f"model must be one of {', '.join(VARIANTS)}, got {name!r}")
+    fields = {field.name for field in dataclasses.fields(Variant)} - {
+        "name",
+        "source",
+        "parameters",
+    }
+    unknown = sorted(changes.keys() - fields)
+    if unknown:
+        raise ValueError(f"options of a model are {', '.join(sorted(fields))}; got {unknown[0]!r}")
+    if isinstance(changes.get("squeeze_excitation"), bool):
+        changes["squeeze_excitation"] = (changes["squeeze_excitation"],) * 4
+    for field, value in changes.items():
+        if isinstance(value, list):
+            changes[field] = tuple(value)
+    variant = VARIANTS[name]
+    if any(getattr(variant, field) != value for field, value in changes.items()):
+        return dataclasses.replace(variant, parameters=None, **changes)
+    return variant
+
+
+def list_models() -> list[str]:
+    """Names of the family's models, the paper's first."""
+    return list(VARIANTS)
+
+
+def _check_variant(variant: Variant) -> None:
+    if variant.stem not in ("convolution", "patch"):
+        raise ValueError(f"stem must be convolution or patch, got {variant.stem!r}")
+    for field in ("layers", "heads", "spatial", "squeeze_excitation"):
+        if len(getattr(variant, field)) != len(STRIDES):
+            raise ValueError(f"{field} must have four entries, got {getattr(variant, field)}")
+    unknown = set(variant.spatial) - {"attention", "convolution"}
+    if unknown:
+        raise ValueError(f"spatial must be attention or convolution, got {unknown.pop()!r}")
+    if min(variant.layers) < 1:
+        raise ValueError(f"layers must be 1 or more in each stage, got {variant.layers}")
+    if not 0 <= variant.dropout < 1:
+        raise ValueError(f"dropout must be from 0 to below 1, got {variant.dropout}")
+
+
+def _stochastic_depths(variant: Variant) -> list[float]:
+    """Probabilities of the bottlenecks, rising linearly from 0 to the variant's."""
+    count = sum(variant.layers)
+    return [variant.stochastic_depth * index / max(count - 1, 1) for index in range(count)]

@@ -1,0 +1,99 @@
+"""The family: what a variant is made of, and the table of all of them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The architecture of one model; the paper's symbols stand beside the fields.
+
+    Per-stage fields have four entries, for the stages at 1/4, 1/8, 1/16 and 1/32 of the image.
+    """
+
+    name: str
+    source: str  # where the paper has it, or "ours"
+    image_size: int  # s, pixels
+    block_size: int = 8  # b
+    halo_size: int = 3  # h
+    value_ratio: float = 1.0  # r_v
+    bottleneck_ratio: float = 1.0  # r_b
+    query_key_ratio: float = 1.0  # r_qk
+    layers: tuple[int, int, int, int] = (3, 3, 7, 3)  # the third is l3
+    base_width: int = 64  # c of the first stage, doubled in each later one
+    heads: tuple[int, int, int, int] = (4, 8, 8, 8)
+    spatial: tuple[str, str, str, str] = ("attention",) * 4  # or "convolution"
+    squeeze_excitation: tuple[bool, bool, bool, bool] = (False,) * 4
+    stem: str = "convolution"  # 7x7, stride 2, and max pool; or "patch": 4x4, stride 4
+    stem_width: int = 64
+    final_width: int | None = None  # d_f
+    activation: str = "silu"
+    kernel_size: int | None = None  # SASA's k
+    position: str = "relative"
+    mask_padding: bool = True
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    parameters: int | None = None  # counted with 1000 classes and 3 input channels
+
+
+_H7 = dict(
+    source="paper table 3, appendix B",
+    image_size=600,
+    block_size=10,
+    halo_size=3,
+    value_ratio=4.0,
+    bottleneck_ratio=3.5,
+    layers=(3, 3, 26, 3),
+    final_width=2048,
+)
+_H4_BASE128 = dict(
+    source="paper section 4.4",
+    image_size=256,
+    halo_size=2,
+    bottleneck_ratio=4.0,
+    layers=(3, 4, 12, 3),
+    base_width=128,
+)
+_ABLATION = dict(
+    source="paper section 4.2",
+    image_size=256,
+    bottleneck_ratio=4.0,
+    layers=(3, 4, 6, 3),
+    activation="relu",
+    heads=(4, 8, 16, 32),  # 16 channels a head
+)
+_CONVOLUTION_1 = dict(
+    spatial=("convolution", "attention", "attention", "attention"),
+    squeeze_excitation=(True, False, False, False),
+)
+_CONVOLUTION_12 = dict(
+    spatial=("convolution", "convolution", "attention", "attention"),
+    squeeze_excitation=(True, True, False, False),
+)
+_CONVOLUTION_123 = dict(
+    spatial=("convolution", "convolution", "convolution", "attention"),
+    squeeze_excitation=(True, True, True, False),
+)
+
+# fmt: off
+_TABLE = (
+    Variant("halonet_h0", "paper table 3", 256, bottleneck_ratio=0.5, parameters=5_485_352),
+    Variant("halonet_h1", "paper table 3", 256, layers=(3, 3, 10, 3), parameters=8_081_288),
+    Variant("halonet_h2", "paper table 3", 256, bottleneck_ratio=1.25, layers=(3, 3, 11, 3), parameters=9_384_488),
+    Variant("halonet_h3", "paper table 3", 320, 10, 3, bottleneck_ratio=1.5, layers=(3, 3, 12, 3), final_width=1024, parameters=11_817_928),
+    Variant("halonet_h4", "paper table 3", 384, 12, 2, bottleneck_ratio=3.0, layers=(3, 3, 12, 3), final_width=1280, parameters=19_079_944),
+    Variant("halonet_h5", "paper table 3", 448, 14, 2, 2.5, 2.0, layers=(3, 3, 23, 3), final_width=1536, parameters=30_679_016),
+    Variant("halonet_h6", "paper table 3", 512, 8, 4, 3.0, 2.75, layers=(3, 3, 24, 3), final_width=1536, parameters=43_417_096),
+    Variant("halonet_h7", **_H7, parameters=67_393_288),
+    Variant("halonet_h7_conv1", **_H7, **_CONVOLUTION_1, parameters=67_302_064),
+    Variant("halonet_h7_conv12", **_H7, **_CONVOLUTION_12, parameters=66_942_640),
+    Variant("halonet_h7_conv123", **_H7, **_CONVOLUTION_123, parameters=54_535_856),
+    Variant("halonet_h4_base128", **_H4_BASE128, parameters=85_138_760),
+    Variant("halonet_h4_base128_patch4", **_H4_BASE128, stem="patch", parameters=85_132_424),
+    Variant("halonet_h4_base128_conv12", **_H4_BASE128, spatial=_CONVOLUTION_12["spatial"], parameters=87_002_280),
+    Variant("halonet_50", **_ABLATION, parameters=18_017_576),
+    Variant("resnet_50", **_ABLATION, spatial=("convolution",) * 4, parameters=25_557_032),
+    Variant("halonet_tiny", "ours", 128, 8, 2, parameters=0),
+)
+# fmt: on
+
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _TABLE}

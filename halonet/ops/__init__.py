@@ -1,0 +1,1 @@
+"""The operator: pure functions on tensors."""

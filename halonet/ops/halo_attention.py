@@ -1,0 +1,312 @@
+"""The public operator: its signature, its checks, and the choice of a backend."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from halonet.ops import reference, sdpa
+from halonet.ops.window import Window
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Backend(NamedTuple):
+    """One way to compute halo attention. `why_not` gives a reason or None and never raises."""
+
+    name: str
+    why_not: Callable[..., str | None]
+    run: Callable[..., Tensor]
+
+
+# Fastest first: without a name, the first backend with no objection runs.
+BACKENDS = (
+    Backend("sdpa", sdpa.why_not, sdpa.run),
+    Backend("reference", reference.why_not, reference.run),
+)
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """Which backend runs, and what the others object to.
+
+    `reasons` has every backend in the order of choice: None for one that could run.
+    """
+
+    chosen: str
+    reasons: dict[str, str | None]
+
+    def __str__(self) -> str:
+        lines = []
+        for name, reason in self.reasons.items():
+            if name == self.chosen:
+                lines.append(f"{name}: runs")
+            else:
+                lines.append(f"{name}: {reason or f'could run, but {self.chosen} comes first'}")
+        return "\n".join(lines)
+
+
+def halo_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None = None,
+    column_table: Tensor | None = None,
+    *,
+    block_size: int,
+    halo_size: int,
+    stride: int = 1,
+    kernel_size: int | None = None,
+    position_stride: int | None = None,
+    scale: float | None = None,
+    mask_padding: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Blocked local attention with haloing (paper section 2.2), on channels-last maps.
+
+    The map is cut into blocks of `block_size` x `block_size` pixels from (0, 0) on; every query
+    of a block attends to the block and a band of `halo_size` pixels around it:
+    softmax(scale * (q.k + q.row[dy] + q.column[dx])) times v. Height and width need not be
+    multiples of the block.
+
+    Args:
+        query: [batch, ceil(height / stride), ceil(width / stride), heads, channels]; the query
+            at (i, j) stands at pixel (i * stride, j * stride).
+        key: [batch, height, width, heads, channels].
+        value: [batch, height, width, heads, value_channels].
+        row_table: relative positions of rows, [2 (block_size + halo_size) - 1, channels / 2] or
+            [.., channels]. Entry t is the offset t - (block_size + halo_size - 1) of key pixel
+            minus query pixel. Of half width (channels then even), it meets the first half of the
+            query's channels; of full width, all of them. None for no relative position.
+        column_table: the same for columns, of the same shape; of half width, it meets the second
+            half of the query's channels.
+        block_size: pixels on a side of a block, a multiple of `stride`. May exceed the map.
+        halo_size: pixels of the band around a block, 0 or more.
+        stride: 1, or 2 for attention downsampling (paper section 2.3).
+        kernel_size: keep only the kernel_size x kernel_size cells centred on the query (SASA);
+            odd, at most 2 halo_size + 1.
+        position_stride: the step in pixels that the tables take from one query of a block to the
+            next. None means `stride`, which is true to the image; 1 at stride 2 is timm's rule.
+        scale: factor of the scores; None means channels ** -0.5.
+        mask_padding: cells outside the map get no weight. Otherwise they take part with key 0
+            and value 0, their relative position counting as any other.
+        backend: name of a backend; None takes the fastest that can run.
+
+    Returns:
+        [batch, ceil(height / stride), ceil(width / stride), heads, value_channels].
+
+    Raises:
+        TypeError: an argument is not of the type above.
+        ValueError: a shape or option that doesn't fit; the message names it.
+        NotImplementedError: the named backend can't run these arguments; the message says why.
+    """
+    query, key, value, row_table, column_table, window, scale = _resolve(
+        query, key, value, row_table, column_table,
+        block_size, halo_size, stride, kernel_size, position_stride, scale, mask_padding,
+    )  # fmt: skip
+    arguments = (query, key, value, row_table, column_table, window, scale)
+    run = _select(backend, arguments)
+    device_type = query.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        # _resolve has cast the inputs: within, nothing is to be cast once more.
+        with torch.autocast(device_type, enabled=False):
+            return run(*arguments)
+    return run(*arguments)
+
+
+def explain_backend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None = None,
+    column_table: Tensor | None = None,
+    *,
+    block_size: int,
+    halo_size: int,
+    stride: int = 1,
+    kernel_size: int | None = None,
+    position_stride: int | None = None,
+    scale: float | None = None,
+    mask_padding: bool = True,
+) -> BackendChoice:
+    """Which backend `halo_attention` would run for these arguments, and why not the others.
+
+    Takes the operator's arguments without `backend` and raises as it does; `print` the result.
+    """
+    arguments = _resolve(
+        query, key, value, row_table, column_table,
+        block_size, halo_size, stride, kernel_size, position_stride, scale, mask_padding,
+    )  # fmt: skip
+    reasons = {backend.name: backend.why_not(*arguments) for backend in BACKENDS}
+    chosen = next(name for name, reason in reasons.items() if reason is None)
+    return BackendChoice(chosen, reasons)
+
+
+def list_backends() -> list[str]:
+    """Names of the backends, in the order of choice."""
+    return [backend.name for backend in BACKENDS]
+
+
+def check_backend_name(name: str | None) -> None:
+    """Raise ValueError for a name that is no backend's; None is fine."""
+    if name is not None and name not in list_backends():
+        raise ValueError(f"backend must be one of {', '.join(list_backends())}, got {name!r}")
+
+
+def _select(name: str | None, arguments: tuple) -> Callable[..., Tensor]:
+    check_backend_name(name)
+    for backend in BACKENDS:
+        if name is None or backend.name == name:
+            reason = backend.why_not(*arguments)
+            if reason is None:
+                return backend.run
+            if name is not None:
+                raise NotImplementedError(f"backend {name!r} can't run this: {reason}")
+    raise AssertionError("the reference runs everything")
+
+
+def check_geometry(block_size: int, halo_size: int, stride: int, kernel_size: int | None) -> None:
+    """Raise ValueError or TypeError where these options of the operator don't fit each other."""
+    for name, number in (("block_size", block_size), ("halo_size", halo_size), ("stride", stride)):
+        _check_integer(name, number)
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, got {stride}")
+    if block_size < 1 or block_size % stride:
+        raise ValueError(
+            f"block_size must be a positive multiple of stride {stride}, got {block_size}"
+        )
+    if halo_size < 0:
+        raise ValueError(f"halo_size must be 0 or more, got {halo_size}")
+    if kernel_size is not None:
+        _check_integer("kernel_size", kernel_size)
+        if kernel_size < 1 or kernel_size % 2 == 0 or kernel_size > 2 * halo_size + 1:
+            raise ValueError(
+                "kernel_size must be odd and at most 2 halo_size + 1 = "
+                f"{2 * halo_size + 1}, got {kernel_size}"
+            )
+
+
+def _check_integer(name: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an integer, got {number!r}")
+
+
+def _resolve(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    block_size: int,
+    halo_size: int,
+    stride: int,
+    kernel_size: int | None,
+    position_stride: int | None,
+    scale: float | None,
+    mask_padding: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Window, float]:
+    """Check the operator's arguments, fill in defaults, and cast under autocast."""
+    check_geometry(block_size, halo_size, stride, kernel_size)
+    if position_stride is None:
+        position_stride = stride
+    _check_integer("position_stride", position_stride)
+    if not 1 <= position_stride <= stride:
+        raise ValueError(
+            f"position_stride must be from 1 to stride {stride}, got {position_stride}"
+        )
+    window = Window(block_size, halo_size, stride, kernel_size, position_stride, bool(mask_padding))
+
+    tensors = {"query": query, "key": key, "value": value}
+    if (row_table is None) != (column_table is None):
+        raise ValueError("row_table and column_table: give both or neither")
+    if row_table is not None and column_table is not None:
+        tensors |= {"row_table": row_table, "column_table": column_table}
+    _check_tensors(tensors)
+    _check_shapes(query, key, value, row_table, column_table, window)
+
+    device_type = query.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        tensors = {
+            name: tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+            for name, tensor in tensors.items()
+        }
+    for name, tensor in tensors.items():
+        if tensor.dtype != tensors["query"].dtype:
+            raise ValueError(
+                f"{name} must have the query's type {tensors['query'].dtype}, got {tensor.dtype}"
+            )
+    if scale is None:
+        # A head of no channels has no scores to scale.
+        scale = max(query.shape[-1], 1) ** -0.5
+    return (
+        tensors["query"],
+        tensors["key"],
+        tensors["value"],
+        tensors.get("row_table"),
+        tensors.get("column_table"),
+        window,
+        float(scale),
+    )
+
+
+def _check_tensors(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        dimensions = 2 if name.endswith("_table") else 5
+        if tensor.dim() != dimensions:
+            raise ValueError(
+                f"{name} must have {dimensions} dimensions, got shape {list(tensor.shape)}"
+            )
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}"
+            )
+        if tensor.device != tensors["query"].device:
+            raise ValueError(
+                f"{name} must be on the query's device {tensors['query'].device}, "
+                f"got {tensor.device}"
+            )
+
+
+def _check_shapes(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    window: Window,
+) -> None:
+    batch, height, width, heads, channels = key.shape
+    if min(height, width, heads, channels) < 1:
+        raise ValueError(f"key must have no empty dimension but batch, got {list(key.shape)}")
+    query_height, query_width = -(-height // window.stride), -(-width // window.stride)
+    expected = (batch, query_height, query_width, heads, channels)
+    if query.shape != expected:
+        raise ValueError(
+            f"query must have shape {list(expected)} for key {list(key.shape)} and stride "
+            f"{window.stride}, got {list(query.shape)}"
+        )
+    if value.shape[:4] != key.shape[:4] or value.shape[4] < 1:
+        raise ValueError(
+            f"value must have shape {[*key.shape[:4], 'value_channels']} like key, "
+            f"got {list(value.shape)}"
+        )
+    if row_table is None or column_table is None:
+        return
+    for name, table in (("row_table", row_table), ("column_table", column_table)):
+        half = table.shape[1] * 2 == channels
+        if table.shape[0] != window.table_length or not (half or table.shape[1] == channels):
+            raise ValueError(
+                f"{name} must have shape [{window.table_length}, {channels} or {channels} / 2] for "
+                f"block_size {window.block_size}, halo_size {window.halo_size} and {channels} "
+                f"channels, got {list(table.shape)}"
+            )
+    if row_table.shape != column_table.shape:
+        raise ValueError(
+            "row_table and column_table must have one shape, got "
+            f"{list(row_table.shape)} and {list(column_table.shape)}"
+        )

@@ -1,0 +1,84 @@
+"""Halo attention in plain torch: the definition by which every backend is judged.
+
+It follows section 2.2 and equation 3 of the paper word for word, gathers every window and holds
+every score. Letters of shapes: see `window.py`.
+"""
+
+import torch
+from torch import Tensor
+
+from halonet.ops.window import (
+    Window,
+    gather_windows,
+    merge_blocks,
+    offset_index,
+    split_into_blocks,
+    visible_cells,
+)
+
+
+def why_not(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    window: Window,
+    scale: float,
+) -> str | None:
+    """The reference runs everything."""
+    return None
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    window: Window,
+    scale: float,
+) -> Tensor:
+    """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
+    height, width = key.shape[1:3]
+    rows, columns = window.blocks(height), window.blocks(width)
+
+    queries = split_into_blocks(query, window, rows, columns)  # [B, Y, X, I, J, N, C]
+    keys = gather_windows(key, window, rows, columns)  # [B, Y, X, U, V, N, C]
+    values = gather_windows(value, window, rows, columns)  # [B, Y, X, U, V, N, D]
+
+    scores = torch.einsum("byxijnc,byxuvnc->byxnijuv", queries, keys)
+    if row_table is not None and column_table is not None:
+        row_logits, column_logits = relative_logits(queries, row_table, column_table, window)
+        scores = scores + row_logits[..., :, None] + column_logits[..., None, :]
+    scores = scores * scale
+
+    visible = visible_cells(window, height, width, query.device)
+    if visible is not None:
+        visible_rows, visible_columns = visible
+        mask = (
+            visible_rows[:, None, None, :, None, :, None]
+            & visible_columns[:, None, None, :, None, :]
+        )
+        # Not -inf: a padded query may see no cell, and its NaN would reach the gradients.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+
+    weights = scores.flatten(-2).softmax(-1).view_as(scores)
+    blocks = torch.einsum("byxnijuv,byxuvnd->byxijnd", weights, values)
+    return merge_blocks(blocks, *query.shape[1:3])
+
+
+def relative_logits(
+    queries: Tensor, row_table: Tensor, column_table: Tensor, window: Window
+) -> tuple[Tensor, Tensor]:
+    """q.row[dy] as [B, Y, X, N, I, J, U] and q.column[dx] as [B, Y, X, N, I, J, V], unscaled.
+
+    Tables of half width meet one half of the query's channels each (paper section 2.1, as in
+    SASA); tables of full width each meet all of them (timm).
+    """
+    index = offset_index(window, queries.device)
+    half = row_table.shape[1] != queries.shape[-1]
+    row_queries, column_queries = queries.chunk(2, -1) if half else (queries, queries)
+    row_logits = torch.einsum("byxijnc,iuc->byxniju", row_queries, row_table[index])
+    column_logits = torch.einsum("byxijnc,jvc->byxnijv", column_queries, column_table[index])
+    return row_logits, column_logits

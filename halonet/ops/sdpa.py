@@ -1,0 +1,97 @@
+"""Halo attention through torch's fused `scaled_dot_product_attention`.
+
+The windows are gathered and the relative logits written out as the attention's bias; scores and
+weights stay inside torch's kernel where it has a fused one. Letters of shapes: see `window.py`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from halonet.ops.reference import relative_logits
+from halonet.ops.window import (
+    Window,
+    gather_windows,
+    merge_blocks,
+    split_into_blocks,
+    visible_cells,
+)
+
+
+def why_not(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    window: Window,
+    scale: float,
+) -> str | None:
+    """Nothing is refused: where torch has no fused kernel, it takes its plain path."""
+    return None
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    window: Window,
+    scale: float,
+) -> Tensor:
+    """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
+    height, width = key.shape[1:3]
+    rows, columns = window.blocks(height), window.blocks(width)
+
+    queries = split_into_blocks(query * scale, window, rows, columns)  # [B, Y, X, I, J, N, C]
+    batch, _, _, _, _, heads, _ = queries.shape
+    bias = attention_bias(queries, row_table, column_table, window, height, width)
+    if bias is not None:
+        bias = bias.expand(batch, rows, columns, heads, -1, -1, -1, -1)
+        bias = bias.flatten(-2).flatten(-3, -2).flatten(0, 2)  # [B Y X, N, I J, U V]
+
+    result = F.scaled_dot_product_attention(
+        queries.flatten(3, 4).transpose(3, 4).flatten(0, 2),
+        flatten_windows(gather_windows(key, window, rows, columns)),
+        flatten_windows(gather_windows(value, window, rows, columns)),
+        attn_mask=bias,
+        scale=1.0,
+    )  # [B Y X, N, I J, D]
+    blocks = result.transpose(1, 2).unflatten(0, (batch, rows, columns))
+    blocks = blocks.unflatten(3, (window.block_queries, window.block_queries))
+    return merge_blocks(blocks, *query.shape[1:3])
+
+
+def flatten_windows(windows: Tensor) -> Tensor:
+    """[B, Y, X, U, V, N, C] to [B Y X, N, U V, C], heads and channels last in memory."""
+    return windows.flatten(3, 4).flatten(0, 2).transpose(1, 2)
+
+
+def attention_bias(
+    queries: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    window: Window,
+    height: int,
+    width: int,
+) -> Tensor | None:
+    """What is added to q.k before the softmax, [B or 1, Y, X, N or 1, I, J, U, V].
+
+    `queries` are scaled blocks [B, Y, X, I, J, N, C]. Visibility goes into the row and the column
+    logits, which are small, before their sum is written out.
+    """
+    visible = visible_cells(window, height, width, queries.device)
+    if row_table is not None and column_table is not None:
+        row_logits, column_logits = relative_logits(queries, row_table, column_table, window)
+    elif visible is not None:
+        row_logits = column_logits = queries.new_zeros(1)
+    else:
+        return None
+    if visible is not None:
+        visible_rows, visible_columns = visible
+        # Half of the least number: a sum of two must stay finite.
+        hidden = torch.finfo(queries.dtype).min / 2
+        row_logits = row_logits.masked_fill(~visible_rows[:, None, None, :, None, :], hidden)
+        column_logits = column_logits.masked_fill(~visible_columns[:, None, None, :, :], hidden)
+    return row_logits[..., :, None] + column_logits[..., None, :]

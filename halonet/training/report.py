@@ -1,0 +1,182 @@
+"""What a run leaves for people: a page, pictures, and a table that a program can read."""
+
+import csv
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from halonet.models.halonet import HaloNet
+from halonet.training.checkpoint import METRICS_NAME, write_atomically, write_text
+from halonet.training.data import LabelledImages, read_image
+from halonet.training.evaluate import Evaluation
+
+INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#d9772b", "#9aa5b1"
+
+
+def write_metrics(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the epochs' figures as CSV; an epoch without evaluation has empty fields."""
+
+    def write(path: Path) -> None:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(folder / METRICS_NAME, write)
+
+
+def write_report(
+    folder: Path,
+    model: HaloNet,
+    data: LabelledImages,
+    evaluation: Evaluation,
+    rows: Sequence[dict[str, Any]] = (),
+    *,
+    minutes: float | None = None,
+) -> None:
+    """Write report.html, summary.json and the pictures of an evaluated model into `folder`.
+
+    `rows` are the epochs of its training; without them there are no curves.
+    """
+    summary = summarize(model, data, evaluation, minutes)
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    pictures = {"predictions.png": "Held-out images: the surest wrong answers, then the first ones"}
+    _draw_predictions(folder / "predictions.png", data, evaluation)
+    pictures["confusion_matrix.png"] = "Confusion matrix of the held-out images"
+    _draw_confusion(folder / "confusion_matrix.png", data, evaluation)
+    if rows:
+        pictures["curves.png"] = "Training"
+        _draw_curves(folder / "curves.png", rows, data)
+    write_text(folder / "report.html", _page(summary, data, pictures))
+
+
+def summarize(
+    model: HaloNet, data: LabelledImages, evaluation: Evaluation, minutes: float | None
+) -> dict[str, Any]:
+    """The result in numbers, as it stands in summary.json."""
+    classes = {}
+    for index, name in enumerate(data.class_names):
+        images = sum(evaluation.confusion[index])
+        right = evaluation.confusion[index][index]
+        classes[name] = {"images": images, "accuracy": right / images if images else None}
+    return {
+        "data": data.name,
+        "model": model.variant.name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "image_size": model.preprocessing.image_size,
+        "validation_images": len(data.validation.labels),
+        "accuracy": evaluation.accuracy,
+        "loss": evaluation.loss,
+        "majority_share": data.majority_share,
+        "classes": classes,
+        "training_minutes": minutes,
+        "note": data.note,
+    }
+
+
+def _draw_curves(path: Path, rows: Sequence[dict[str, Any]], data: LabelledImages) -> None:
+    figure = _new_figure((9, 3.4))
+    loss, accuracy = figure.subplots(1, 2)
+    evaluated = [row for row in rows if row["validation_loss"] is not None]
+    for axes, kind, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+        for part, source, color in (("training", rows, BLUE), ("validation", evaluated, ORANGE)):
+            axes.plot(
+                [row["epoch"] for row in source],
+                [factor * row[f"{part}_{kind}"] for row in source],
+                color=color,
+                marker="o",
+                markersize=3,
+                label="held out" if part == "validation" else "training",
+            )
+        axes.set_xlabel("epoch")
+        axes.spines[["top", "right"]].set_visible(False)
+    loss.set_ylabel("loss")
+    accuracy.set_ylabel("accuracy, %")
+    accuracy.axhline(100 * data.majority_share, color=GREY, linestyle=":", label="majority")
+    accuracy.legend(frameon=False)
+    _save_figure(figure, path)
+
+
+def _draw_confusion(path: Path, data: LabelledImages, evaluation: Evaluation) -> None:
+    names, counts = data.class_names, evaluation.confusion
+    side = min(12, 2.2 + 0.55 * len(names))
+    figure = _new_figure((side + 0.6, side))
+    axes = figure.subplots()
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 20:
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        for row, line in enumerate(counts):
+            for column, count in enumerate(line):
+                color = "white" if shares[row][column] > 0.5 else INK
+                axes.text(column, row, str(count), ha="center", va="center", color=color)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("truth")
+    _save_figure(figure, path)
+
+
+def _draw_predictions(path: Path, data: LabelledImages, evaluation: Evaluation) -> None:
+    split, probabilities = data.validation, evaluation.probabilities
+    sure, answers = probabilities.max(1)
+    wrong = [index for index, label in enumerate(split.labels) if answers[index] != label]
+    wrong.sort(key=lambda index: -sure[index].item())
+    shown = wrong[:6]
+    step = max(1, len(split.labels) // 12)
+    shown += [index for index in range(0, len(split.labels), step) if index not in shown]
+    shown = shown[:12]
+    figure = _new_figure((10, 8))
+    for place, index in enumerate(shown):
+        axes = figure.add_subplot(3, 4, place + 1)
+        axes.imshow(read_image(split.sources[index]))
+        axes.set_axis_off()
+        answer, truth = data.class_names[answers[index]], data.class_names[split.labels[index]]
+        right = answer == truth
+        title = f"{answer} {100 * sure[index]:.0f} %" + ("" if right else f"\nis {truth}")
+        axes.set_title(title, fontsize=9, color=INK if right else ORANGE)
+    _save_figure(figure, path)
+
+
+def _new_figure(size: tuple[float, float]):  # noqa: ANN202 - matplotlib is imported here only
+    from matplotlib.figure import Figure
+
+    return Figure(size, dpi=110, layout="constrained")
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    write_atomically(path, lambda temporary: figure.savefig(temporary))
+
+
+def _page(summary: dict[str, Any], data: LabelledImages, pictures: dict[str, str]) -> str:
+    classes = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{entry['images']}</td>"
+        f"<td>{'-' if entry['accuracy'] is None else format(100 * entry['accuracy'], '.1f') + ' %'}"
+        "</td></tr>"
+        for name, entry in summary["classes"].items()
+    )
+    shown = "".join(
+        f'<h2>{html.escape(title)}</h2><img src="{name}" alt="{html.escape(title)}">'
+        for name, title in pictures.items()
+    )
+    minutes = summary["training_minutes"]
+    trained = "" if minutes is None else f", trained in {minutes:.1f} minutes"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>halonet: {html.escape(summary["data"])}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; max-width: 62rem; margin: 2rem auto; }}
+img {{ max-width: 100%; }} td, th {{ padding: .2rem 1.2rem .2rem 0; text-align: left; }}
+strong {{ font-size: 2rem; color: {BLUE}; }}
+</style></head><body>
+<h1>{html.escape(summary["model"])} on {html.escape(summary["data"])}</h1>
+<p><strong>{100 * summary["accuracy"]:.1f} %</strong> of {summary["validation_images"]} held-out
+images right, by the last checkpoint. Always answering the most frequent class gives
+{100 * summary["majority_share"]:.1f} %.</p>
+<p>{summary["parameters"]:,} parameters, {summary["image_size"]} x {summary["image_size"]}
+pixels{trained}.</p>
+<p>{html.escape(data.note)}</p>
+<table><tr><th>class</th><th>images</th><th>right</th></tr>{classes}</table>
+{shown}
+</body></html>
+"""
