@@ -17,7 +17,7 @@ from halonet.models.variants import VARIANTS
 
 
 class CommandParser(ArgumentParser):
-    """Says what is wrong with the arguments in one line, and takes --image-size for --image_size."""
+    """Says what is wrong in one line, and takes --image-size for --image_size."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         _fail(f"{_one_line(message)} (see {self.prog} --help)", 2)

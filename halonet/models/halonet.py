@@ -177,7 +177,7 @@ class HaloNet(nn.Module):
         self.gradient_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone: the position vectors (as timm)."""
+        """Names of the parameters that weight decay leaves alone; timm asks for them."""
         positions = ("row_table", "column_table", "absolute_rows", "absolute_columns")
         return {name for name, _ in self.named_parameters() if name.endswith(positions)}
 

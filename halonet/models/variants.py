@@ -1,6 +1,6 @@
 """The family: what a variant is made of, and the table of all of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -35,64 +35,71 @@ class Variant:
     parameters: int | None = None  # counted with 1000 classes and 3 input channels
 
 
-_H7 = dict(
-    source="paper table 3, appendix B",
-    image_size=600,
+_H7 = Variant(
+    "halonet_h7",
+    "paper table 3",
+    600,
     block_size=10,
-    halo_size=3,
     value_ratio=4.0,
     bottleneck_ratio=3.5,
     layers=(3, 3, 26, 3),
     final_width=2048,
+    parameters=67_393_288,
 )
-_H4_BASE128 = dict(
-    source="paper section 4.4",
-    image_size=256,
+# Hybrids (appendix B): squeeze-and-excitation behind the 3x3 of the stages with convolutions.
+_H7_HYBRID = replace(_H7, source="paper appendix B")
+_BASE128 = Variant(
+    "halonet_h4_base128",
+    "paper section 4.4",
+    256,
     halo_size=2,
     bottleneck_ratio=4.0,
     layers=(3, 4, 12, 3),
     base_width=128,
+    parameters=85_138_760,
 )
-_ABLATION = dict(
-    source="paper section 4.2",
-    image_size=256,
+_ABLATION = Variant(
+    "halonet_50",
+    "paper section 4.2",
+    256,
     bottleneck_ratio=4.0,
     layers=(3, 4, 6, 3),
     activation="relu",
     heads=(4, 8, 16, 32),  # 16 channels a head
+    parameters=18_017_576,
 )
-_CONVOLUTION_1 = dict(
-    spatial=("convolution", "attention", "attention", "attention"),
-    squeeze_excitation=(True, False, False, False),
-)
-_CONVOLUTION_12 = dict(
-    spatial=("convolution", "convolution", "attention", "attention"),
-    squeeze_excitation=(True, True, False, False),
-)
-_CONVOLUTION_123 = dict(
-    spatial=("convolution", "convolution", "convolution", "attention"),
-    squeeze_excitation=(True, True, True, False),
-)
+_A, _C = "attention", "convolution"
 
 # fmt: off
 _TABLE = (
-    Variant("halonet_h0", "paper table 3", 256, bottleneck_ratio=0.5, parameters=5_485_352),
-    Variant("halonet_h1", "paper table 3", 256, layers=(3, 3, 10, 3), parameters=8_081_288),
-    Variant("halonet_h2", "paper table 3", 256, bottleneck_ratio=1.25, layers=(3, 3, 11, 3), parameters=9_384_488),
-    Variant("halonet_h3", "paper table 3", 320, 10, 3, bottleneck_ratio=1.5, layers=(3, 3, 12, 3), final_width=1024, parameters=11_817_928),
-    Variant("halonet_h4", "paper table 3", 384, 12, 2, bottleneck_ratio=3.0, layers=(3, 3, 12, 3), final_width=1280, parameters=19_079_944),
-    Variant("halonet_h5", "paper table 3", 448, 14, 2, 2.5, 2.0, layers=(3, 3, 23, 3), final_width=1536, parameters=30_679_016),
-    Variant("halonet_h6", "paper table 3", 512, 8, 4, 3.0, 2.75, layers=(3, 3, 24, 3), final_width=1536, parameters=43_417_096),
-    Variant("halonet_h7", **_H7, parameters=67_393_288),
-    Variant("halonet_h7_conv1", **_H7, **_CONVOLUTION_1, parameters=67_302_064),
-    Variant("halonet_h7_conv12", **_H7, **_CONVOLUTION_12, parameters=66_942_640),
-    Variant("halonet_h7_conv123", **_H7, **_CONVOLUTION_123, parameters=54_535_856),
-    Variant("halonet_h4_base128", **_H4_BASE128, parameters=85_138_760),
-    Variant("halonet_h4_base128_patch4", **_H4_BASE128, stem="patch", parameters=85_132_424),
-    Variant("halonet_h4_base128_conv12", **_H4_BASE128, spatial=_CONVOLUTION_12["spatial"], parameters=87_002_280),
-    Variant("halonet_50", **_ABLATION, parameters=18_017_576),
-    Variant("resnet_50", **_ABLATION, spatial=("convolution",) * 4, parameters=25_557_032),
-    Variant("halonet_tiny", "ours", 128, 8, 2, parameters=0),
+    Variant("halonet_h0", "paper table 3", 256, 8, 3, 1.0, 0.5, parameters=5_485_352),
+    Variant("halonet_h1", "paper table 3", 256, 8, 3, 1.0, 1.0,
+            layers=(3, 3, 10, 3), parameters=8_081_288),
+    Variant("halonet_h2", "paper table 3", 256, 8, 3, 1.0, 1.25,
+            layers=(3, 3, 11, 3), parameters=9_384_488),
+    Variant("halonet_h3", "paper table 3", 320, 10, 3, 1.0, 1.5,
+            layers=(3, 3, 12, 3), final_width=1024, parameters=11_817_928),
+    Variant("halonet_h4", "paper table 3", 384, 12, 2, 1.0, 3.0,
+            layers=(3, 3, 12, 3), final_width=1280, parameters=19_079_944),
+    Variant("halonet_h5", "paper table 3", 448, 14, 2, 2.5, 2.0,
+            layers=(3, 3, 23, 3), final_width=1536, parameters=30_679_016),
+    Variant("halonet_h6", "paper table 3", 512, 8, 4, 3.0, 2.75,
+            layers=(3, 3, 24, 3), final_width=1536, parameters=43_417_096),
+    _H7,
+    replace(_H7_HYBRID, name="halonet_h7_conv1", spatial=(_C, _A, _A, _A),
+            squeeze_excitation=(True, False, False, False), parameters=67_302_064),
+    replace(_H7_HYBRID, name="halonet_h7_conv12", spatial=(_C, _C, _A, _A),
+            squeeze_excitation=(True, True, False, False), parameters=66_942_640),
+    replace(_H7_HYBRID, name="halonet_h7_conv123", spatial=(_C, _C, _C, _A),
+            squeeze_excitation=(True, True, True, False), parameters=54_535_856),
+    _BASE128,
+    replace(_BASE128, name="halonet_h4_base128_patch4", stem="patch", parameters=85_132_424),
+    replace(_BASE128, name="halonet_h4_base128_conv12", spatial=(_C, _C, _A, _A),
+            parameters=87_002_280),
+    _ABLATION,
+    replace(_ABLATION, name="resnet_50", spatial=(_C,) * 4, parameters=25_557_032),
+    Variant("halonet_tiny", "ours", 128, 4, 2, 1.0, 2.0, layers=(1, 2, 3, 1), base_width=24,
+            heads=(2, 4, 8, 8), spatial=(_C, _A, _A, _A), stem_width=32, parameters=0),
 )
 # fmt: on
 

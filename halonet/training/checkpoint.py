@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from halonet.training.data import Augmentation
+from halonet.training.images import Augmentation
 from halonet.training.recipes import TrainingConfig
 
 CONFIG_NAME = "config.json"

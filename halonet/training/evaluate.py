@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from halonet.models.halonet import HaloNet
-from halonet.training.data import (
+from halonet.training.data import LabelledImages, Split
+from halonet.training.images import (
     ImageDataset,
     InOrder,
-    LabelledImages,
-    Split,
     crop_center,
     make_loader,
     normalize,

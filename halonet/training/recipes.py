@@ -6,7 +6,7 @@ The command line takes a recipe and overrides some of its fields.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from halonet.training.data import Augmentation
+from halonet.training.images import Augmentation
 
 
 @dataclass(frozen=True)

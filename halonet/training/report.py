@@ -9,8 +9,9 @@ from typing import Any
 
 from halonet.models.halonet import HaloNet
 from halonet.training.checkpoint import METRICS_NAME, write_atomically, write_text
-from halonet.training.data import LabelledImages, read_image
+from halonet.training.data import LabelledImages
 from halonet.training.evaluate import Evaluation
+from halonet.training.images import read_image
 
 INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#d9772b", "#9aa5b1"
 

@@ -1,0 +1,283 @@
+"""Images on their way to the model: read, changed at random, and put into batches."""
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from halonet.models.halonet import Preprocessing
+from halonet.training.data import Source, Split
+
+CACHE_LIMIT_BYTES = 2 * 2**30
+
+
+def read_image(source: Source | str, in_channels: int = 3) -> Image.Image:
+    """Read an image as a person sees it: upright, 8 bits, on white where it is transparent.
+
+    Args:
+        source: a path, or a function that gives an image.
+        in_channels: 3 for colour, 1 for grey.
+
+    Raises:
+        ValueError: the file is empty, broken or no image; the message names it.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        if callable(source):
+            image = source()
+        else:
+            content = Path(source).read_bytes()
+            if not content:
+                raise ValueError(f"{source} is empty")
+            image = Image.open(io.BytesIO(content))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata: the pixels decide
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            return _to_eight_bits(image).convert("RGB" if in_channels == 3 else "L")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image at {source}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{source} is not an image") from None
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{source} is a broken image: {error}") from None
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        pixels = np.asarray(image, dtype=np.float64)
+        if image.mode == "F" and pixels.max(initial=0) <= 1:
+            pixels = pixels * 255
+        elif image.mode.startswith("I;16") or pixels.max(initial=0) > 255:
+            pixels = pixels / 257  # 65535 is white
+        return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image)
+    return image
+
+
+def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
+    """Scale an image so that its shorter side has `short_side` pixels."""
+    factor = short_side / min(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    if min(size) != short_side:
+        size = (max(size[0], short_side), max(size[1], short_side))
+    if size == image.size:
+        return image
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def crop_center(pixels: Tensor, size: int) -> Tensor:
+    """The central square of an image [channels, height, width]."""
+    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
+    return pixels[:, top : top + size, left : left + size]
+
+
+def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Bytes [.., channels, height, width] to the numbers that the model was trained on."""
+    mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
+    std = torch.tensor(preprocessing.std).view(-1, 1, 1)
+    return (pixels.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a training image.
+
+    Attributes:
+        crop_share: least and largest share of the area that a random crop keeps.
+        horizontal_flip, vertical_flip: mirror half of the images so.
+        quarter_turns: turn by 0, 90, 180 or 270 degrees, each as likely.
+        color_jitter: largest relative change of brightness, contrast and saturation.
+    """
+
+    crop_share: tuple[float, float] = (0.35, 1.0)
+    horizontal_flip: bool = True
+    vertical_flip: bool = False
+    quarter_turns: bool = False
+    color_jitter: float = 0.0
+
+    def transform(self, image_size: int) -> v2.Transform:
+        """Bytes [channels, height, width] to bytes [channels, image_size, image_size]."""
+        low, high = self.crop_share
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"crop_share must be two shares, the smaller first, got {self.crop_share}"
+            )
+        steps: list[torch.nn.Module] = [
+            v2.RandomResizedCrop(image_size, scale=(low, high), antialias=True)
+        ]
+        if self.horizontal_flip:
+            steps.append(v2.RandomHorizontalFlip())
+        if self.vertical_flip:
+            steps.append(v2.RandomVerticalFlip())
+        if self.quarter_turns:
+            steps.append(QuarterTurns())
+        if self.color_jitter:
+            jitter = self.color_jitter
+            steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
+        return v2.Compose(steps)
+
+
+class QuarterTurns(v2.Transform):
+    """Turn by a random multiple of 90 degrees."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.rot90(pixels, int(torch.randint(4, ())), (1, 2))
+
+
+class ImageDataset(Dataset):
+    """Images of a split as model inputs, read once and kept in memory where they fit.
+
+    An item is asked for by (epoch, index): its random changes depend on these two and the seed
+    alone, so that any item of any epoch can be made again, in any process.
+
+    Args:
+        split: images and labels.
+        preprocessing: size and normalization.
+        in_channels: 3 for colour, 1 for grey.
+        augmentation: random changes; None gives the centre crop.
+        seed: of the random changes.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        *,
+        in_channels: int = 3,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.split = split
+        self.preprocessing = preprocessing
+        self.in_channels = in_channels
+        self.seed = seed
+        self.transform = augmentation and augmentation.transform(preprocessing.image_size)
+        self.cached: list[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.split.labels)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = item
+        pixels = self.cached[index] if self.cached is not None else self.read(index)
+        if self.transform is None:
+            pixels = crop_center(pixels, self.preprocessing.image_size)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(mix_seed(self.seed, epoch, index))
+                pixels = self.transform(pixels)
+        return normalize(pixels, self.preprocessing), self.split.labels[index]
+
+    def read(self, index: int) -> Tensor:
+        """The image as bytes [channels, height, width], its short side a little over the crop."""
+        image = read_image(self.split.sources[index], self.in_channels)
+        short_side = round(self.preprocessing.image_size / self.preprocessing.crop_share)
+        return v2.functional.pil_to_tensor(resize_short_side(image, short_side))
+
+    def prepare(self, label: str, show_progress: bool = True) -> None:
+        """Read every image once, so that a broken one is known before training starts.
+
+        Images are kept in memory unless they take more than 2 GiB.
+
+        Raises:
+            ValueError: some images can't be read; names the first ones and counts the rest.
+        """
+        workers = os.cpu_count() or 1
+        cached: list[Tensor] = []
+        broken: list[str] = []
+        taken = 0
+        with ThreadPoolExecutor(workers) as pool:
+            results = pool.map(self._try_read, range(len(self)))
+            for pixels in tqdm(
+                results, f"reading {label}", len(self), leave=False, disable=not show_progress
+            ):
+                if isinstance(pixels, str):
+                    broken.append(pixels)
+                    continue
+                taken += pixels.numel()
+                if taken <= CACHE_LIMIT_BYTES:
+                    cached.append(pixels)
+        if broken:
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise ValueError(f"{len(broken)} images can't be read: {'; '.join(broken[:3])}{more}")
+        self.cached = cached if taken <= CACHE_LIMIT_BYTES else None
+
+    def _try_read(self, index: int) -> Tensor | str:
+        try:
+            return self.read(index)
+        except (ValueError, FileNotFoundError) as error:
+            return str(error)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Every index once an epoch, in an order that the seed and the epoch decide.
+
+    `start(epoch, skip)` says which epoch comes next and how many of its items are done already.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+        self.skip = 0
+
+    def start(self, epoch: int, skip: int = 0) -> None:
+        """Begin with item `skip` of epoch `epoch`."""
+        self.epoch, self.skip = epoch, skip
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for index in order[self.skip :]:
+            yield self.epoch, index
+
+    def __len__(self) -> int:
+        return self.length - self.skip
+
+
+class InOrder(Sampler[tuple[int, int]]):
+    """Every index once, in order, as `ImageDataset` asks for them."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((0, index) for index in range(self.length))
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def make_loader(
+    dataset: ImageDataset, sampler: Sampler, batch_size: int, workers: int, drop_last: bool = False
+) -> DataLoader:
+    """Batches (images [batch, channels, size, size], labels [batch]) in the sampler's order."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        drop_last=drop_last,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def mix_seed(*numbers: int) -> int:
+    """One seed of 63 bits for several numbers, each of which changes all of it."""
+    mixed = np.random.SeedSequence([number % 2**32 for number in numbers])
+    return int(mixed.generate_state(1, np.uint64)[0] >> 1)
