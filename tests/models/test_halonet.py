@@ -1,0 +1,237 @@
+"""The family: counts, shapes, and what users of timm and torchvision expect of a backbone."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import halonet
+from halonet.models.variants import VARIANTS
+
+SMALL: dict[str, Any] = {
+    "layers": (1, 1, 1, 1),
+    "base_width": 8,
+    "stem_width": 8,
+    "heads": (1, 2, 2, 2),
+}
+
+
+def small_model(**options: Any) -> halonet.HaloNet:
+    """A model of seconds: every kind of layer, few of each."""
+    return halonet.create_model("halonet_tiny", **{"num_classes": 5} | SMALL | options).eval()
+
+
+def revive(model: halonet.HaloNet) -> halonet.HaloNet:
+    """Undo the zero start of the residual branches, so that every layer matters."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("halonet_h0", 5_485_352),
+        ("halonet_h1", 8_081_288),
+        ("halonet_h2", 9_384_488),
+        ("halonet_h3", 11_817_928),
+        ("halonet_h4", 19_079_944),
+        ("halonet_h5", 30_679_016),
+        ("halonet_h6", 43_417_096),
+        ("halonet_h7", 67_393_288),
+        ("resnet_50", 25_557_032),
+        ("halonet_50", 18_017_576),
+        ("halonet_h4_base128", 85_138_760),
+        ("halonet_h4_base128_conv12", 87_002_280),
+        ("halonet_h4_base128_patch4", 85_132_424),
+    ],
+)
+def test_parameters_are_the_papers(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        model = halonet.create_model(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("halonet_h7_conv1", 67.30), ("halonet_h7_conv12", 66.94), ("halonet_h7_conv123", 54.54)],
+)
+def test_hybrids_have_the_counts_that_the_specification_rounds(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = halonet.create_model(name)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert round(count / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize("name", halonet.list_models())
+def test_the_table_states_its_own_counts(name: str) -> None:
+    with torch.device("meta"):
+        model = halonet.create_model(name)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert VARIANTS[name].parameters == count
+
+
+@pytest.mark.parametrize("name", halonet.list_models())
+@pytest.mark.parametrize("image_size", [None, 100])
+def test_flops_are_what_torch_counts(name: str, image_size: int | None) -> None:
+    variant = halonet.get_variant(name)
+    size = image_size or variant.image_size
+    with torch.device("meta"):
+        model = halonet.create_model(name, backend="reference").eval()
+        images = torch.empty(1, 3, size, size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    assert halonet.count_flops(variant, image_size) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", halonet.list_models())
+def test_every_model_runs_forward_and_backward(name: str) -> None:
+    # One bottleneck a stage of the real widths, on the smallest image and an odd one.
+    model = halonet.create_model(name, num_classes=3, layers=(1, 1, 1, 1)).train()
+    model(torch.randn(2, 3, 32, 47)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 70), (96, 40), (75, 75)], ids=str)
+def test_features_keep_their_strides_at_any_image_size(size: tuple[int, int]) -> None:
+    model = small_model()
+    maps = model.feature_maps(torch.randn(2, 3, *size))
+    for stride, found in maps.items():
+        height, width = (-(-side // stride) for side in size)
+        assert found.shape == (2, model.feature_channels[stride], height, width)
+    assert model.forward_features(torch.randn(1, 3, *size)).shape[2:] == maps[32].shape[2:]
+
+
+def test_h7_has_the_papers_maps_at_600() -> None:
+    with torch.device("meta"):
+        model = halonet.create_model("halonet_h7", backend="reference").eval()
+        maps = model.feature_maps(torch.empty(1, 3, 600, 600))
+    assert [found.shape[-1] for found in maps.values()] == [150, 75, 38, 19]
+
+
+def test_features_at_chosen_strides() -> None:
+    model = small_model()
+    images = torch.randn(1, 3, 64, 64)
+    everything = model.feature_maps(images)
+    chosen = model.feature_maps(images, strides=(16, 4))
+    assert list(chosen) == [16, 4]
+    torch.testing.assert_close(chosen[16], everything[16])
+    with pytest.raises(ValueError, match=r"strides must be some of \(4, 8, 16, 32\), got \(2,\)"):
+        model.feature_maps(images, strides=(2,))
+
+
+def test_head_and_features_make_the_whole() -> None:
+    model = small_model()
+    images = torch.randn(2, 3, 64, 64)
+    features = model.forward_features(images)
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, model.num_features)
+    torch.testing.assert_close(model.forward_head(features), model(images))
+    torch.testing.assert_close(model.get_classifier()(pooled), model(images))
+
+
+def test_reset_classifier_starts_from_zero() -> None:
+    model = small_model()
+    model.reset_classifier(7)
+    assert torch.equal(model(torch.randn(2, 3, 32, 32)), torch.zeros(2, 7))
+    model.reset_classifier(0)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, model.num_features)
+
+
+def test_bottlenecks_start_as_their_shortcuts() -> None:
+    model = small_model(layers=(2, 1, 1, 1)).eval()
+    second = model.stages[0][1]
+    maps = torch.rand(1, model.feature_channels[4], 8, 8)
+    torch.testing.assert_close(second(maps.clone()), second.activation(maps.clone()))
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    model = revive(small_model(layers=(2, 1, 1, 1))).train()
+    images = torch.randn(2, 3, 32, 32)
+    for enabled in (False, True):
+        model.set_gradient_checkpointing(enabled)
+        model.zero_grad()
+        model(images).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
+def test_stochastic_depth_rises_and_acts_in_training_only() -> None:
+    model = revive(small_model(layers=(2, 1, 1, 1), stochastic_depth=0.4, dropout=0.1))
+    depths = [
+        bottleneck.stochastic_depth.probability for stage in model.stages for bottleneck in stage
+    ]
+    assert depths == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), model(images))
+    model.train()
+    assert not torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"squeeze_excitation": True},
+        {"activation": "gelu"},
+        {"block_size": 2, "halo_size": 1},
+        {"kernel_size": 3},
+        {"position": "absolute"},
+        {"spatial": ("convolution",) * 4},
+        {"stem": "patch"},
+        {"mask_padding": False},
+    ],
+    ids=str,
+)
+def test_switches_change_the_function(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    plain = revive(small_model())
+    torch.manual_seed(0)
+    changed = revive(small_model(**options))
+    images = torch.randn(2, 3, 64, 64)
+    assert not torch.allclose(changed(images), plain(images))
+
+
+def test_grey_images_and_no_classes() -> None:
+    model = small_model(in_channels=1, num_classes=0)
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, model.num_features)
+
+
+def test_compiles_and_exports_whole() -> None:
+    model = revive(small_model())
+    images = torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), model(images))
+    exported = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(exported(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("halonet_h9", {}, "model must be one of halonet_h0, .* got 'halonet_h9'"),
+        ("halonet_h0", {"blocks": 8}, "options of a model are .*; got 'blocks'"),
+        ("halonet_h0", {"activation": "swish"}, "activation must be one of .* got 'swish'"),
+        ("halonet_h0", {"num_classes": -1}, "num_classes must be 0 or more, got -1"),
+        ("halonet_h0", {"in_channels": 0}, "in_channels must be positive, got 0"),
+        ("halonet_h0", {"stem": "conv"}, "stem must be convolution or patch, got 'conv'"),
+        ("halonet_h0", {"layers": (1, 1)}, "layers must have four entries, got"),
+        ("halonet_h0", {"spatial": ("conv",) * 4}, "spatial must be attention or convolution"),
+        ("halonet_h0", {"dropout": 1.0}, "dropout must be from 0 to below 1, got 1.0"),
+        ("halonet_h0", {"stochastic_depth": -0.1}, "stochastic_depth must be from 0 to below 1"),
+        ("halonet_h0", {"block_size": 7}, "block_size must be a positive multiple of stride 2"),
+    ],
+)
+def test_bad_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        halonet.create_model(name, **options)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 31, 64), (1, 1, 64, 64), (3, 64, 64)], ids=str)
+def test_bad_images_are_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="images must have"):
+        small_model()(torch.randn(shape))

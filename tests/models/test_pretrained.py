@@ -1,0 +1,152 @@
+"""Weights in and out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import halonet
+from halonet.models.pretrained import interpolate_table
+from tests.models.test_halonet import revive, small_model
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    model = revive(small_model(activation="relu", squeeze_excitation=True))
+    model.class_names = ("a", "b", "c", "d", "e")
+    model.preprocessing = halonet.Preprocessing(96, 0.9, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    halonet.save_model(model, tmp_path / "model.safetensors")
+    loaded = halonet.load_model(tmp_path / "model.safetensors").eval()
+    assert loaded.variant == model.variant
+    assert loaded.class_names == model.class_names
+    assert loaded.preprocessing == model.preprocessing
+    assert torch.equal(loaded(IMAGES), model(IMAGES))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_grey_model_of_no_classes_comes_back(tmp_path: Path) -> None:
+    model = revive(small_model(in_channels=1, num_classes=0))
+    halonet.save_model(model, tmp_path / "model.safetensors")
+    loaded = halonet.load_model(tmp_path / "model.safetensors").eval()
+    assert torch.equal(loaded(IMAGES[:, :1]), model(IMAGES[:, :1]))
+
+
+def test_another_block_and_halo_interpolate_the_tables(tmp_path: Path) -> None:
+    model = revive(small_model(block_size=4, halo_size=2))
+    halonet.save_model(model, tmp_path / "model.safetensors")
+    larger = small_model(block_size=8, halo_size=3)
+    report = halonet.load_weights(larger, tmp_path / "model.safetensors")
+    assert len(report.interpolated) == 6  # two tables in each of three stages with attention
+    assert all(name.endswith("_table") for name in report.interpolated)
+    assert report.started_from_zero == ()
+    table = model.stages[3][0].spatial.row_table
+    assert torch.equal(larger.stages[3][0].spatial.row_table, interpolate_table(table.detach(), 21))
+    same = halonet.load_model(
+        tmp_path / "model.safetensors", block_size=8, halo_size=3, image_size=192
+    )
+    assert same.preprocessing.image_size == 192
+    assert torch.equal(same.eval()(IMAGES), larger.eval()(IMAGES))
+
+
+def test_interpolation_is_linear_and_keeps_middle_and_ends() -> None:
+    table = torch.arange(5.0)[:, None] * torch.tensor([[1.0, -2.0]])
+    stretched = interpolate_table(table, 9)
+    assert torch.equal(stretched, torch.arange(0, 4.5, 0.5)[:, None] * torch.tensor([[1.0, -2.0]]))
+    assert torch.equal(interpolate_table(table, 5), table)
+    assert interpolate_table(table.half(), 9).dtype == torch.float16
+
+
+def test_other_classes_start_from_zero(tmp_path: Path) -> None:
+    model = revive(small_model())
+    model.class_names = tuple("abcde")
+    halonet.save_model(model, tmp_path / "model.safetensors")
+    loaded = halonet.load_model(tmp_path / "model.safetensors", num_classes=9).eval()
+    assert torch.equal(loaded(IMAGES), torch.zeros(2, 9))
+    assert loaded.class_names is None
+    torch.testing.assert_close(loaded.forward_features(IMAGES), model.forward_features(IMAGES))
+    report = halonet.load_weights(small_model(num_classes=9), tmp_path / "model.safetensors")
+    assert report.started_from_zero == ("classifier.weight", "classifier.bias")
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    halonet.save_model(small_model(), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"doesn't fit halonet_tiny: .*reduce.weight has shape"):
+        halonet.load_weights(small_model(base_width=16), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"doesn't fit halonet_tiny: missing .*stages\.0\.1"):
+        halonet.load_weights(small_model(layers=(2, 1, 1, 1)), tmp_path / "model.safetensors")
+
+
+def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        halonet.load_model(path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        halonet.load_model(path)
+    save_file({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="was not written by halonet"):
+        halonet.load_model(path)
+
+
+def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    torch.save({"weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        halonet.load_model(path)
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    halonet.save_model(small_model(), path)
+    before = path.read_bytes()
+
+    def full(*arguments: object, **options: object) -> None:
+        Path(arguments[1]).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("halonet.models.pretrained.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        halonet.save_model(small_model(), path)
+    assert path.read_bytes() == before
+    assert [found.name for found in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_keys_are_frozen(tmp_path: Path) -> None:
+    # Files out in the world have these names: a change needs a migration.
+    model = small_model(squeeze_excitation=True, final_width=8)
+    halonet.save_model(model, tmp_path / "model.safetensors")
+    keys = set(load_file(tmp_path / "model.safetensors"))
+    roots = {key.split(".")[0] for key in keys}
+    assert roots == {"stem", "stages", "final", "classifier"}
+    norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    expected = {"reduce.weight", "expand.weight", "shortcut.0.weight"}
+    expected |= {f"spatial.{name}.weight" for name in ("query", "key", "value")}
+    expected |= {"spatial.row_table", "spatial.column_table"}
+    expected |= {
+        f"{name}.{entry}"
+        for name in ("reduce_norm", "spatial_norm", "expand_norm")
+        for entry in norm
+    }
+    expected |= {f"shortcut.1.{entry}" for entry in norm}
+    expected |= {
+        f"squeeze_excitation.{name}.{entry}"
+        for name in ("squeeze", "excite")
+        for entry in ("weight", "bias")
+    }
+    prefix = "stages.3.0."
+    assert {key.removeprefix(prefix) for key in keys if key.startswith(prefix)} == expected
+    description = json.loads(_metadata(tmp_path / "model.safetensors")["halonet"])
+    assert set(description) == {
+        "variant", "num_classes", "in_channels", "preprocessing", "class_names",
+    }  # fmt: skip
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]

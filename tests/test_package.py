@@ -1,0 +1,72 @@
+"""The package as a whole: its public list, and which way imports run."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import halonet
+
+ROOT = Path(halonet.__file__).parent
+# A layer may import from itself and those before it.
+ORDER = ["ops", "layers", "models", "training", "cli"]
+
+
+def test_public_list_is_frozen() -> None:
+    assert sorted(halonet.__all__) == [
+        "BackendChoice",
+        "HaloAttention",
+        "HaloNet",
+        "LoadReport",
+        "Preprocessing",
+        "Variant",
+        "count_flops",
+        "create_model",
+        "explain_backend",
+        "get_variant",
+        "halo_attention",
+        "list_backends",
+        "list_models",
+        "load_model",
+        "load_weights",
+        "save_model",
+    ]
+    for name in halonet.__all__:
+        assert getattr(halonet, name).__doc__, f"{name} has no docstring"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_imports_run_one_way(path: Path) -> None:
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "halonet" and len(parts) > 1:
+                assert ORDER.index(parts[1]) <= ORDER.index(own), f"{path.name} imports {name}"
+
+
+def test_the_core_imports_torch_and_little_else() -> None:
+    heavy = [
+        "accelerate",
+        "matplotlib",
+        "numpy.testing",
+        "PIL",
+        "timm",
+        "torchmetrics",
+        "torchvision",
+        "triton",
+    ]
+    code = f"import sys, torch; before = set(sys.modules); import halonet; print([name for name in {heavy} if name in set(sys.modules) - before])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
