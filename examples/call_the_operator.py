@@ -1,6 +1,6 @@
 """Call the operator on plain tensors, and ask which backend runs.
 
-Run: python examples/operator.py
+Run: python examples/call_the_operator.py
 """
 
 import torch
