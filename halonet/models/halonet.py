@@ -1,5 +1,6 @@
 """The network: stem, four stages of bottlenecks, classifier; and how it is created by name."""
 
+import copy
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from halonet.layers.attention import HaloAttention
 from halonet.layers.bottleneck import Bottleneck, make_activation
+from halonet.layers.fusion import fuse_bottleneck, fuse_sequential
 from halonet.models.variants import VARIANTS, Variant
 
 STRIDES = (4, 8, 16, 32)
@@ -175,6 +177,21 @@ class HaloNet(nn.Module):
     def set_gradient_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in training: keep only the bottlenecks' inputs."""
         self.gradient_checkpointing = enable
+
+    def fuse(self) -> "HaloNet":
+        """A copy for inference, in eval mode, with every batch norm folded into its neighbours.
+
+        Its logits equal this model's in eval mode, up to rounding. It can't be trained on, and its
+        weights are not for `save_model`.
+        """
+        fused = copy.deepcopy(self).eval().requires_grad_(False)
+        for part in (fused.stem, fused.final):
+            if isinstance(part, nn.Sequential):
+                fuse_sequential(part)
+        for module in fused.stages.modules():
+            if isinstance(module, Bottleneck):
+                fuse_bottleneck(module)
+        return fused.requires_grad_(False)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone; timm asks for them."""

@@ -235,3 +235,26 @@ def test_bad_options_are_named(name: str, options: dict[str, Any], message: str)
 def test_bad_images_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="images must have"):
         small_model()(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mask_padding": False},
+        {"spatial": ("convolution", "attention", "convolution", "attention")},
+        {"squeeze_excitation": True, "final_width": 12},
+        {"stem": "patch", "kernel_size": 3},
+    ],
+    ids=str,
+)
+def test_fused_model_has_no_norm_and_the_same_logits(options: dict[str, Any]) -> None:
+    model = revive(small_model(**options)).double().train()
+    images = torch.randn(3, 3, 70, 50, dtype=torch.float64)
+    for _ in range(3):
+        model(images)  # gives the norms something to fold
+    model.eval()
+    fused = model.fuse()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    torch.testing.assert_close(fused(images), model(images), rtol=1e-9, atol=1e-9)
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())

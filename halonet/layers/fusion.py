@@ -1,0 +1,62 @@
+"""Batch norm folded into its neighbours, for inference."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from halonet.layers.attention import HaloAttention
+from halonet.layers.bottleneck import Bottleneck
+
+
+class ChannelShift(nn.Module):
+    """Adds a number to each channel of a map: what is left of a norm whose scale is folded."""
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(shift)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + self.shift[:, None, None]
+
+
+def fuse_sequential(layers: nn.Sequential) -> None:
+    """Fold each batch norm of a sequence into the convolution before it, in place."""
+    for index in range(1, len(layers)):
+        before, norm = layers[index - 1], layers[index]
+        if isinstance(before, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            layers[index - 1] = fuse_conv_bn_eval(before, norm)
+            layers[index] = nn.Identity()
+
+
+def fuse_bottleneck(bottleneck: Bottleneck) -> None:
+    """Fold all batch norms of a bottleneck into its convolutions and its attention, in place."""
+    bottleneck.reduce = fuse_conv_bn_eval(bottleneck.reduce, bottleneck.reduce_norm)
+    bottleneck.reduce_norm = nn.Identity()
+    bottleneck.expand = fuse_conv_bn_eval(bottleneck.expand, bottleneck.expand_norm)
+    bottleneck.expand_norm = nn.Identity()
+    if isinstance(bottleneck.spatial, HaloAttention):
+        bottleneck.spatial_norm = fuse_attention(bottleneck.spatial, bottleneck.spatial_norm)
+    else:
+        bottleneck.spatial = fuse_conv_bn_eval(bottleneck.spatial, bottleneck.spatial_norm)
+        bottleneck.spatial_norm = nn.Identity()
+    if isinstance(bottleneck.shortcut, nn.Sequential):
+        fuse_sequential(bottleneck.shortcut)
+
+
+@torch.no_grad()
+def fuse_attention(attention: HaloAttention, norm: nn.BatchNorm2d) -> nn.Module:
+    """Fold a norm behind attention into its values, in place; returns what stays behind it.
+
+    The weights of a query sum to 1 over real pixels where padding is masked: a shift of all values
+    is then the same shift of the result. Where padding counts, its values stay zero, so that the
+    shift stays behind the attention.
+    """
+    if isinstance(attention.output, nn.Conv2d):
+        attention.output = fuse_conv_bn_eval(attention.output, norm)
+        return nn.Identity()
+    fused = fuse_conv_bn_eval(attention.value, norm)
+    if attention.mask_padding:
+        attention.value = fused
+        return nn.Identity()
+    attention.value.weight.copy_(fused.weight)
+    return ChannelShift(fused.bias.detach().clone())
