@@ -1,0 +1,285 @@
+"""Measure halonet beside its peers, side by side in one run.
+
+    python benchmarks/run.py --cases 'operator/halonet_h1/*' --output benchmarks/results/NAME
+
+Every contestant of a case lives in a process of its own and is built, and checked, first; then they
+take turns, so that what disturbs the machine disturbs all of them. Ratios are of medians.
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from cases import available, list_cases, operator_flops
+
+HERE = Path(__file__).resolve().parent
+
+
+class Worker:
+    """A contestant's process."""
+
+    def __init__(self, name: str, package: Path | None = None) -> None:
+        self.name = name
+        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+        if package is not None:
+            environment["PYTHONPATH"] = str(package)
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "worker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        """Send an order and wait for its answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"error": "the process died"}
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def measure(
+    case: str, contestants: list[tuple[str, str, bool, Path | None]], seconds: float, threads: int
+) -> list[dict]:
+    """Build the contestants of a case, then time them in turn for about `seconds` each."""
+    entries = []
+    with ExitStack() as stack:
+        running = []
+        for label, contestant, compiled, package in contestants:
+            worker = Worker(label, package)
+            stack.callback(worker.close)
+            order = {"case": case, "contestant": contestant, "compiled": compiled}
+            answer = worker.ask(do="build", threads=threads, **order)
+            entry = {"case": case, "contestant": label, **answer}
+            entries.append(entry)
+            if "error" in answer:
+                worker.close()
+                continue
+            once = worker.ask(do="time", repeats=1)["seconds"]
+            running.append((worker, entry, max(1, round(0.05 / once)), []))
+        started = time.perf_counter()
+        rounds = 0
+        while running and (rounds < 5 or time.perf_counter() - started < seconds * len(running)):
+            for worker, _, repeats, times in running:
+                times.append(worker.ask(do="time", repeats=repeats)["seconds"])
+            rounds += 1
+        for worker, entry, _, times in running:
+            peak = worker.ask(do="memory")["peak"]
+            quantiles = statistics.quantiles(times, n=10)
+            entry |= {
+                "milliseconds": 1e3 * statistics.median(times),
+                "percentile_10": 1e3 * quantiles[0],
+                "percentile_90": 1e3 * quantiles[-1],
+                "rounds": rounds,
+                "peak_mebibytes": peak - entry.pop("idle"),
+            }
+    flops = operator_flops(case)
+    for entry in entries:
+        if flops is not None and "milliseconds" in entry and case.endswith("forward"):
+            entry["gigaflops_per_second"] = flops / entry["milliseconds"] / 1e6
+    return entries
+
+
+def matrix_rate(threads: int) -> float:
+    """The machine's float32 matrix rate in GFLOP/s: the best of many products of 1024 x 1024."""
+    import torch
+
+    torch.set_num_threads(threads)
+    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    times = []
+    for _ in range(40):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        times.append(time.perf_counter() - started)
+    return 2 * 1024**3 / statistics.median(times) / 1e9
+
+
+def header(threads: int) -> dict[str, Any]:
+    """The machine and the versions that the figures hold for."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for package in ("halonet", "torch", "timm", "halonet-pytorch"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    processor = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        processor = named[0] if named else processor
+    return {
+        "date": date.today().isoformat(),
+        "processor": processor,
+        "threads": threads,
+        "python": platform.python_version(),
+        "versions": versions,
+        "matrix_rate_gigaflops": matrix_rate(threads),
+    }
+
+
+def table(head: dict[str, Any], entries: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    versions = ", ".join(f"{name} {number}" for name, number in head["versions"].items())
+    lines = [
+        f"{head['date']}, {head['processor']}, {head['threads']} threads, Python {head['python']}; "
+        f"{versions}.",
+        f"Matrix rate {head['matrix_rate_gigaflops']:.0f} GFLOP/s (float32, 1024 x 1024).",
+        "",
+        "Medians of turns taken side by side; ratio to the first contestant of the case; peak "
+        "memory above the process before the model was built.",
+        "",
+        "| case | contestant | ms | 10-90 % | ratio | rate, share | peak, MiB | check |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    first: dict[str, float] = {}
+    for entry in entries:
+        if "error" in entry:
+            lines.append(
+                f"| {entry['case']} | {entry['contestant']} | {entry['error']} | | | | | |"
+            )
+            continue
+        base = first.setdefault(entry["case"], entry["milliseconds"])
+        rate = entry.get("gigaflops_per_second")
+        share = (
+            ""
+            if rate is None
+            else f"{rate:.0f}, {100 * rate / head['matrix_rate_gigaflops']:.0f} %"
+        )
+        lines.append(
+            f"| {entry['case']} | {entry['contestant']} | {entry['milliseconds']:.2f} | "
+            f"{entry['percentile_10']:.2f}-{entry['percentile_90']:.2f} | "
+            f"{entry['milliseconds'] / base:.2f} | {share} | {entry['peak_mebibytes']:.0f} | "
+            f"{entry['checked']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def picture(path: Path, entries: list[dict[str, Any]]) -> None:
+    """The ratios to the first contestant as bars."""
+    from matplotlib.figure import Figure
+
+    first: dict[str, float] = {}
+    bars = []
+    for entry in entries:
+        if "milliseconds" in entry:
+            base = first.setdefault(entry["case"], entry["milliseconds"])
+            bars.append((f"{entry['case']}  {entry['contestant']}", entry["milliseconds"] / base))
+    figure = Figure((9, 1 + 0.22 * len(bars)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    names, ratios = [name for name, _ in bars], [ratio for _, ratio in bars]
+    colors = ["#2563a8" if ratio == 1 else "#d9772b" for ratio in ratios]
+    axes.barh(range(len(bars)), ratios, color=colors)
+    axes.set_yticks(range(len(bars)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("time relative to the first contestant of the case")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+@contextmanager
+def installed_at(reference: str | None) -> Iterator[Path | None]:
+    """Another commit of this repository, installed into a folder that is gone afterwards."""
+    if reference is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "source", Path(folder) / "package"
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", source, reference], cwd=HERE, check=True
+        )
+        try:
+            install = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--target",
+                target,
+            ]
+            subprocess.run([*install, source], check=True)
+            yield target
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", source], cwd=HERE, check=True)
+
+
+def main() -> None:
+    """Run the cases asked for and write results.json, results.md and results.png."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", default=["*"], help="patterns of case names")
+    parser.add_argument("--list", action="store_true", help="list the cases and end")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each contestant")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--compile", action="store_true", help="each model through torch.compile too"
+    )
+    parser.add_argument("--base", help="a commit of ours to compare with, as HEAD~1")
+    parser.add_argument("--output", type=Path, help="folder for the results")
+    options = parser.parse_args()
+    chosen = {
+        case: contestants
+        for case, contestants in list_cases().items()
+        if any(fnmatch.fnmatch(case, pattern) for pattern in options.cases)
+    }
+    if not chosen:
+        parser.error(f"no case fits {options.cases}; --list shows all")
+    if options.list:
+        for case, contestants in chosen.items():
+            print(f"{case}: {', '.join(contestants)}")
+        return
+    head, entries = header(options.threads), []
+    with installed_at(options.base) as package:
+        for case, names in chosen.items():
+            group = []
+            for name in names:
+                if not available(name):
+                    print(f"{case}: {name} is not installed", file=sys.stderr)
+                    continue
+                group.append((name, name, False, None))
+                if options.compile and not case.startswith("operator"):
+                    group.append((f"{name}, compiled", name, True, None))
+            if package is not None:
+                group.append((f"{names[0]} at {options.base}", names[0], False, package))
+            found = measure(case, group, options.seconds, options.threads)
+            entries += found
+            for entry in found:
+                took = (
+                    f"{entry['milliseconds']:9.2f} ms"
+                    if "milliseconds" in entry
+                    else entry["error"]
+                )
+                print(f"{case:45} {entry['contestant']:28} {took}", flush=True)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"header": head, "results": entries}, indent=1)
+        (options.output / "results.json").write_text(content + "\n")
+        (options.output / "results.md").write_text(table(head, entries))
+        picture(options.output / "results.png", entries)
+    print(table(head, entries))
+
+
+if __name__ == "__main__":
+    main()

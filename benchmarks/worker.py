@@ -1,0 +1,48 @@
+"""One contestant in a process of its own; takes orders as JSON lines and answers likewise."""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    """Serve `build`, `time` and `memory` until standard input ends."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to standard error
+    step = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            if order["do"] == "build":
+                import torch
+                from cases import build
+
+                torch.set_num_threads(order["threads"])
+                idle = _peak_mebibytes()
+                contestant = build(order["case"], order["contestant"], order["compiled"])
+                step = contestant.step
+                step()
+                step()
+                answer = {"checked": contestant.checked, "idle": idle}
+            elif order["do"] == "time":
+                started = time.perf_counter()
+                for _ in range(order["repeats"]):
+                    step()
+                answer = {"seconds": (time.perf_counter() - started) / order["repeats"]}
+            else:
+                answer = {"peak": _peak_mebibytes()}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def _peak_mebibytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
