@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -49,34 +51,45 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     if name not in COMMANDS:
         _fail(f"{name!r} is not a command; there are {', '.join(COMMANDS)}", 2)
+    # Pillow warns of damaged metadata; the pixels decide.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         COMMANDS[name].run(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read has left, as head does; nothing may be flushed to it at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         _fail("stopped", 130)
     except ModuleNotFoundError as error:
-        needed = f"{error.name} is not installed" if error.name else str(error)
-        _fail(f"{needed}; pip install 'halonet[train]' brings what training needs", 1)
-    except (ValueError, NotImplementedError, OSError) as error:
+        if error.name is None:
+            _fail(_one_line(error), 1)
+        _fail(
+            f"{error.name} is not installed; pip install 'halonet[train]' brings what training "
+            "needs",
+            1,
+        )
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            _fail(_one_line(error), 1)
+        _fail(f"{error.filename}: {error.strerror}", 1)
+    except (ValueError, NotImplementedError, MemoryError) as error:
         _fail(_one_line(error), 1)
 
 
 def train_command(words: Sequence[str]) -> None:
     """halonet train"""
-    from halonet.training.loop import LossNotFinite, TrainingInterrupted, resume, train
-    from halonet.training.recipes import TrainingConfig
-
     parser = make_train_parser(_recipe_name(words))
-    options = parser.parse_words(words)
-    if options.resume is not None and len(words) > (1 if "=" in words[0] else 2):
+    fields = parser.parse_words(words).as_dict()
+    output, run = fields.pop("output"), fields.pop("resume")
+    if run is not None and len(words) > (1 if "=" in words[0] else 2):
         parser.error("--resume takes its configuration from the run and allows no other option")
+    from halonet.training.loop import LossNotFinite, TrainingInterrupted, resume, train
+    from halonet.training.recipes import make_config
+
     try:
-        if options.resume is not None:
-            result = resume(Path(options.resume))
-        else:
-            values = parser.instantiate(options)
-            names = [field.name for field in dataclasses.fields(TrainingConfig)]
-            config = TrainingConfig(**{name: values[name] for name in names})
-            result = train(config, output=options.output)
+        result = train(make_config(fields), output=output) if run is None else resume(Path(run))
     except (TrainingInterrupted, LossNotFinite) as stopped:
         _fail(_one_line(stopped), 130 if isinstance(stopped, TrainingInterrupted) else 1)
     accuracy, majority = result.evaluation.accuracy, result.data.majority_share
@@ -125,6 +138,7 @@ def evaluate_command(words: Sequence[str]) -> None:
     from halonet.training.checkpoint import find_checkpoint, find_run, read_config
     from halonet.training.data import load_data
     from halonet.training.evaluate import evaluate_on
+    from halonet.training.recipes import TrainingConfig
     from halonet.training.report import write_report
 
     checkpoint = find_checkpoint(Path(options.checkpoint))
@@ -132,10 +146,13 @@ def evaluate_command(words: Sequence[str]) -> None:
     config = None if run is None else read_config(run)
     if options.data is None and config is None:
         parser.error(f"{checkpoint} lies in no run folder: say which --data")
+    config = config or TrainingConfig()
+    given = {name: options[name] for name in ("data", "data_root", "validation_share")}
+    config = dataclasses.replace(
+        config, **{name: value for name, value in given.items() if value is not None}
+    )
     data = load_data(
-        options.data or config.data,
-        data_root=options.data_root or (config.data_root if config else "data"),
-        validation_share=options.validation_share or (config.validation_share if config else 0.2),
+        config.data, data_root=config.data_root, validation_share=config.validation_share
     )
     model = load_model(checkpoint)
     evaluation = evaluate_on(model, data)
@@ -188,6 +205,8 @@ def predict_command(words: Sequence[str]) -> None:
 
     model = load_model(find_checkpoint(Path(options.checkpoint)))
     names = model.class_names or tuple(str(index) for index in range(model.num_classes))
+    if options.output is not None and not Path(options.output).parent.is_dir():
+        raise FileNotFoundError(f"no folder at {Path(options.output).parent}")
     paths: list[Path] = []
     for given in map(Path, options.images):
         found = find_images(given) if given.is_dir() else [given]
@@ -256,7 +275,7 @@ def models_command(words: Sequence[str]) -> None:
         most_parameters, most_flops = _number(options.max_parameters), _number(options.max_flops)
     except ValueError as error:
         parser.error(str(error))
-    found = []
+    found: list[dict[str, Any]] = []
     for variant in VARIANTS.values():
         size = options.image_size or variant.image_size
         entry = {

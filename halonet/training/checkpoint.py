@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
-from halonet.training.images import Augmentation
-from halonet.training.recipes import TrainingConfig
+from halonet.training.recipes import TrainingConfig, make_config
 
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.csv"
@@ -24,11 +24,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it.
 
     The temporary name ends in the same suffix, by which some writers choose their format.
+
+    Raises:
+        OSError: it can't be written; the error names `path`, which is as it was before.
     """
     temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
     try:
         write(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -38,6 +43,20 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def check_output(output: str) -> None:
+    """Raise FileExistsError where `output` can't become a run's folder: it holds something."""
+    folder = Path(output)
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.is_dir() and (folder / CONFIG_NAME).is_file():
+        raise FileExistsError(
+            f"{folder} holds a run already; go on with --resume {folder}, "
+            "or choose another --output"
+        )
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; choose another --output")
+
+
 def new_run_folder(output: str | None, default: str) -> Path:
     """Create the folder of a new run: `output`, or the first free of runs/NAME, runs/NAME-2, ...
 
@@ -45,11 +64,8 @@ def new_run_folder(output: str | None, default: str) -> Path:
         FileExistsError: `output` exists and holds something.
     """
     if output is not None:
+        check_output(output)
         folder = Path(output)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(
-                f"{folder} exists already; go on with --resume {folder}, or choose another --output"
-            )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     number = 1
@@ -77,16 +93,17 @@ def read_config(folder: Path) -> TrainingConfig:
     if not path.is_file():
         raise FileNotFoundError(f"no run at {folder}: it has no {CONFIG_NAME}")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        augmentation = fields.pop("augmentation")
-        augmentation["crop_share"] = tuple(augmentation["crop_share"])
-        return TrainingConfig(**fields, augmentation=Augmentation(**augmentation))
+        return make_config(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a run's configuration: {error}") from None
 
 
 def save_state(folder: Path, accelerator: Accelerator, progress: dict[str, Any]) -> None:
-    """Write all that the next step depends on, whole or not at all, and drop older states."""
+    """Write all that the next step depends on, whole or not at all, and drop older states.
+
+    Raises:
+        OSError: it can't be written; the earlier state is left as it was.
+    """
     states = folder / STATE_FOLDER
     states.mkdir(exist_ok=True)
     final = states / f"step_{progress['step']:09d}"
@@ -96,14 +113,12 @@ def save_state(folder: Path, accelerator: Accelerator, progress: dict[str, Any])
         accelerator.save_state(str(temporary))
         if accelerator.is_main_process:
             write_text(temporary / PROGRESS_NAME, json.dumps(progress))
-            shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
-    except RuntimeError as error:
-        # torch's writer reports a full disk so.
-        raise OSError(f"can't write the state of the run to {states}: {error}") from None
+    except (OSError, RuntimeError, SafetensorError) as error:  # three writers, three complaints
+        raise OSError(f"can't write {final}, the state before is kept: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for older in find_states(folder):
+    for older in states.iterdir():  # also what a killed run left half written
         if older != final:
             shutil.rmtree(older, ignore_errors=True)
 
@@ -118,12 +133,20 @@ def find_states(folder: Path) -> list[Path]:
 
 
 def load_state(folder: Path, accelerator: Accelerator) -> dict[str, Any] | None:
-    """Put a run back to its last complete state; None if it has none yet."""
+    """Put a run back to its last complete state; None if it has none yet.
+
+    Raises:
+        ValueError: the state is damaged, or of another configuration.
+    """
     states = find_states(folder)
     if not states:
         return None
-    accelerator.load_state(str(states[-1]))
-    return json.loads((states[-1] / PROGRESS_NAME).read_text(encoding="utf-8"))
+    last = states[-1]
+    try:
+        accelerator.load_state(str(last))
+        return json.loads((last / PROGRESS_NAME).read_text(encoding="utf-8"))
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
+        raise ValueError(f"can't go on from {last}: {error}") from None
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 TORCHVISION_NAMES = ("cifar10", "flowers102", "oxford_pets")
+PART_NAMES = {"test", "train", "training", "val", "valid", "validation"}
 
 Source = Path | Callable[[], Image.Image]
 
@@ -121,15 +123,25 @@ def _load_folder(folder: Path, validation_share: float) -> LabelledImages:
     if not 0 < validation_share < 1:
         raise ValueError(f"validation_share must be between 0 and 1, got {validation_share}")
     class_names = _class_folders(folder)
+    if set(class_names) <= PART_NAMES:
+        raise ValueError(
+            f"{folder} has {', '.join(class_names)}: call the training part train, "
+            "the held-out part val"
+        )
     everything = _read_class_folders(folder, class_names)
+    strata = [class_names[label] for label in everything.labels]
     training, validation = _split_in_strata(
-        everything.sources, everything.labels, everything.labels, validation_share
+        everything.sources, everything.labels, strata, validation_share
     )
     return LabelledImages(f"folder:{folder}", class_names, training, validation)
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.iterdir() if _visible(path) and path.is_dir())
+    names = sorted(
+        path.name
+        for path in folder.iterdir()
+        if _visible(path.relative_to(folder)) and path.is_dir()
+    )
     if len(names) < 2:
         raise ValueError(
             f"{folder} must have a folder for each of two or more classes, has {names}"
@@ -149,34 +161,36 @@ def _read_class_folders(folder: Path, class_names: Sequence[str]) -> Split:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files in a folder and those below it, sorted; hidden files are left out."""
+    """The image files in a folder and those below it, sorted; hidden ones are left out."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and _visible(path) and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and _visible(path.relative_to(folder))
+        and path.is_file()
     )
 
 
 def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
+    return not any(part.startswith(".") for part in path.parts)
 
 
 def _split_in_strata(
     sources: Sequence[Source],
     labels: Sequence[int],
-    strata: Sequence[object],
+    strata: Sequence[str],
     validation_share: float,
 ) -> tuple[Split, Split]:
     """Hold out a share of each stratum, at least one image; the same ones every time."""
-    members: dict[object, list[int]] = {}
+    members: dict[str, list[int]] = {}
     for index, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(index)
     held_out = set()
     generator = torch.Generator().manual_seed(0)
-    for stratum in sorted(members, key=str):
+    for stratum in sorted(members):
         indices = members[stratum]
         if len(indices) < 2:
-            raise ValueError(f"class {stratum} has one image; it takes two to hold one out")
+            raise ValueError(f"class {stratum!r} has one image; it takes two to hold one out")
         count = min(max(1, round(len(indices) * validation_share)), len(indices) - 1)
         order = torch.randperm(len(indices), generator=generator).tolist()
         held_out.update(indices[place] for place in order[:count])
@@ -192,6 +206,8 @@ def _split_in_strata(
 def _load_torchvision(name: str, data_root: str) -> LabelledImages:
     from torchvision import datasets
 
+    if name == "flowers102" and find_spec("scipy") is None:
+        raise ModuleNotFoundError("data flowers102 needs scipy to read its labels: install it")
     try:
         if name == "cifar10":
             parts = [datasets.CIFAR10(data_root, train, download=True) for train in (True, False)]
@@ -212,7 +228,7 @@ def _load_torchvision(name: str, data_root: str) -> LabelledImages:
             f"data {name} is neither in {data_root} nor could it be downloaded: {error}"
         ) from None
     training, validation = (
-        Split([_Item(part, index) for index in range(len(part))], part_labels)
+        Split([_Item(name, part, index) for index in range(len(part))], part_labels)
         for part, part_labels in zip(parts, labels, strict=True)
     )
     return LabelledImages(name, tuple(names), training, validation)
@@ -222,8 +238,12 @@ def _load_torchvision(name: str, data_root: str) -> LabelledImages:
 class _Item:
     """An image of a torchvision data set, read when called."""
 
+    name: str
     dataset: Dataset
     index: int
+
+    def __str__(self) -> str:
+        return f"image {self.index} of {self.name}"
 
     def __call__(self) -> Image.Image:
         return self.dataset[self.index][0]

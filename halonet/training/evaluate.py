@@ -53,7 +53,7 @@ def evaluate(
     all_logits, all_labels = torch.cat(logits), torch.cat(labels)
     confusion = multiclass_confusion_matrix(all_logits.argmax(1), all_labels, num_classes)
     return Evaluation(
-        accuracy=(confusion.trace() / len(all_labels)).item(),
+        accuracy=confusion.trace().item() / len(all_labels),
         loss=nn.functional.cross_entropy(all_logits, all_labels).item(),
         confusion=confusion.tolist(),
         probabilities=all_logits.softmax(1),

@@ -2,11 +2,11 @@
 
 import io
 import os
-import warnings
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from halonet.models.halonet import Preprocessing
 from halonet.training.data import Source, Split
+from halonet.training.recipes import Augmentation
 
 CACHE_LIMIT_BYTES = 2 * 2**30
 
@@ -39,30 +40,29 @@ def read_image(source: Source | str, in_channels: int = 3) -> Image.Image:
         else:
             content = Path(source).read_bytes()
             if not content:
-                raise ValueError(f"{source} is empty")
+                raise ValueError("it is empty")
             image = Image.open(io.BytesIO(content))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata: the pixels decide
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            return _to_eight_bits(image).convert("RGB" if in_channels == 3 else "L")
+        image = ImageOps.exif_transpose(image)
+        return _to_eight_bits(image).convert("RGB" if in_channels == 3 else "L")
     except FileNotFoundError:
         raise FileNotFoundError(f"no image at {source}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{source} is not an image") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{source} is a broken image: {error}") from None
+    except Exception as error:  # Pillow's decoders meet any bytes, and raise almost anything
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"{source} can't be read as an image: {reason}") from error
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        pixels = np.asarray(image, dtype=np.float64)
-        if image.mode == "F" and pixels.max(initial=0) <= 1:
+        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        brightest = pixels.max(initial=0)
+        if image.mode == "F" and brightest <= 1:
             pixels = pixels * 255
-        elif image.mode.startswith("I;16") or pixels.max(initial=0) > 255:
+        elif image.mode.startswith("I;16") or brightest > 255:
             pixels = pixels / 257  # 65535 is white
         return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image)
@@ -93,50 +93,31 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes of a training image.
-
-    Attributes:
-        crop_share: least and largest share of the area that a random crop keeps.
-        horizontal_flip, vertical_flip: mirror half of the images so.
-        quarter_turns: turn by 0, 90, 180 or 270 degrees, each as likely.
-        color_jitter: largest relative change of brightness, contrast and saturation.
-    """
-
-    crop_share: tuple[float, float] = (0.35, 1.0)
-    horizontal_flip: bool = True
-    vertical_flip: bool = False
-    quarter_turns: bool = False
-    color_jitter: float = 0.0
-
-    def transform(self, image_size: int) -> v2.Transform:
-        """Bytes [channels, height, width] to bytes [channels, image_size, image_size]."""
-        low, high = self.crop_share
-        if not 0 < low <= high <= 1:
-            raise ValueError(
-                f"crop_share must be two shares, the smaller first, got {self.crop_share}"
-            )
-        steps: list[torch.nn.Module] = [
-            v2.RandomResizedCrop(image_size, scale=(low, high), antialias=True)
-        ]
-        if self.horizontal_flip:
-            steps.append(v2.RandomHorizontalFlip())
-        if self.vertical_flip:
-            steps.append(v2.RandomVerticalFlip())
-        if self.quarter_turns:
-            steps.append(QuarterTurns())
-        if self.color_jitter:
-            jitter = self.color_jitter
-            steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
-        return v2.Compose(steps)
+def make_augmentation(augmentation: Augmentation, image_size: int) -> v2.Transform:
+    """Bytes [channels, height, width] to bytes [channels, image_size, image_size], at random."""
+    steps: list[v2.Transform] = [
+        v2.RandomResizedCrop(image_size, scale=augmentation.crop_share, antialias=True)
+    ]
+    if augmentation.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if augmentation.vertical_flip:
+        steps.append(v2.RandomVerticalFlip())
+    if augmentation.quarter_turns:
+        steps.append(QuarterTurns())
+    if augmentation.color_jitter:
+        jitter = augmentation.color_jitter
+        steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
+    return v2.Compose(steps)
 
 
 class QuarterTurns(v2.Transform):
     """Turn by a random multiple of 90 degrees."""
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return torch.rot90(pixels, int(torch.randint(4, ())), (1, 2))
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"turns": int(torch.randint(4, ()))}
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        return torch.rot90(inpt, params["turns"], (1, 2))
 
 
 class ImageDataset(Dataset):
@@ -166,22 +147,24 @@ class ImageDataset(Dataset):
         self.preprocessing = preprocessing
         self.in_channels = in_channels
         self.seed = seed
-        self.transform = augmentation and augmentation.transform(preprocessing.image_size)
+        self.transform = None
+        if augmentation is not None:
+            self.transform = make_augmentation(augmentation, preprocessing.image_size)
         self.cached: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.split.labels)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = item
-        pixels = self.cached[index] if self.cached is not None else self.read(index)
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, place = index
+        pixels = self.cached[place] if self.cached is not None else self.read(place)
         if self.transform is None:
             pixels = crop_center(pixels, self.preprocessing.image_size)
         else:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(mix_seed(self.seed, epoch, index))
+                torch.default_generator.manual_seed(mix_seed(self.seed, epoch, place))
                 pixels = self.transform(pixels)
-        return normalize(pixels, self.preprocessing), self.split.labels[index]
+        return normalize(pixels, self.preprocessing), self.split.labels[place]
 
     def read(self, index: int) -> Tensor:
         """The image as bytes [channels, height, width], its short side a little over the crop."""
@@ -204,7 +187,11 @@ class ImageDataset(Dataset):
         with ThreadPoolExecutor(workers) as pool:
             results = pool.map(self._try_read, range(len(self)))
             for pixels in tqdm(
-                results, f"reading {label}", len(self), leave=False, disable=not show_progress
+                results,
+                f"reading {label}",
+                len(self),
+                leave=False,
+                disable=None if show_progress else True,  # None: off where it is no terminal
             ):
                 if isinstance(pixels, str):
                     broken.append(pixels)
@@ -274,7 +261,13 @@ def make_loader(
         num_workers=workers,
         drop_last=drop_last,
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_ignore_interrupt,
     )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches workers too; they go on, since the main process finishes its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def mix_seed(*numbers: int) -> int:

@@ -1,5 +1,7 @@
 """The training loop: one story from the data to the report."""
 
+import dataclasses
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -18,10 +20,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from halonet.models.halonet import HaloNet, Preprocessing, create_model
-from halonet.models.pretrained import load_weights, save_model
+from halonet.models.halonet import HaloNet, create_model
+from halonet.models.pretrained import load_model, load_weights, save_model
 from halonet.training.checkpoint import (
-    find_states,
+    check_output,
+    find_checkpoint,
     load_state,
     new_run_folder,
     read_config,
@@ -46,11 +49,11 @@ class TrainingResult:
 
 
 class TrainingInterrupted(Exception):
-    """The run was asked to stop; its state is saved and it can be resumed."""
+    """The run was asked to stop; its state is saved and `resume` goes on with it."""
 
 
 class LossNotFinite(Exception):
-    """The loss became infinite or not a number; the last state is left as it was."""
+    """The loss or its gradient is infinite or not a number; what was saved before is kept."""
 
 
 def train(config: TrainingConfig, *, output: str | None = None) -> TrainingResult:
@@ -61,11 +64,16 @@ def train(config: TrainingConfig, *, output: str | None = None) -> TrainingResul
         output: the run folder; None means runs/RECIPE, or the first free runs/RECIPE-2, ...
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: a configuration that can't run.
+        ValueError, FileNotFoundError: a configuration that can't run, or images that can't be read.
+        FileExistsError: `output` holds something.
+        ModuleNotFoundError: the data needs a package that isn't installed.
+        OSError: a file can't be written; what was saved before is kept.
         TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
-        LossNotFinite: the loss left the numbers.
+        LossNotFinite: the loss or its gradient left the numbers.
     """
     check_config(config)
+    if output is not None:
+        check_output(output)
     run = _Run(config)  # before the folder: what can't run leaves none
     folder = new_run_folder(output, config.recipe)
     write_config(folder, config)
@@ -75,9 +83,14 @@ def train(config: TrainingConfig, *, output: str | None = None) -> TrainingResul
 def resume(folder: Path) -> TrainingResult:
     """Go on with the run in `folder` from its last saved step, exactly.
 
-    Raises as `train` does; FileNotFoundError where `folder` holds no run.
+    Raises:
+        FileNotFoundError: `folder` holds no run.
+        ValueError: its configuration or its state is damaged.
+        Others as `train` does.
     """
-    return _Run(read_config(folder)).go(folder)
+    config = read_config(folder)
+    check_config(config)
+    return _Run(config).go(folder)
 
 
 class _Run:
@@ -123,6 +136,7 @@ class _Run:
         self.validation_loader = make_loader(
             validation, InOrder(len(validation)), 2 * config.batch_size, config.workers
         )
+        self.images_per_step = min(config.batch_size, len(training))
         self.steps_per_epoch = len(self.training_loader)
         self.steps = config.epochs * self.steps_per_epoch
         self.schedule = CosineLRScheduler(
@@ -146,7 +160,8 @@ class _Run:
         # All that the loop knows, as it is saved: JSON.
         self.progress: dict[str, Any] = {
             "step": 0,
-            "seconds": 0.0,
+            "seconds": 0.0,  # of the run, evaluation included
+            "epoch_seconds": 0.0,  # of this epoch's steps
             "best_accuracy": -1.0,
             "epoch_loss": 0.0,
             "epoch_right": 0.0,
@@ -154,18 +169,16 @@ class _Run:
         }
 
     def go(self, folder: Path) -> TrainingResult:
-        if find_states(folder):
-            self.progress = load_state(folder, self.accelerator) or self.progress
+        self.progress = load_state(folder, self.accelerator) or self.progress
         progress = self.progress
         evaluation = None
-        images_per_step = self.config.batch_size
         bar = tqdm(
-            total=self.steps * images_per_step,
-            initial=progress["step"] * images_per_step,
+            total=self.steps * self.images_per_step,
+            initial=progress["step"] * self.images_per_step,
             unit="img",
             desc="training",
             dynamic_ncols=True,
-            disable=not self.is_main,
+            disable=None if self.is_main else True,  # None: off where it is no terminal
         )
         with bar, _stop_signals() as stop:
             while progress["step"] < self.steps:
@@ -176,17 +189,15 @@ class _Run:
                     self._step(images, labels, folder)
                     elapsed = time.perf_counter() - started
                     progress["seconds"] += elapsed
+                    progress["epoch_seconds"] += elapsed
                     started += elapsed
-                    bar.update(images_per_step)
+                    bar.update(self.images_per_step)
                     self._show(bar)
-                    if stop:
-                        save_state(folder, self.accelerator, progress)
-                        raise TrainingInterrupted(
-                            f"stopped after step {progress['step']} of {self.steps}; "
-                            f"go on with: halonet train --resume {folder}"
-                        )
-                    self._save_within_epoch(folder)
+                    if progress["step"] % self.steps_per_epoch:
+                        self._save_within_epoch(folder, bool(stop))
                 evaluation = self._end_epoch(folder, bar)
+                if stop and progress["step"] < self.steps:
+                    raise self._interruption(folder)
         if evaluation is None:  # resumed after the last step
             evaluation = self._evaluate()
         minutes = progress["seconds"] / 60
@@ -219,12 +230,19 @@ class _Run:
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
         if not torch.isfinite(loss):
             raise LossNotFinite(
-                f"the loss became {loss.item()} at step {step}; the weights of the last saved step "
-                f"are in {folder}. A smaller learning_rate may help"
+                f"the loss became {loss.item()} at step {step + 1} of {self.steps}; {folder} keeps "
+                "what was saved before; a smaller learning_rate may help"
             )
         self.accelerator.backward(loss)
-        if config.clip_norm:
-            self.accelerator.clip_grad_norm_(self.prepared_model.parameters(), config.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(
+            self.prepared_model.parameters(), config.clip_norm or math.inf
+        )
+        # With fp16 an infinite gradient is daily bread: the scaler skips the step.
+        if config.mixed_precision != "fp16" and not torch.isfinite(torch.as_tensor(norm)):
+            raise LossNotFinite(
+                f"the gradient became {float(norm)} at step {step + 1} of {self.steps}; {folder} "
+                "keeps what was saved before; a smaller learning_rate may help"
+            )
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         if config.averaging_decay:
@@ -244,41 +262,55 @@ class _Run:
             refresh=False,
         )
 
-    def _save_within_epoch(self, folder: Path) -> None:
+    def _save_within_epoch(self, folder: Path, stop: bool) -> None:
         every, step = self.config.checkpoint_steps, self.progress["step"]
-        if every and step % every == 0 and step % self.steps_per_epoch:
+        if stop or (every and step % every == 0):
             save_state(folder, self.accelerator, self.progress)
+        if stop:
+            raise self._interruption(folder)
+
+    def _interruption(self, folder: Path) -> TrainingInterrupted:
+        return TrainingInterrupted(
+            f"stopped after step {self.progress['step']} of {self.steps}; "
+            f"go on with: halonet train --resume {folder}"
+        )
 
     def _end_epoch(self, folder: Path, bar: tqdm) -> Evaluation | None:
         """Close the epoch's account, evaluate where it is due, and save."""
         progress, config = self.progress, self.config
+        started = time.perf_counter()
         epoch = progress["step"] // self.steps_per_epoch
-        last = epoch == config.epochs
         evaluation = None
+        if epoch == config.epochs or epoch % config.evaluate_epochs == 0:
+            evaluation = self._evaluate()
+            if not math.isfinite(evaluation.loss):
+                raise LossNotFinite(
+                    f"the held-out loss became {evaluation.loss} after epoch {epoch}; {folder} "
+                    "keeps what was saved before; a smaller learning_rate may help"
+                )
+        images = self.steps_per_epoch * self.images_per_step
+        progress["seconds"] += time.perf_counter() - started
         row = {
             "epoch": epoch,
             "step": progress["step"],
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "training_loss": progress["epoch_loss"] / self.steps_per_epoch,
             "training_accuracy": progress["epoch_right"] / self.steps_per_epoch,
-            "validation_loss": None,
-            "validation_accuracy": None,
-            "images_per_second": progress["step"] * config.batch_size / progress["seconds"],
+            "validation_loss": evaluation and evaluation.loss,
+            "validation_accuracy": evaluation and evaluation.accuracy,
+            "images_per_second": images / progress["epoch_seconds"],
             "seconds": progress["seconds"],
         }
-        if last or epoch % config.evaluate_epochs == 0:
-            evaluation = self._evaluate()
-            row["validation_loss"] = evaluation.loss
-            row["validation_accuracy"] = evaluation.accuracy
         progress["rows"].append(row)
-        progress["epoch_loss"] = progress["epoch_right"] = 0.0
+        progress["epoch_loss"] = progress["epoch_right"] = progress["epoch_seconds"] = 0.0
         if self.is_main:
             save_model(self.average.module, folder / "last.safetensors")
             if evaluation is not None and evaluation.accuracy > progress["best_accuracy"]:
                 progress["best_accuracy"] = evaluation.accuracy
                 save_model(self.average.module, folder / "best.safetensors")
             write_metrics(folder, progress["rows"])
-            bar.write(describe_epoch(row, config.epochs))
+            with bar.external_write_mode():
+                print(describe_epoch(row, config.epochs), flush=True)
         save_state(folder, self.accelerator, progress)
         return evaluation
 
@@ -306,16 +338,24 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
 
 
 def _make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
-    model = create_model(
-        config.model,
-        num_classes=len(data.class_names),
-        in_channels=config.in_channels,
-        **({"image_size": config.image_size} | config.model_options),
-    )
+    options: dict[str, Any] = {"image_size": config.image_size, **config.model_options}
+    try:
+        model = create_model(
+            config.model,
+            num_classes=len(data.class_names),
+            in_channels=config.in_channels,
+            **options,
+        )
+    except TypeError as error:  # a text where a number belongs
+        raise ValueError(f"model_options {config.model_options} don't fit: {error}") from None
     if config.in_channels == 1:
-        model.preprocessing = Preprocessing(config.image_size, mean=(0.45,), std=(0.225,))
+        model.preprocessing = dataclasses.replace(model.preprocessing, mean=(0.45,), std=(0.225,))
     if config.init is not None:
-        load_weights(model, config.init)
+        checkpoint = find_checkpoint(Path(config.init))
+        load_weights(model, checkpoint)
+        # As many classes may be others.
+        if load_model(checkpoint).class_names != data.class_names:
+            model.reset_classifier(len(data.class_names))
     model.class_names = data.class_names
     return model.to(memory_format=torch.channels_last)
 

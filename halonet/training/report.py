@@ -13,7 +13,8 @@ from halonet.training.data import LabelledImages
 from halonet.training.evaluate import Evaluation
 from halonet.training.images import read_image
 
-INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#d9772b", "#9aa5b1"
+INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#c2410c", "#9aa5b1"
+SHOWN = 6  # images in a row of predictions.png
 
 
 def write_metrics(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -43,12 +44,14 @@ def write_report(
     """
     summary = summarize(model, data, evaluation, minutes)
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    pictures = {"predictions.png": "Held-out images: the surest wrong answers, then the first ones"}
+    pictures = {"predictions.png": "Answers on held-out images"}
     _draw_predictions(folder / "predictions.png", data, evaluation)
     pictures["confusion_matrix.png"] = "Confusion matrix of the held-out images"
     _draw_confusion(folder / "confusion_matrix.png", data, evaluation)
     if rows:
-        pictures["curves.png"] = "Training"
+        pictures["curves.png"] = (
+            "Training: its own figures are of randomly changed images, taken while the model learns"
+        )
         _draw_curves(folder / "curves.png", rows, data)
     write_text(folder / "report.html", _page(summary, data, pictures))
 
@@ -92,6 +95,7 @@ def _draw_curves(path: Path, rows: Sequence[dict[str, Any]], data: LabelledImage
                 label="held out" if part == "validation" else "training",
             )
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     loss.set_ylabel("loss")
     accuracy.set_ylabel("accuracy, %")
@@ -120,24 +124,34 @@ def _draw_confusion(path: Path, data: LabelledImages, evaluation: Evaluation) ->
 
 
 def _draw_predictions(path: Path, data: LabelledImages, evaluation: Evaluation) -> None:
-    split, probabilities = data.validation, evaluation.probabilities
-    sure, answers = probabilities.max(1)
-    wrong = [index for index, label in enumerate(split.labels) if answers[index] != label]
-    wrong.sort(key=lambda index: -sure[index].item())
-    shown = wrong[:6]
-    step = max(1, len(split.labels) // 12)
-    shown += [index for index in range(0, len(split.labels), step) if index not in shown]
-    shown = shown[:12]
-    figure = _new_figure((10, 8))
-    for place, index in enumerate(shown):
-        axes = figure.add_subplot(3, 4, place + 1)
-        axes.imshow(read_image(split.sources[index]))
-        axes.set_axis_off()
-        answer, truth = data.class_names[answers[index]], data.class_names[split.labels[index]]
-        right = answer == truth
-        title = f"{answer} {100 * sure[index]:.0f} %" + ("" if right else f"\nis {truth}")
-        axes.set_title(title, fontsize=9, color=INK if right else ORANGE)
+    """The answers that are wrong though sure, and below them a sample that nobody chose."""
+    labels = data.validation.labels
+    certainty, answers = evaluation.probabilities.max(1)
+    wrong = [index for index, label in enumerate(labels) if answers[index] != label]
+    wrong.sort(key=lambda index: -certainty[index].item())
+    spread = range(0, len(labels), -(-len(labels) // SHOWN))
+    rows = {"the surest of the wrong answers": wrong[:SHOWN], "taken evenly from all": list(spread)}
+    rows = {title: shown for title, shown in rows.items() if shown}
+    figure = _new_figure((11, 2.7 * len(rows)))
+    for part, (title, shown) in zip(
+        figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True
+    ):
+        part.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+        for place, axes in enumerate(part.subplots(1, SHOWN, squeeze=False)[0]):
+            axes.set_axis_off()
+            if place >= len(shown):
+                continue
+            index = shown[place]
+            axes.imshow(read_image(data.validation.sources[index]))
+            answer, truth = int(answers[index]), labels[index]
+            caption = f"{_short(data.class_names[answer])} {100 * certainty[index]:.0f} %\n"
+            caption += "right" if answer == truth else f"is {_short(data.class_names[truth])}"
+            axes.set_title(caption, fontsize=8, color=INK if answer == truth else ORANGE)
     _save_figure(figure, path)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else name[:19] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _new_figure(size: tuple[float, float]):  # noqa: ANN202 - matplotlib is imported here only
@@ -164,9 +178,12 @@ def _page(summary: dict[str, Any], data: LabelledImages, pictures: dict[str, str
     minutes = summary["training_minutes"]
     trained = "" if minutes is None else f", trained in {minutes:.1f} minutes"
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>halonet: {html.escape(summary["data"])}</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>halonet: {html.escape(summary["data"])}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; max-width: 62rem; margin: 2rem auto; }}
+h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem; }} body {{ padding: 0 1rem; }}
 img {{ max-width: 100%; }} td, th {{ padding: .2rem 1.2rem .2rem 0; text-align: left; }}
 strong {{ font-size: 2rem; color: {BLUE}; }}
 </style></head><body>
