@@ -1,0 +1,43 @@
+"""Small image folders and configurations, for runs of a second or two."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from halonet.training.recipes import TrainingConfig, get_recipe
+
+COLORS = ("red", "green", "blue")
+SMALL_MODEL = {
+    "layers": [1, 1, 1, 1],
+    "base_width": 8,
+    "heads": [1, 1, 1, 1],
+    "stem_width": 8,
+    "block_size": 2,
+    "halo_size": 1,
+}
+
+
+def draw_folder(folder: Path, *, classes: int = 2, images: int = 12) -> Path:
+    """A folder for each class, of grey images with a rectangle in the class's colour."""
+    for color in COLORS[:classes]:
+        (folder / color).mkdir(parents=True)
+        for index in range(images):
+            image = Image.new("RGB", (40, 40 + index), "gray")
+            ImageDraw.Draw(image).rectangle((4 + index, 8, 22 + index, 30), fill=color)
+            image.save(folder / color / f"{index}.png")
+    return folder
+
+
+def small_config(folder: Path, **changes: Any) -> TrainingConfig:
+    """Two epochs of four steps on a drawn folder of two classes."""
+    fields = {
+        "data": f"folder:{folder}",
+        "validation_share": 0.25,
+        "model_options": SMALL_MODEL,
+        "image_size": 32,
+        "batch_size": 4,
+        "epochs": 2,
+    }
+    return dataclasses.replace(get_recipe("small"), **(fields | changes))
