@@ -1,0 +1,334 @@
+"""Runs: what they leave, how they go on after a stop or a kill, and how they fail."""
+
+import csv
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import halonet
+from halonet.training import checkpoint, loop
+from halonet.training.loop import LossNotFinite, resume, train
+from halonet.training.recipes import check_config, get_recipe, make_config
+from tests.training.pictures import draw_folder, small_config
+
+TIMES = {"images_per_second", "seconds"}
+
+
+def read_rows(run):
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+        return [
+            {name: value for name, value in row.items() if name not in TIMES}
+            for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_run(run, other):
+    for name in ("last.safetensors", "best.safetensors"):
+        one, two = load_file(run / name), load_file(other / name)
+        assert one.keys() == two.keys()
+        for key in one:
+            assert torch.equal(one[key], two[key]), f"{name} differs in {key}"
+    assert read_rows(run) == read_rows(other)
+
+
+def test_run_folder(whole_run):
+    run = whole_run.folder
+    assert sorted(path.name for path in run.iterdir()) == [
+        "best.safetensors",
+        "config.json",
+        "confusion_matrix.png",
+        "curves.png",
+        "last.safetensors",
+        "metrics.csv",
+        "predictions.png",
+        "report.html",
+        "state",
+        "summary.json",
+    ]
+    for path in run.glob("*.png"):
+        with Image.open(path) as picture:
+            assert min(picture.size) > 100
+    assert [path.name for path in (run / "state").iterdir()] == ["step_000000008"]
+    config = json.loads((run / "config.json").read_text())
+    assert make_config(config) == small_config(
+        Path(config["data"].removeprefix("folder:")), checkpoint_steps=1
+    )
+
+
+def test_metrics_are_a_table(whole_run):
+    rows = read_rows(whole_run.folder)
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "4"), ("2", "8")]
+    assert float(rows[-1]["validation_accuracy"]) == whole_run.evaluation.accuracy
+    assert all(float(row["training_loss"]) > 0 for row in rows)
+
+
+def test_summary_and_report_tell_the_last_checkpoint(whole_run):
+    summary = json.loads((whole_run.folder / "summary.json").read_text())
+    assert summary["accuracy"] == whole_run.evaluation.accuracy
+    assert summary["majority_share"] == 0.5
+    assert summary["validation_images"] == 6
+    assert summary["classes"].keys() == {"green", "red"}
+    page = (whole_run.folder / "report.html").read_text()
+    assert f"{100 * summary['accuracy']:.1f} %" in page
+    for name in ("predictions.png", "confusion_matrix.png", "curves.png"):
+        assert f'src="{name}"' in page
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors"])
+def test_checkpoints_load_anywhere(whole_run, name):
+    model = halonet.load_model(whole_run.folder / name)
+    assert model.class_names == ("green", "red")
+    assert model.preprocessing.image_size == 32
+    assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+
+
+def test_finished_run_resumes_to_itself(whole_run):
+    before = load_file(whole_run.folder / "last.safetensors")
+    again = resume(whole_run.folder)
+    assert again.evaluation.accuracy == whole_run.evaluation.accuracy
+    after = load_file(whole_run.folder / "last.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_init_keeps_the_body_and_starts_another_classifier_from_zero(whole_run, tmp_path):
+    other = draw_folder(tmp_path / "images", classes=3)
+    config = small_config(other, init=str(whole_run.folder))
+    model = loop._make_model(config, loop.load_data(config.data))
+    source = load_file(whole_run.folder / "last.safetensors")
+    assert model.class_names == ("blue", "green", "red")
+    assert torch.equal(model.stem[0].weight, source["stem.0.weight"])
+    assert not model.classifier.weight.any()
+
+
+def test_init_from_as_many_other_classes_starts_the_classifier_from_zero(whole_run, tmp_path):
+    other = draw_folder(tmp_path / "images", classes=2)
+    (other / "red").rename(other / "crimson")
+    config = small_config(other, init=str(whole_run.folder / "best.safetensors"))
+    assert not loop._make_model(config, loop.load_data(config.data)).classifier.weight.any()
+
+
+def test_init_from_the_same_classes_keeps_the_classifier(whole_run, images):
+    config = small_config(images, init=str(whole_run.folder))
+    assert loop._make_model(config, loop.load_data(config.data)).classifier.weight.any()
+
+
+def test_existing_output_is_refused(whole_run, images, tmp_path):
+    with pytest.raises(FileExistsError, match="holds a run already; go on with --resume"):
+        train(small_config(images), output=str(whole_run.folder))
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists already"):
+        train(small_config(images), output=str(tmp_path))
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+# A run in a process of its own, that kills or interrupts itself in a step, as the arguments say.
+STOPPED_RUN = """
+import json, os, signal, sys
+from halonet.training import checkpoint, loop
+from halonet.training.recipes import make_config
+from halonet import cli
+
+config, output, step, how = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+original = loop._Run._step
+
+def stop_in_step(run, *arguments):
+    if run.progress["step"] + 1 == step:
+        if how == "kill in writing":
+            checkpoint.write_text = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        if how == "interrupt":
+            os.killpg(0, signal.SIGINT)
+    original(run, *arguments)
+
+loop._Run._step = stop_in_step
+
+words = ["--output", output] + [
+    f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+    for name, value in config.items()
+    if value is not None and name != "augmentation"
+]
+words += [
+    f"--augmentation.{name}={json.dumps(value)}" for name, value in config["augmentation"].items()
+]
+cli.main(["train", *words])
+"""
+
+
+def run_and_stop(config, output, step, how):
+    fields = json.dumps(dataclasses.asdict(config))
+    return subprocess.run(
+        [sys.executable, "-c", STOPPED_RUN, fields, str(output), str(step), how],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def steps_taken(monkeypatch):
+    """The numbers of the steps that runs of this process take."""
+    taken = []
+    original = loop._Run._step
+
+    def note(run, *arguments):
+        original(run, *arguments)
+        taken.append(run.progress["step"])
+
+    monkeypatch.setattr(loop._Run, "_step", note)
+    return taken
+
+
+def test_run_killed_while_it_writes_a_state_resumes_bit_for_bit(
+    whole_run, images, tmp_path, steps_taken
+):
+    run = tmp_path / "run"
+    stopped = run_and_stop(small_config(images, checkpoint_steps=1), run, 7, "kill in writing")
+    assert stopped.returncode == -signal.SIGKILL, stopped.stderr
+    left = {path.name for path in (run / "state").iterdir()}
+    assert left == {"step_000000006", ".step_000000007.tmp"}
+    resume(run)
+    assert steps_taken == [7, 8]
+    assert_same_run(run, whole_run.folder)
+    assert [path.name for path in (run / "state").iterdir()] == ["step_000000008"]
+
+
+def test_ctrl_c_reaches_a_run_with_workers(whole_run, images, tmp_path, steps_taken):
+    run = tmp_path / "run"
+    stopped = run_and_stop(small_config(images, workers=1), run, 6, "interrupt")
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr.splitlines() == [
+        f"halonet: stopped after step 6 of 8; go on with: halonet train --resume {run}"
+    ]
+    resume(run)
+    assert steps_taken == [7, 8]
+    assert_same_run(run, whole_run.folder)
+
+
+def test_stop_at_the_end_of_an_epoch_closes_its_account(whole_run, images, tmp_path, monkeypatch):
+    original = loop._Run._step
+
+    def interrupt(run, *arguments):
+        original(run, *arguments)
+        if run.progress["step"] == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_step", interrupt)
+        with pytest.raises(loop.TrainingInterrupted, match="stopped after step 4 of 8"):
+            train(small_config(images), output=str(tmp_path / "run"))
+    resume(tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole_run.folder)
+
+
+def test_loss_that_is_not_finite_keeps_what_was_saved(images, tmp_path, monkeypatch):
+    original = loop._Run._step
+
+    def spoil(run, batch, *arguments):
+        if run.progress["step"] == 5:
+            batch = batch * float("nan")
+        original(run, batch, *arguments)
+
+    monkeypatch.setattr(loop._Run, "_step", spoil)
+    with pytest.raises(LossNotFinite, match=r"loss became nan at step 6 of 8; .* keeps what was"):
+        train(small_config(images), output=str(tmp_path / "run"))
+    tensors = load_file(tmp_path / "run" / "last.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert [row["epoch"] for row in read_rows(tmp_path / "run")] == ["1"]
+
+
+def test_gradient_that_is_not_finite_stops_before_the_weights_change(images, tmp_path, monkeypatch):
+    original = loop.Accelerator.backward
+
+    def spoil(accelerator, loss, **options):
+        original(accelerator, loss * float("inf"), **options)
+
+    monkeypatch.setattr(loop.Accelerator, "backward", spoil)
+    with pytest.raises(LossNotFinite, match="gradient became nan at step 1 of 8"):
+        train(small_config(images), output=str(tmp_path / "run"))
+
+
+def test_full_disk_keeps_the_files_before(images, tmp_path, monkeypatch):
+    original = loop.save_state
+
+    def fill_the_disk(folder, accelerator, progress):
+        if progress["step"] == 8:
+            accelerator.save_state = no_space
+        original(folder, accelerator, progress)
+
+    def no_space(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(loop, "save_state", fill_the_disk)
+    with pytest.raises(OSError, match=r"state before is kept: .*No space left on device"):
+        train(small_config(images), output=str(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["step_000000004"]
+
+
+def test_writing_fails_whole(tmp_path):
+    path = tmp_path / "result.txt"
+    path.write_text("before")
+
+    def fail_midway(temporary):
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"No space left on device: .*result\.txt"):
+        checkpoint.write_atomically(path, fail_midway)
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("result.txt", "before")]
+
+
+def test_damaged_configuration_and_state_are_named(whole_run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run at"):
+        resume(tmp_path)
+    (tmp_path / "config.json").write_text('{"epochs": 3}')
+    with pytest.raises(ValueError, match=r"config\.json is not a run's configuration"):
+        resume(tmp_path)
+    (tmp_path / "config.json").write_bytes((whole_run.folder / "config.json").read_bytes())
+    state = tmp_path / "state" / "step_000000004"
+    state.mkdir(parents=True)
+    (state / "progress.json").write_text("{}")
+    (state / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match=r"can't go on from .*step_000000004"):
+        resume(tmp_path)
+
+
+def test_mixup_and_cutmix_and_no_average_train(images, tmp_path):
+    config = small_config(images, mixup=0.2, cutmix=1.0, averaging_decay=0.0, epochs=1)
+    result = train(dataclasses.replace(config, in_channels=1), output=str(tmp_path / "run"))
+    model = halonet.load_model(result.folder / "last.safetensors")
+    assert model.preprocessing.mean == (0.45,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("learning_rate", float("nan")),
+        ("image_size", 16),
+        ("clip_norm", -1.0),
+        ("label_smoothing", 1.0),
+        ("in_channels", 4),
+        ("mixed_precision", "fp8"),
+    ],
+)
+def test_value_that_no_run_can_have_is_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        check_config(dataclasses.replace(get_recipe("elpv"), **{field: value}))
+
+
+def test_model_options_of_a_wrong_type_are_named(images, tmp_path):
+    config = small_config(images, model_options={"layers": ["1", "1", "1", "1"]})
+    with pytest.raises(ValueError, match="model_options"):
+        train(config, output=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
