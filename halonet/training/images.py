@@ -88,9 +88,9 @@ def crop_center(pixels: Tensor, size: int) -> Tensor:
 
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Bytes [.., channels, height, width] to the numbers that the model was trained on."""
-    mean = torch.tensor(preprocessing.mean).view(-1, 1, 1)
-    std = torch.tensor(preprocessing.std).view(-1, 1, 1)
-    return (pixels.float() / 255 - mean) / std
+    mean = 255 * torch.tensor(preprocessing.mean).view(-1, 1, 1)
+    std = 255 * torch.tensor(preprocessing.std).view(-1, 1, 1)
+    return (pixels - mean).div_(std)
 
 
 def make_augmentation(augmentation: Augmentation, image_size: int) -> v2.Transform:
