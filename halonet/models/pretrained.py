@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from halonet.models.halonet import HaloNet, Preprocessing, get_variant
@@ -48,10 +48,9 @@ def save_model(model: HaloNet, path: str | os.PathLike[str]) -> None:
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(description)})
+        # Not save_file: it lets nobody else read the file.
+        temporary.write_bytes(save(tensors, {METADATA_KEY: json.dumps(description)}))
         os.replace(temporary, path)
-    except SafetensorError as error:
-        raise OSError(f"can't write {path}: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 

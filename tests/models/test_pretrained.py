@@ -73,8 +73,8 @@ def test_other_classes_start_from_zero(tmp_path: Path) -> None:
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     halonet.save_model(small_model(), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"doesn't fit halonet_tiny: .*reduce.weight has shape"):
-        halonet.load_weights(small_model(base_width=16), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"doesn't fit halonet_tiny: .*value.weight has shape"):
+        halonet.load_weights(small_model(value_ratio=2.0), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"doesn't fit halonet_tiny: missing .*stages\.0\.1"):
         halonet.load_weights(small_model(layers=(2, 1, 1, 1)), tmp_path / "model.safetensors")
 
@@ -105,11 +105,12 @@ def test_a_failed_write_leaves_the_old_file(
     halonet.save_model(small_model(), path)
     before = path.read_bytes()
 
-    def full(*arguments: object, **options: object) -> None:
-        Path(arguments[1]).write_bytes(b"half")
+    def full(target: Path, content: bytes) -> None:
+        with target.open("wb") as file:
+            file.write(content[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("halonet.models.pretrained.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         halonet.save_model(small_model(), path)
     assert path.read_bytes() == before

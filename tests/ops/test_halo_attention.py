@@ -13,7 +13,7 @@ from tests.comparison import assert_as_exact
 from tests.ops.cases import CASES, KERNEL_CASES, Case
 from tests.oracle import oracle
 
-BACKENDS = ["sdpa"]
+BACKENDS = ["sdpa"]  # that run every case in every type; test_cpu.py has the native kernel
 ALL_CASES = [*CASES, *KERNEL_CASES]
 NARROW = [torch.float32, torch.bfloat16, torch.float16]
 

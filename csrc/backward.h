@@ -1,0 +1,185 @@
+// The backward pass of one block: weights are recomputed from the saved log-sum-exp, a chunk of cells
+// at a time, and never stored beyond it. Gradients of the block's queries are complete at its end;
+// those of keys and values are added to the maps, so blocks whose windows overlap must not run at
+// once (see variant.cpp).
+#pragma once
+
+#include "tile.h"
+
+namespace {
+
+template <class T>
+class Backward {
+public:
+    Backward(const HaloProblem &p, const Shape &shape, Arena &arena)
+        : p(p),
+          shape(shape),
+          padded_channels(round_up(p.channels, lanes)),
+          padded_values(round_up(p.value_channels, lanes)),
+          relative(p, shape, arena),
+          queries(arena.take<float>(p.channels * most_queries)),
+          // The last row's slice for the column table may be read a vector beyond its end.
+          query_rows(arena.take<float>(padded_channels * most_queries + lanes)),
+          output_gradients(arena.take<float>(p.value_channels * most_queries)),
+          output_gradient_rows(arena.take<float>(padded_values * most_queries)),
+          query_gradients(arena.take<float>(p.channels * most_queries)),
+          weights(arena.take<float>(chunk_cells * most_queries)),
+          score_gradients(arena.take<float>(chunk_cells * most_queries)),
+          row_gradients(arena.take<float>(shape.window * most_queries)),
+          column_gradients(arena.take<float>(shape.window * most_queries)),
+          offset_gradients(arena.take<float>(shape.offsets * most_queries)),
+          table_rows(arena.take<float *>(shape.offsets)),
+          converted_keys(arena.take<float>(chunk_cells * p.channels)),
+          converted_values(arena.take<float>(chunk_cells * p.value_channels)),
+          zeros(arena.take<float>(larger(p.channels, p.value_channels))),
+          unused(arena.take<float>(larger(padded_channels, padded_values))) {
+        if (!arena.base) return;
+        for (long c = 0; c < larger(p.channels, p.value_channels); c++) zeros[c] = 0.0f;
+        for (long c = 0; c < larger(padded_channels, padded_values); c++) unused[c] = 0.0f;
+    }
+
+    // Adds the tables' gradients to `row_table` and `column_table`, [offsets][table_width].
+    void run(const Block &block, float *row_table, float *column_table) {
+        for_tiles(p, block, tile, [&] { run_tile(block, row_table, column_table); });
+    }
+
+private:
+    const HaloProblem &p;
+    const Shape &shape;
+    long padded_channels, padded_values;
+    Tile tile;
+    RelativeLogits relative;
+    float *queries;               // [channels][width], scaled
+    float *query_rows;            // [queries][padded_channels], scaled
+    float *output_gradients;      // [value_channels][width]
+    float *output_gradient_rows;  // [queries][padded_values]
+    float *query_gradients;       // [channels][width]
+    float *weights, *score_gradients;          // [cells][width]
+    float *row_gradients, *column_gradients;   // [window][width]
+    float *offset_gradients;                   // [offsets][width]
+    float **table_rows;
+    float *converted_keys, *converted_values;
+    float *zeros, *unused;
+    float log_sum[most_queries], minus_delta[most_queries], scales[most_queries];
+
+    void run_tile(const Block &block, float *row_table, float *column_table) {
+        load_queries(block);
+        relative.compute(p, shape, tile, queries);
+        for (long i = 0; i < p.channels * tile.width; i++) query_gradients[i] = 0.0f;
+        for (long i = 0; i < shape.window * tile.width; i++)
+            row_gradients[i] = column_gradients[i] = 0.0f;
+        for_chunks(block, [&](const Chunk &chunk) { run_chunk(block, chunk); });
+        if (p.table_width) {
+            table_gradients(row_gradients, tile.row_runs, relative.row_entries, 0, row_table);
+            table_gradients(column_gradients, tile.column_runs, relative.column_entries,
+                            RelativeLogits::column_channel(p), column_table);
+        }
+        scatter_queries<T>(query_gradients, scales, p.query_gradient, block, tile, p.channels);
+    }
+
+    void load_queries(const Block &block) {
+        transpose_queries<T>(p.query, block, tile, p.channels, float(p.scale), queries);
+        transpose_queries<T>(p.output_gradient, block, tile, p.value_channels, 1.0f, output_gradients);
+        const T *query[most_queries], *gradient[most_queries], *output[most_queries];
+        const float *log_sums[most_queries];
+        addresses(p.query, block, tile, query);
+        addresses(p.output_gradient, block, tile, gradient);
+        addresses(p.output, block, tile, output);
+        addresses(p.log_sum, block, tile, log_sums);
+        for (long q = 0; q < tile.width; q++) {
+            log_sum[q] = minus_delta[q] = 0.0f;
+            scales[q] = float(p.scale);
+        }
+        for (long q = 0; q < tile.count; q++) {
+            log_sum[q] = *log_sums[q];
+            copy_row(query[q], p.channels, float(p.scale), query_rows + q * padded_channels);
+            copy_row(gradient[q], p.value_channels, 1.0f, output_gradient_rows + q * padded_values);
+            minus_delta[q] = -dot(gradient[q], output[q], p.value_channels);
+        }
+    }
+
+    static float dot(const T *a, const T *b, long count) {
+        Vector sums = {};
+        long c = 0;
+        for (; c + lanes <= count; c += lanes) sums += load(a + c) * load(b + c);
+        float sum = 0.0f;
+        for (int i = 0; i < lanes; i++) sum += sums[i];
+        for (; c < count; c++) sum += load_one(a + c) * load_one(b + c);
+        return sum;
+    }
+
+    // Behind the last channel, zeros fill a vector.
+    static void copy_row(const T *row, long channels, float factor, float *out) {
+        long c = 0;
+        for (; c + lanes <= channels; c += lanes) store(out + c, load(row + c) * factor);
+        for (; c < round_up(channels, lanes); c++)
+            out[c] = c < channels ? load_one(row + c) * factor : 0.0f;
+    }
+
+    void run_chunk(const Block &block, const Chunk &chunk) {
+        const long width = tile.width;
+        const float *keys[chunk_cells], *values[chunk_cells];
+        const float *first[chunk_cells], *second[chunk_cells];
+        relative.rows_of(chunk, first, second);
+        gather_rows(p, p.key, block, chunk, p.channels, zeros, converted_keys, T(), keys);
+        gather_rows(p, p.value, block, chunk, p.value_channels, zeros, converted_values, T(), values);
+        dot_products(keys, chunk.count, p.channels, queries, width, first, second, weights);
+        for (long k = 0; k < chunk.count; k++) {
+            first[k] = minus_delta;
+            second[k] = relative.zeros;
+        }
+        dot_products(values, chunk.count, p.value_channels, output_gradients, width, first, second,
+                     score_gradients);
+        softmax_gradients(chunk, width);
+        weighted_sums(keys, chunk.count, p.channels, score_gradients, width, nullptr, query_gradients);
+        float *rows[chunk_cells];
+        addresses(p, p.key_gradient, block, chunk, unused, rows);
+        weight_gradients(score_gradients, width, chunk.count, tile.count, query_rows, padded_channels,
+                         rows, p.channels);
+        addresses(p, p.value_gradient, block, chunk, unused, rows);
+        weight_gradients(weights, width, chunk.count, tile.count, output_gradient_rows, padded_values,
+                         rows, p.value_channels);
+    }
+
+    // weights: scores -> weights. score_gradients: gradients of the weights less delta -> gradients
+    // of the scores, whose sums over rows and columns of the window are the gradients of the relative
+    // logits. The log-sum-exp is not folded into the start of the scores' sums: being larger than
+    // they are, it would cost them digits at each step.
+    void softmax_gradients(const Chunk &chunk, long width) {
+        for (long k = 0; k < chunk.count; k++) {
+            float *row = row_gradients + chunk.row[k] * width;
+            float *column = column_gradients + chunk.column[k] * width;
+            for (long q = 0; q < width; q += lanes) {
+                const Vector weight = exp(load(weights + k * width + q) - load(log_sum + q));
+                const Vector gradient = weight * load(score_gradients + k * width + q);
+                store(weights + k * width + q, weight);
+                store(score_gradients + k * width + q, gradient);
+                store(row + q, load(row + q) + gradient);
+                store(column + q, load(column + q) + gradient);
+            }
+        }
+    }
+
+    // `gradients` [window][width] are of the logits that `channel` and those behind it had with the
+    // table's entries; adds to the table's gradients and to those of the queries.
+    void table_gradients(const float *gradients, const Runs *runs,
+                         const float **entries, long channel, float *table) {
+        const long width = tile.width;
+        for (long i = 0; i < shape.offsets * width; i++) offset_gradients[i] = 0.0f;
+        for (long q = 0; q < width; q += lanes)
+            for (long r = 0; r < runs[q / lanes].count; r++) {
+                const Run &run = runs[q / lanes].run[r];
+                for (long u = 0; u < shape.window; u++) {
+                    float *entry = offset_gradients + (u + run.offset) * width + q;
+                    store(entry, run.mask ? load(gradients + u * width + q) : load(entry));
+                }
+            }
+        weighted_sums(entries, shape.offsets, p.table_width, offset_gradients, width, nullptr,
+                      query_gradients + channel * width);
+        for (long t = 0; t < shape.offsets; t++) table_rows[t] = table + t * p.table_width;
+        weight_gradients(offset_gradients, width, shape.offsets, tile.count, query_rows + channel,
+                         padded_channels, table_rows, p.table_width);
+    }
+};
+
+}  // namespace

@@ -1,0 +1,89 @@
+// The forward pass of one block: scores, softmax and weighted sum, a chunk of cells at a time. The
+// maximum and the sum of the weights so far are kept, and what was added up before is rescaled when
+// the maximum grows, so that a window of any size needs the scores of one chunk only.
+#pragma once
+
+#include "tile.h"
+
+namespace {
+
+template <class T>
+class Forward {
+public:
+    Forward(const HaloProblem &p, const Shape &shape, Arena &arena)
+        : p(p),
+          shape(shape),
+          relative(p, shape, arena),
+          queries(arena.take<float>(p.channels * most_queries)),
+          sums(arena.take<float>(p.value_channels * most_queries)),
+          scores(arena.take<float>(chunk_cells * most_queries)),
+          converted_keys(arena.take<float>(chunk_cells * p.channels)),
+          converted_values(arena.take<float>(chunk_cells * p.value_channels)),
+          zeros(arena.take<float>(larger(p.channels, p.value_channels))) {
+        if (!arena.base) return;
+        for (long c = 0; c < larger(p.channels, p.value_channels); c++) zeros[c] = 0.0f;
+    }
+
+    void run(const Block &block) {
+        for_tiles(p, block, tile, [&] { run_tile(block); });
+    }
+
+private:
+    const HaloProblem &p;
+    const Shape &shape;
+    Tile tile;
+    RelativeLogits relative;
+    float *queries;  // [channels][width]
+    float *sums;     // [value_channels][width]
+    float *scores;   // [cells][width], then their exponentials
+    float *converted_keys, *converted_values;
+    float *zeros;
+    float highest[most_queries], total[most_queries], rescale[most_queries];
+
+    void run_tile(const Block &block) {
+        const long width = tile.width;
+        transpose_queries<T>(p.query, block, tile, p.channels, float(p.scale), queries);
+        relative.compute(p, shape, tile, queries);
+        for (long i = 0; i < p.value_channels * width; i++) sums[i] = 0.0f;
+        for (long q = 0; q < width; q++) {
+            highest[q] = -INFINITY;
+            total[q] = 0.0f;
+        }
+        for_chunks(block, [&](const Chunk &chunk) {
+            const float *rows[chunk_cells], *first[chunk_cells], *second[chunk_cells];
+            relative.rows_of(chunk, first, second);
+            gather_rows(p, p.key, block, chunk, p.channels, zeros, converted_keys, T(), rows);
+            dot_products(rows, chunk.count, p.channels, queries, width, first, second, scores);
+            exponentials(chunk.count, width);
+            gather_rows(p, p.value, block, chunk, p.value_channels, zeros, converted_values, T(), rows);
+            weighted_sums(rows, chunk.count, p.value_channels, scores, width, rescale, sums);
+        });
+        for (long q = 0; q < width; q++) rescale[q] = 1.0f / total[q];
+        scatter_queries<T>(sums, rescale, p.output, block, tile, p.value_channels);
+        if (!p.log_sum.data) return;
+        float *log_sums[most_queries];
+        addresses(p.log_sum, block, tile, log_sums);
+        for (long q = 0; q < tile.count; q++) *log_sums[q] = highest[q] + logf(total[q]);
+    }
+
+    // Turns scores into exponentials relative to the highest score so far.
+    void exponentials(long cells, long width) {
+        for (long q = 0; q < width; q += lanes) {
+            const Vector before = load(highest + q);
+            Vector top = before;
+            for (long k = 0; k < cells; k++) top = maximum(load(scores + k * width + q), top);
+            const Vector factor = exp(before - top);
+            Vector sum = load(total + q) * factor;
+            for (long k = 0; k < cells; k++) {
+                const Vector weight = exp(load(scores + k * width + q) - top);
+                store(scores + k * width + q, weight);
+                sum += weight;
+            }
+            store(highest + q, top);
+            store(rescale + q, factor);
+            store(total + q, sum);
+        }
+    }
+};
+
+}  // namespace

@@ -1,0 +1,61 @@
+// The C interface of the native halo attention kernel (paper, sections 1 and 6).
+//
+// Maps are channels-last: [batch, height, width, heads, channels], any strides but the last, which
+// is 1. Query, key and value may therefore be slices of one fused projection's output.
+#pragma once
+
+#include <stdint.h>
+
+#define HALONET_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// A map and its strides, counted in elements.
+typedef struct {
+    void *data;
+    int64_t batch, row, column, head;
+} HaloMap;
+
+enum { HALO_FLOAT32 = 0, HALO_BFLOAT16 = 1 };
+enum { HALO_SUCCESS = 0, HALO_OUT_OF_MEMORY = 1, HALO_BAD_ARGUMENT = 2 };
+
+typedef struct {
+    int64_t batch, height, width, heads, channels, value_channels;
+    int64_t block_size, halo_size, stride, position_stride, mask_padding;
+    int64_t table_width;  // 0 (no tables), channels / 2 or channels
+    int64_t data_type;    // of query, key, value, output and their gradients unless said otherwise
+    int64_t threads;
+    double scale;
+
+    HaloMap query;   // [batch, ceil(height / stride), ceil(width / stride), heads, channels]
+    HaloMap key;     // [batch, height, width, heads, channels]
+    HaloMap value;   // [batch, height, width, heads, value_channels]
+    HaloMap output;  // as query, value_channels wide
+    // Natural logarithm of the softmax's denominator, float32, one number a query and head.
+    // The forward pass writes it where data is not null; the backward pass reads it.
+    HaloMap log_sum;
+    const float *row_table, *column_table;  // [2 (block_size + halo_size) - 1, table_width]
+
+    // Read and written by the backward pass only.
+    HaloMap output_gradient;
+    HaloMap query_gradient;
+    HaloMap key_gradient, value_gradient;  // float32, added to: the caller fills them with zeros
+    float *row_table_gradient, *column_table_gradient;  // float32, overwritten
+    float *workspace;  // halonet_backward_workspace() floats, never read before written
+} HaloProblem;
+
+HALONET_API int halonet_forward(const HaloProblem *problem);
+HALONET_API int halonet_backward(const HaloProblem *problem);
+HALONET_API int64_t halonet_backward_workspace(const HaloProblem *problem);
+
+// The instruction set in use: "amx", "avx512", "avx2" or "baseline". halonet_select switches to the
+// named one, or back to the best for a null pointer; it returns HALO_BAD_ARGUMENT where the
+// processor or the build lacks it.
+HALONET_API const char *halonet_variant(void);
+HALONET_API int halonet_select(const char *name);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,153 @@
+// What the forward and the backward pass share: scratch memory, queries laid along the lanes, and
+// the logits of the relative position.
+#pragma once
+
+#include "geometry.h"
+#include "products.h"
+
+namespace {
+
+// Hands out aligned pieces of one allocation. Without memory it only counts.
+struct Arena {
+    char *base;
+    int64_t used = 0;
+
+    explicit Arena(void *memory) : base(static_cast<char *>(memory)) {}
+
+    template <class T>
+    T *take(long count) {
+        char *piece = base ? base + used : nullptr;
+        used += round_up(count * long(sizeof(T)), 64);
+        return reinterpret_cast<T *>(piece);
+    }
+};
+
+// Addresses in a map of a tile's queries.
+template <class T>
+inline void addresses(const HaloMap &map, const Block &block, const Tile &tile, T **rows) {
+    T *origin = at<T>(map, block.image, block.query_row, block.query_column, block.head);
+    for (long q = 0; q < tile.count; q++)
+        rows[q] = origin + tile.row[q] * map.row + tile.column[q] * map.column;
+}
+
+// out[c][q] = map[q][c] * factor; the lanes behind the last query repeat the first.
+template <class T>
+__attribute__((noinline)) void transpose_queries(const HaloMap &map, const Block &block, const Tile &tile,
+                              long channels, float factor, float *out) {
+    const T *rows[most_queries];
+    addresses(map, block, tile, rows);
+    for (long q = tile.count; q < tile.width; q++) rows[q] = rows[0];
+    for (long q = 0; q < tile.width; q += lanes) {
+        long c = 0;
+        for (; c + lanes <= channels; c += lanes) {
+            Vector square[lanes];
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; i++) square[i] = load(rows[q + i] + c) * factor;
+            transpose(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; i++) store(out + (c + i) * tile.width + q, square[i]);
+        }
+        for (; c < channels; c++)
+            for (int i = 0; i < lanes; i++)
+                out[c * tile.width + q + i] = load_one(rows[q + i] + c) * factor;
+    }
+}
+
+// map[q][c] = in[c][q] * factor[q].
+template <class T>
+__attribute__((noinline)) void scatter_queries(const float *in, const float *factor, const HaloMap &map,
+                            const Block &block, const Tile &tile, long channels) {
+    T *rows[most_queries];
+    addresses(map, block, tile, rows);
+    for (long q = 0; q < tile.width; q += lanes) {
+        const int count = int(smaller(lanes, tile.count - q));
+        const Vector factors = load(factor + q);
+        long c = 0;
+        for (; c + lanes <= channels; c += lanes) {
+            Vector square[lanes];
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; i++) square[i] = load(in + (c + i) * tile.width + q) * factors;
+            transpose(square);
+            for (int i = 0; i < count; i++) store(rows[q + i] + c, square[i]);
+        }
+        for (; c < channels; c++)
+            for (int i = 0; i < count; i++)
+                store_one(rows[q + i] + c, in[c * tile.width + q + i] * factor[q + i]);
+    }
+}
+
+// One tile's logits of the relative position: for the window's row u and column v, the vectors of
+// queries row + u * step and column + v * step. Without tables every row is the same: step is 0.
+struct RelativeLogits {
+    const float **row_entries, **column_entries, **zero_rows;
+    float *products;
+    float *row, *column;
+    float *zeros;
+    long step;
+
+    RelativeLogits(const HaloProblem &p, const Shape &shape, Arena &arena)
+        : row_entries(arena.take<const float *>(shape.offsets)),
+          column_entries(arena.take<const float *>(shape.offsets)),
+          zero_rows(arena.take<const float *>(shape.offsets)),
+          products(arena.take<float>(shape.offsets * most_queries)),
+          row(arena.take<float>(shape.window * most_queries)),
+          column(arena.take<float>(shape.window * most_queries)),
+          zeros(arena.take<float>(most_queries)),
+          step(0) {
+        if (!arena.base) return;
+        for (long q = 0; q < most_queries; q++) zeros[q] = 0.0f;
+        for (long t = 0; t < shape.offsets; t++) {
+            row_entries[t] = p.row_table + t * p.table_width;
+            column_entries[t] = p.column_table + t * p.table_width;
+            zero_rows[t] = zeros;
+        }
+    }
+
+    // First channel that the column table meets.
+    static long column_channel(const HaloProblem &p) {
+        return p.table_width == p.channels ? 0 : p.table_width;
+    }
+
+    // `queries` is [channels][width].
+    void compute(const HaloProblem &p, const Shape &shape, const Tile &tile, const float *queries) {
+        const long width = tile.width;
+        if (!p.table_width) {
+            step = 0;
+            for (long q = 0; q < width; q++) row[q] = column[q] = 0.0f;
+            return;
+        }
+        step = width;
+        dot_products(row_entries, shape.offsets, p.table_width, queries, width, zero_rows,
+                     zero_rows, products);
+        pick(shape, tile, tile.row_runs, row);
+        dot_products(column_entries, shape.offsets, p.table_width,
+                     queries + column_channel(p) * width, width, zero_rows, zero_rows, products);
+        pick(shape, tile, tile.column_runs, column);
+    }
+
+    void rows_of(const Chunk &chunk, const float **rows, const float **columns) const {
+        for (long k = 0; k < chunk.count; k++) {
+            rows[k] = row + chunk.row[k] * step;
+            columns[k] = column + chunk.column[k] * step;
+        }
+    }
+
+private:
+    // From a product with each of the table's entries to the entry that each query meets.
+    void pick(const Shape &shape, const Tile &tile, const Runs *runs, float *logits) {
+        const long width = tile.width;
+        for (long q = 0; q < width; q += lanes) {
+            const Runs &these = runs[q / lanes];
+            for (long u = 0; u < shape.window; u++) {
+                Vector logit = load(products + (u + these.run[0].offset) * width + q);
+                for (long r = 1; r < these.count; r++) {
+                    const Run &run = these.run[r];
+                    logit = run.mask ? load(products + (u + run.offset) * width + q) : logit;
+                }
+                store(logits + u * width + q, logit);
+            }
+        }
+    }
+};
+
+}  // namespace

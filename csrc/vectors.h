@@ -1,0 +1,127 @@
+// Vectors of the widest registers that the compiler may use here, and arithmetic on them.
+//
+// Everything in this file and in those that include it has internal linkage: the source is compiled
+// once for each instruction set, and the linker must not merge one set's functions with another's.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#include <utility>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int lanes = 16;
+#elif defined(__AVX2__)
+constexpr int lanes = 8;
+#else
+constexpr int lanes = 4;
+#endif
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int registers = 32;
+#else
+constexpr int registers = 16;
+#endif
+
+typedef float Vector __attribute__((vector_size(lanes * 4)));
+typedef int32_t Integers __attribute__((vector_size(lanes * 4)));
+typedef uint32_t Words __attribute__((vector_size(lanes * 4)));
+typedef uint16_t Halves __attribute__((vector_size(lanes * 2)));
+
+// A bfloat16 number: the upper half of a float32.
+struct Bfloat16 {
+    uint16_t bits;
+};
+
+template <class To, class From>
+inline To bits_of(const From &from) {
+    static_assert(sizeof(To) == sizeof(From), "sizes differ");
+    To to;
+    __builtin_memcpy(&to, &from, sizeof(to));
+    return to;
+}
+
+inline Vector load(const float *p) {
+    Vector v;
+    __builtin_memcpy(&v, p, sizeof(v));
+    return v;
+}
+
+inline Vector load(const Bfloat16 *p) {
+    Halves halves;
+    __builtin_memcpy(&halves, p, sizeof(halves));
+    return bits_of<Vector>(__builtin_convertvector(halves, Words) << 16);
+}
+
+inline void store(float *p, Vector v) { __builtin_memcpy(p, &v, sizeof(v)); }
+
+inline float load_one(const float *p) { return *p; }
+inline float load_one(const Bfloat16 *p) { return bits_of<float>(uint32_t(p->bits) << 16); }
+
+inline void store_one(float *p, float x) { *p = x; }
+inline void store_one(Bfloat16 *p, float x) {
+    uint32_t word = bits_of<uint32_t>(x);
+    bool nan = (word & 0x7fffffffu) > 0x7f800000u;
+    word += 0x7fffu + ((word >> 16) & 1u);  // to nearest, ties to even
+    p->bits = nan ? uint16_t(0x7fc0) : uint16_t(word >> 16);
+}
+
+inline void store(Bfloat16 *p, Vector v) {
+    const Words words = bits_of<Words>(v);
+    const Words rounded = words + 0x7fffu + ((words >> 16) & 1u);  // to nearest, ties to even
+    const Words result = (words & 0x7fffffffu) > 0x7f800000u ? Words{} + 0x7fc00000u : rounded;
+    const Halves halves = __builtin_convertvector(result >> 16, Halves);
+    __builtin_memcpy(p, &halves, sizeof(halves));
+}
+
+inline Vector constant(float x) { return Vector{} + x; }
+
+inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }  // of a NaN in a: b
+
+// e^x for x up to 88; at most e^-86.5 below that; NaN for NaN. Error below 1 ulp near 0, growing by
+// 0.03 ulp a unit of x.
+inline Vector exp(Vector x) {
+    // NaN fails the comparison and passes.
+    const Vector lowest = constant(-86.5f);
+    x = x < lowest ? lowest : x;
+    // Adding 1.5 * 2^23 rounds to an integer in the low bits; 127 more is the exponent's bias.
+    const float shifter = 12582912.0f + 127.0f;
+    const Vector shifted = x * 1.44269504f + shifter;
+    const Vector fraction = x - (shifted - shifter) * 0.693147181f;
+    const Vector power = bits_of<Vector>(bits_of<Words>(shifted) << 23);
+    // Minimax for the relative error over [-ln(2) / 2, ln(2) / 2].
+    Vector p = constant(1.38214665e-3f);
+    p = p * fraction + 8.36866256e-3f;
+    p = p * fraction + 4.16682549e-2f;
+    p = p * fraction + 1.66665211e-1f;
+    p = p * fraction + 4.99999940e-1f;
+    p = p * fraction + 1.0f;
+    p = p * fraction + 1.0f;
+    return p * power;
+}
+
+// Exchanges, between two rows of a square, the numbers whose column's bit `step` is not the row's.
+template <int step, int... i>
+inline void exchange(Vector &low, Vector &high, std::integer_sequence<int, i...>) {
+    const Vector a = low, b = high;
+    low = __builtin_shufflevector(a, b, ((i & step) ? lanes + i - step : i)...);
+    high = __builtin_shufflevector(a, b, ((i & step) ? lanes + i : i + step)...);
+}
+
+template <int step = 1>
+inline void transpose(Vector *square) {
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; i++)
+        if (!(i & step))
+            exchange<step>(square[i], square[i + step], std::make_integer_sequence<int, lanes>());
+    if constexpr (2 * step < lanes) transpose<2 * step>(square);
+}
+
+inline long ceil_div(long a, long b) { return (a + b - 1) / b; }
+inline long round_up(long a, long b) { return ceil_div(a, b) * b; }
+inline long smaller(long a, long b) { return a < b ? a : b; }
+inline long larger(long a, long b) { return a > b ? a : b; }
+
+}  // namespace

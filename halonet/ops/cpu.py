@@ -1,0 +1,392 @@
+"""The native CPU kernel (csrc/) as a backend: loads it, registers torch operators, autograd.
+
+The kernel reads windows straight from the maps, adds the relative position itself and never stores
+the attention's weights; the backward pass recomputes them from the log-sum-exp of the forward pass.
+"""
+
+import ctypes
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halonet.ops.window import Window
+
+LIBRARY = {"win32": "halonet_cpu.dll", "darwin": "libhalonet_cpu.dylib"}.get(
+    sys.platform, "libhalonet_cpu.so"
+)
+MAPS = ("query", "key", "value", "output", "log_sum")
+GRADIENT_MAPS = ("output_gradient", "query_gradient", "key_gradient", "value_gradient")
+DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def _fields() -> list[tuple[str, type]]:
+    integers = (
+        "batch height width heads channels value_channels block_size halo_size stride "
+        "position_stride mask_padding table_width data_type threads"
+    )
+    fields: list[tuple[str, type]] = [(name, ctypes.c_int64) for name in integers.split()]
+    fields.append(("scale", ctypes.c_double))
+    for name in MAPS:
+        fields += _map_fields(name)
+    fields += [("row_table", ctypes.c_void_p), ("column_table", ctypes.c_void_p)]
+    for name in GRADIENT_MAPS:
+        fields += _map_fields(name)
+    fields += [
+        ("row_table_gradient", ctypes.c_void_p),
+        ("column_table_gradient", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+    ]
+    return fields
+
+
+def _map_fields(name: str) -> list[tuple[str, type]]:
+    strides = [(f"{name}_{axis}", ctypes.c_int64) for axis in ("batch", "row", "column", "head")]
+    return [(name, ctypes.c_void_p), *strides]
+
+
+class _Problem(ctypes.Structure):
+    """HaloProblem of csrc/halonet_cpu.h, its maps written out flat."""
+
+    _fields_ = _fields()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """The loaded library, or why there is none."""
+    # An editable install has the sources in one folder of the package and what it built in another.
+    folders = sys.modules[__package__].__path__
+    found = [path for folder in folders if (path := Path(folder) / LIBRARY).exists()]
+    if not found:
+        return f"the native library {LIBRARY} was not built with this installation"
+    try:
+        library = ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        return f"the native library can't be loaded: {error}"
+    for function in (library.halonet_forward, library.halonet_backward):
+        function.argtypes = [ctypes.POINTER(_Problem)]
+        function.restype = ctypes.c_int
+    library.halonet_backward_workspace.argtypes = [ctypes.POINTER(_Problem)]
+    library.halonet_backward_workspace.restype = ctypes.c_int64
+    library.halonet_variant.restype = ctypes.c_char_p
+    library.halonet_select.argtypes = [ctypes.c_char_p]
+    return library
+
+
+@torch.compiler.assume_constant_result
+def _missing() -> str | None:
+    """Why there is no library, or None."""
+    library = _library()
+    return library if isinstance(library, str) else None
+
+
+def variant() -> str | None:
+    """The instruction set that the kernel uses here, or None where there is no kernel."""
+    library = _library()
+    return None if isinstance(library, str) else library.halonet_variant().decode()
+
+
+def select_variant(name: str | None) -> None:
+    """Use the kernel's variant of this name from now on; None is the best one."""
+    library = _library()
+    if isinstance(library, str):
+        raise RuntimeError(library)
+    if library.halonet_select(None if name is None else name.encode()):
+        raise ValueError(
+            f"the kernel's variant {name!r} is not there or can't run on this processor"
+        )
+
+
+def why_not(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    window: Window,
+    scale: float,
+) -> str | None:
+    """One line on why the kernel can't run these arguments, or None."""
+    if query.device.type != "cpu":
+        return f"it runs on the CPU only, the tensors are on {query.device}"
+    if query.dtype not in DATA_TYPES:
+        return f"it computes in float32 and bfloat16, not {query.dtype}"
+    if window.kernel_size is not None:
+        return "it has no kernel_size (SASA)"
+    return _missing()
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    window: Window,
+    scale: float,
+) -> Tensor:
+    """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
+    tensors = (query, key, value, row_table, column_table)
+    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return _forward(
+        *tensors,
+        window.block_size,
+        window.halo_size,
+        window.stride,
+        window.position_stride,
+        window.mask_padding,
+        scale,
+        training,
+    )[0]
+
+
+def _problem(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    block_size: int,
+    halo_size: int,
+    stride: int,
+    position_stride: int,
+    mask_padding: bool,
+    scale: float,
+) -> list[int | float]:
+    """The values of _Problem's first fields, up to `scale`."""
+    batch, height, width, heads, channels = key.shape
+    table_width = 0 if row_table is None else row_table.shape[1]
+    return [
+        batch,
+        height,
+        width,
+        heads,
+        channels,
+        value.shape[4],
+        block_size,
+        halo_size,
+        stride,
+        position_stride,
+        mask_padding,
+        table_width,
+        DATA_TYPES[query.dtype],
+        torch.get_num_threads(),
+        scale,
+    ]
+
+
+NO_MAP = (None, 0, 0, 0, 0)
+
+
+def _map(tensor: Tensor) -> tuple:
+    return (tensor.data_ptr(), *tensor.stride()[:4])
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """The kernel takes any strides but the last, which must be 1."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def _table(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().to(torch.float32).contiguous()
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _call(function: Callable[[_Problem], int], problem: _Problem) -> None:
+    status = function(problem)
+    if status:
+        raise RuntimeError(
+            {1: "out of memory", 2: "bad argument"}[status] + " in the halo attention kernel"
+        )
+
+
+@torch.library.custom_op("halonet::cpu_forward", mutates_args=(), device_types="cpu")
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    block_size: int,
+    halo_size: int,
+    stride: int,
+    position_stride: int,
+    mask_padding: bool,
+    scale: float,
+    training: bool,
+) -> tuple[Tensor, Tensor]:
+    query, key, value = _readable(query), _readable(key), _readable(value)
+    output = query.new_empty((*query.shape[:4], value.shape[4]))
+    log_sum = query.new_empty(query.shape[:4] if training else (0,), dtype=torch.float32)
+    if query.numel() == 0:
+        return output, log_sum
+    row, column = _table(row_table), _table(column_table)
+    problem = _Problem(
+        *_problem(
+            query,
+            key,
+            value,
+            row,
+            block_size,
+            halo_size,
+            stride,
+            position_stride,
+            mask_padding,
+            scale,
+        ),
+        *_map(query),
+        *_map(key),
+        *_map(value),
+        *_map(output),
+        *(_map(log_sum) if training else NO_MAP),
+        _address(row),
+        _address(column),
+    )
+    _call(_library().halonet_forward, problem)
+    return output, log_sum
+
+
+@_forward.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    block_size: int,
+    halo_size: int,
+    stride: int,
+    position_stride: int,
+    mask_padding: bool,
+    scale: float,
+    training: bool,
+) -> tuple[Tensor, Tensor]:
+    log_sum = query.new_empty(query.shape[:4] if training else (0,), dtype=torch.float32)
+    return query.new_empty((*query.shape[:4], value.shape[4])), log_sum
+
+
+@torch.library.custom_op("halonet::cpu_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    output: Tensor,
+    log_sum: Tensor,
+    block_size: int,
+    halo_size: int,
+    stride: int,
+    position_stride: int,
+    mask_padding: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    gradient, query, key, value = (_readable(tensor) for tensor in (gradient, query, key, value))
+    row, column = _table(row_table), _table(column_table)
+    query_gradient = query.new_empty(query.shape)
+    key_gradient = key.new_zeros(key.shape, dtype=torch.float32)
+    value_gradient = value.new_zeros(value.shape, dtype=torch.float32)
+    row_gradient = query.new_zeros((0,) if row is None else row.shape, dtype=torch.float32)
+    column_gradient = torch.zeros_like(row_gradient)
+    if query.numel():
+        problem = _Problem(
+            *_problem(
+                query,
+                key,
+                value,
+                row,
+                block_size,
+                halo_size,
+                stride,
+                position_stride,
+                mask_padding,
+                scale,
+            ),
+            *_map(query),
+            *_map(key),
+            *_map(value),
+            *_map(output),
+            *_map(log_sum),
+            _address(row),
+            _address(column),
+            *_map(gradient),
+            *_map(query_gradient),
+            *_map(key_gradient),
+            *_map(value_gradient),
+            _address(row_gradient),
+            _address(column_gradient),
+        )
+        library = _library()
+        workspace = key_gradient.new_empty(library.halonet_backward_workspace(problem))
+        problem.workspace = workspace.data_ptr()
+        _call(library.halonet_backward, problem)
+    type_of_table = query.dtype if row_table is None else row_table.dtype
+    return (
+        query_gradient,
+        key_gradient.to(key.dtype),
+        value_gradient.to(value.dtype),
+        row_gradient.to(type_of_table),
+        column_gradient.to(type_of_table),
+    )
+
+
+@_backward.register_fake
+def _(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    output: Tensor,
+    log_sum: Tensor,
+    block_size: int,
+    halo_size: int,
+    stride: int,
+    position_stride: int,
+    mask_padding: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    table = query.new_empty(0) if row_table is None else row_table.new_empty(row_table.shape)
+    return (
+        query.new_empty(query.shape),
+        key.new_empty(key.shape),
+        value.new_empty(value.shape),
+        table,
+        torch.empty_like(table),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, block_size, halo_size, stride, position_stride, mask_padding, scale, training = inputs
+    ctx.options = (block_size, halo_size, stride, position_stride, mask_padding, scale)
+    ctx.training = training
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _autograd(
+    ctx: Any, gradient: Tensor | None, log_sum_gradient: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * 7
+    if gradient is None:
+        return (None,) * 5 + nothing
+    query, key, value, row_table, column_table, output, log_sum = ctx.saved_tensors
+    gradients = list(
+        _backward(
+            gradient, query, key, value, row_table, column_table, output, log_sum, *ctx.options
+        )
+    )
+    if row_table is None:
+        gradients[3:] = [None, None]
+    return (*gradients, *nothing)
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

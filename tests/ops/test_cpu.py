@@ -1,0 +1,248 @@
+"""The native CPU kernel: every instruction set that runs here, against the reference."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+import torch
+from torch import Tensor
+
+from halonet import explain_backend, halo_attention
+from halonet.ops import cpu
+from tests.comparison import assert_as_exact
+from tests.ops.cases import CASES, KERNEL_CASES, Case
+from tests.ops.test_halo_attention import run_with_gradients
+
+pytestmark = pytest.mark.skipif(cpu.variant() is None, reason="the native library is not built")
+TYPES = [torch.float32, torch.bfloat16]
+LARGER_CASES = (
+    Case("h1_stage", 21, 13, {"block_size": 8, "halo_size": 3}, channels=16, value_channels=16),
+    Case(
+        "h1_downsampling",
+        21,
+        13,
+        {"block_size": 8, "halo_size": 3, "stride": 2},
+        channels=16,
+        value_channels=16,
+    ),
+    Case("block_14", 23, 29, {"block_size": 14, "halo_size": 2}, 1, 1, 18, 33),
+    Case("very_wide_heads", 9, 10, {"block_size": 5, "halo_size": 2}, 1, 1, 80, 200),
+    Case("odd_heads", 9, 10, {"block_size": 6, "halo_size": 2}, 1, 2, 37, 41, tables="full"),
+    Case("two_channels", 6, 5, {"block_size": 4, "halo_size": 1}, 1, 3, 2, 1),
+)
+FLOAT_CASES = [*CASES, *LARGER_CASES]
+
+
+def runnable_variants() -> list[str]:
+    """The kernel's instruction sets that this processor has."""
+    found = []
+    for name in ("amx", "avx512", "avx2", "baseline"):
+        try:
+            cpu.select_variant(name)
+            found.append(name)
+        except (ValueError, RuntimeError):
+            continue
+    if found:
+        cpu.select_variant(None)
+    return found
+
+
+@pytest.fixture(params=runnable_variants())
+def variant(request: pytest.FixtureRequest) -> Iterator[str]:
+    cpu.select_variant(request.param)
+    yield request.param
+    cpu.select_variant(None)
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_fresh_memory() -> Iterator[None]:
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+def assert_is_the_reference(case: Case, dtype: torch.dtype) -> None:
+    inputs = case.inputs(dtype)
+    wide = {name: tensor.double() for name, tensor in inputs.items()}
+    exact = run_with_gradients(halo_attention, wide, case.options | {"backend": "reference"})
+    plain = run_with_gradients(halo_attention, inputs, case.options | {"backend": "reference"})
+    found = run_with_gradients(halo_attention, inputs, case.options | {"backend": "cpu"})
+    for name, tensor in found.items():
+        assert_as_exact(name, tensor, exact[name], plain[name])
+
+
+def outcomes(inputs: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
+    return run_with_gradients(halo_attention, inputs, options | {"backend": "cpu"})
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("case", FLOAT_CASES, ids=str)
+def test_kernel_is_the_reference(case: Case, dtype: torch.dtype, variant: str) -> None:
+    assert_is_the_reference(case, dtype)
+
+
+@st.composite
+def random_cases(draw: st.DrawFn) -> Case:
+    stride = draw(st.sampled_from([1, 2]))
+    tables = draw(st.sampled_from(["none", "half", "full"]))
+    options = {
+        "block_size": draw(st.integers(1, 5)) * stride,
+        "halo_size": draw(st.integers(0, 4)),
+        "stride": stride,
+        "position_stride": draw(st.integers(1, stride)),
+        "mask_padding": draw(st.booleans()),
+    }
+    return Case(
+        "random",
+        draw(st.integers(1, 20)),
+        draw(st.integers(1, 20)),
+        options,
+        batch=draw(st.integers(1, 3)),
+        heads=draw(st.integers(1, 3)),
+        channels=draw(st.integers(1, 20)) * (2 if tables == "half" else 1),
+        value_channels=draw(st.integers(1, 40)),
+        tables=tables,
+    )
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@hypothesis.given(case=random_cases(), dtype=st.sampled_from(TYPES))
+def test_random_shapes(case: Case, dtype: torch.dtype) -> None:
+    assert_is_the_reference(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], *LARGER_CASES[:3]], ids=str)
+def test_same_result_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3, 2):
+        torch.set_num_threads(count)
+        results.append(outcomes(case.inputs(dtype), case.options))
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        for name, tensor in other.items():
+            assert torch.equal(tensor, results[0][name]), name
+
+
+def test_slices_of_one_projection_are_read_where_they_lie() -> None:
+    case = LARGER_CASES[0]
+    inputs = case.inputs(torch.float32)
+    names = ("query", "key", "value")
+    fused = torch.cat([inputs[name].flatten(3) for name in names], -1)
+    slices = [part.unflatten(-1, (case.heads, -1)) for part in fused.chunk(3, -1)]
+    sliced = inputs | dict(zip(names, slices, strict=True))
+    assert not sliced["key"].is_contiguous()
+    found, expected = outcomes(sliced, case.options), outcomes(inputs, case.options)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_any_strides() -> None:
+    case = CASES[0]
+    inputs = case.inputs(torch.float32)
+    strange = {name: tensor.mT.contiguous().mT for name, tensor in inputs.items()}
+    result = halo_attention(**strange, **case.options, backend="cpu")
+    assert torch.equal(result, halo_attention(**inputs, **case.options, backend="cpu"))
+    # The gradient of a sum is one number, expanded.
+    query = inputs["query"].requires_grad_()
+    halo_attention(**inputs, **case.options, backend="cpu").sum().backward()
+    assert query.grad is not None
+    assert query.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("which", ["query", "key", "value"])
+def test_nan_and_infinity_reach_the_result_that_they_reach(
+    which: str, bad: float, variant: str
+) -> None:
+    case = LARGER_CASES[0]
+    inputs = case.inputs(torch.float32)
+    inputs[which][0, 2, 3, 1, 4] = bad
+    expected = halo_attention(**inputs, **case.options, backend="reference")
+    found = halo_attention(**inputs, **case.options, backend="cpu")
+    assert torch.equal(found.isfinite(), expected.isfinite())
+
+
+def test_large_scores() -> None:
+    case = LARGER_CASES[0]
+    inputs = case.inputs(torch.float32)
+    inputs["query"] *= 300
+    wide = {name: tensor.double() for name, tensor in inputs.items()}
+    exact = halo_attention(**wide, **case.options, backend="reference")
+    found = halo_attention(**inputs, **case.options, backend="cpu")
+    # Scores go up to about 1000: a rounding of theirs is an error of that size in the weights.
+    error = 1000 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(
+        found, exact.float(), rtol=error, atol=error * exact.abs().max().item()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own
+def test_registered_operator_is_sound() -> None:
+    tensors = [tensor.requires_grad_() for tensor in CASES[0].inputs(torch.float32).values()]
+    arguments = (*tensors, 4, 2, 1, 1, True, 0.5, True)
+    torch.library.opcheck(torch.ops.halonet.cpu_forward.default, arguments)
+
+
+def test_compiles_and_exports_as_one_operator() -> None:
+    case = CASES[0]
+    inputs = case.inputs(torch.float32)
+    compiled = torch.compile(halo_attention, fullgraph=True, backend="aot_eager")
+    found = run_with_gradients(compiled, inputs, case.options | {"backend": "cpu"})
+    for name, tensor in outcomes(inputs, case.options).items():
+        assert torch.equal(tensor, found[name]), name
+
+    class Module(torch.nn.Module):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return halo_attention(query, key, value, block_size=4, halo_size=2)
+
+    tensors = (inputs["query"], inputs["key"], inputs["value"])
+    exported = torch.export.export(Module(), tensors)
+    assert "halonet.cpu_forward" in str(exported.graph)
+    assert torch.equal(exported.module()(*tensors), Module()(*tensors))
+
+
+def test_second_derivatives_are_refused() -> None:
+    inputs = CASES[0].inputs(torch.float32)
+    query = inputs["query"].requires_grad_()
+    result = halo_attention(**inputs, **CASES[0].options, backend="cpu")
+    gradient = torch.ones_like(result, requires_grad=True)
+    (first,) = torch.autograd.grad(result, query, gradient, create_graph=True)
+    with pytest.raises(RuntimeError):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "reason"),
+    [
+        (CASES[0], torch.float64, "float32 and bfloat16, not torch.float64"),
+        (KERNEL_CASES[0], torch.float32, "kernel_size"),
+    ],
+    ids=str,
+)
+def test_says_why_it_cannot_run(case: Case, dtype: torch.dtype, reason: str) -> None:
+    inputs = case.inputs(dtype)
+    choice = explain_backend(**inputs, **case.options)
+    assert choice.chosen == "sdpa"
+    assert reason in (choice.reasons["cpu"] or "")
+    with pytest.raises(NotImplementedError, match="backend 'cpu' can't run this"):
+        halo_attention(**inputs, **case.options, backend="cpu")
+
+
+def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "LIBRARY", "absent.so")
+    cpu._library.cache_clear()
+    try:
+        choice = explain_backend(**CASES[0].inputs(torch.float32), **CASES[0].options)
+        assert choice.chosen == "sdpa"
+        assert choice.reasons["cpu"] == (
+            "the native library absent.so was not built with this installation"
+        )
+    finally:
+        cpu._library.cache_clear()
