@@ -9,7 +9,7 @@ import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -132,7 +132,7 @@ def run(
     """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
     tensors = (query, key, value, row_table, column_table)
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return _forward(
+    return torch.ops.halonet.cpu_forward.default(
         *tensors,
         window.block_size,
         window.halo_size,
@@ -206,7 +206,6 @@ def _call(function: Callable[[_Problem], int], problem: _Problem) -> None:
         )
 
 
-@torch.library.custom_op("halonet::cpu_forward", mutates_args=(), device_types="cpu")
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -252,8 +251,7 @@ def _forward(
     return output, log_sum
 
 
-@_forward.register_fake
-def _(
+def _fake_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -271,7 +269,6 @@ def _(
     return query.new_empty((*query.shape[:4], value.shape[4])), log_sum
 
 
-@torch.library.custom_op("halonet::cpu_backward", mutates_args=(), device_types="cpu")
 def _backward(
     gradient: Tensor,
     query: Tensor,
@@ -337,8 +334,7 @@ def _backward(
     )
 
 
-@_backward.register_fake
-def _(
+def _fake_backward(
     gradient: Tensor,
     query: Tensor,
     key: Tensor,
@@ -380,7 +376,7 @@ def _autograd(
         return (None,) * 5 + nothing
     query, key, value, row_table, column_table, output, log_sum = ctx.saved_tensors
     gradients = list(
-        _backward(
+        torch.ops.halonet.cpu_backward.default(
             gradient, query, key, value, row_table, column_table, output, log_sum, *ctx.options
         )
     )
@@ -389,4 +385,33 @@ def _autograd(
     return (*gradients, *nothing)
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
+    raise RuntimeError(
+        "halo attention's kernel has no second derivative; use backend='reference' for it"
+    )
+
+
+# Defined by hand: torch.library.custom_op imports torch's compiler at the first call, which takes
+# seconds, and costs twice as much a call.
+_TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? row_table, Tensor? column_table"
+_OPTIONS = (
+    "int block_size, int halo_size, int stride, int position_stride, bool mask_padding, float scale"
+)
+_operators = torch.library.Library("halonet", "FRAGMENT")
+_operators.define(
+    f"cpu_forward({_TENSORS}, {_OPTIONS}, bool training) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_operators.define(
+    f"cpu_backward(Tensor gradient, {_TENSORS}, Tensor output, Tensor log_sum, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_operators.impl("cpu_forward", _forward, "CPU")
+_operators.impl("cpu_backward", _backward, "CPU")
+torch.library.register_fake("halonet::cpu_forward", _fake_forward, lib=_operators)
+torch.library.register_fake("halonet::cpu_backward", _fake_backward, lib=_operators)
+torch.library.register_autograd(
+    "halonet::cpu_forward", _autograd, setup_context=_setup_context, lib=_operators
+)
+torch.library.register_autograd("halonet::cpu_backward", _no_second_derivative, lib=_operators)
