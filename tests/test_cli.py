@@ -21,6 +21,7 @@ TRAIN_OPTIONS = [
     "augmentation.vertical_flip",
     "averaging_decay",
     "batch_size",
+    "central_crop_share",
     "checkpoint_steps",
     "clip_norm",
     "compile",

@@ -95,9 +95,13 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 def make_augmentation(augmentation: Augmentation, image_size: int) -> v2.Transform:
     """Bytes [channels, height, width] to bytes [channels, image_size, image_size], at random."""
-    steps: list[v2.Transform] = [
-        v2.RandomResizedCrop(image_size, scale=augmentation.crop_share, antialias=True)
-    ]
+    steps: list[v2.Transform] = []
+    if augmentation.crop_share == (1.0, 1.0):
+        steps.append(v2.CenterCrop(image_size))
+    else:
+        steps.append(
+            v2.RandomResizedCrop(image_size, scale=augmentation.crop_share, antialias=True)
+        )
     if augmentation.horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
     if augmentation.vertical_flip:

@@ -348,6 +348,9 @@ def _make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
         )
     except TypeError as error:  # a text where a number belongs
         raise ValueError(f"model_options {config.model_options} don't fit: {error}") from None
+    model.preprocessing = dataclasses.replace(
+        model.preprocessing, crop_share=config.central_crop_share
+    )
     if config.in_channels == 1:
         model.preprocessing = dataclasses.replace(model.preprocessing, mean=(0.45,), std=(0.225,))
     if config.init is not None:

@@ -15,7 +15,8 @@ class Augmentation:
     """Random changes of a training image.
 
     Attributes:
-        crop_share: least and largest share of the area that a random crop keeps.
+        crop_share: least and largest share of the area that a random crop keeps; with 1 and 1
+            nothing is resampled, and the central crop is taken.
         horizontal_flip: mirror half of the images, left to right.
         vertical_flip: mirror half of the images, top to bottom.
         quarter_turns: turn by 0, 90, 180 or 270 degrees, each as likely.
@@ -44,6 +45,8 @@ class TrainingConfig:
         init: a checkpoint or a run folder to start from; the classifier of other classes starts
             from zero.
         image_size: pixels on a side of the images.
+        central_crop_share: share of an image's short side that the central crop keeps, where
+            images aren't changed at random.
         augmentation: random changes of training images.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with both, each batch takes one of them.
@@ -74,6 +77,7 @@ class TrainingConfig:
     in_channels: int = 3
     init: str | None = None
     image_size: int = 128
+    central_crop_share: float = 0.95
     augmentation: Augmentation = field(default_factory=Augmentation)
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -164,6 +168,10 @@ def check_config(config: TrainingConfig) -> None:
     for name in shares:
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} must be from 0 to below 1, got {getattr(config, name)}")
+    if not 0 < config.central_crop_share <= 1:
+        raise ValueError(
+            f"central_crop_share must be above 0, at most 1, got {config.central_crop_share}"
+        )
     low, high = config.augmentation.crop_share
     if not 0 < low <= high <= 1:
         raise ValueError(
