@@ -243,7 +243,7 @@ def _model(name: str, mode: str, peer: str, compiled: bool) -> Contestant:
             if not error < 1e-3:
                 raise AssertionError(f"the fused model is {error} off the unfused one")
             checked = f"fused, {error:.1e} off the unfused model"
-    network = network.to(dtype=dtype, memory_format=torch.channels_last)
+    network = network.to(dtype)
     contestant = _timed(network, images.to(dtype), training, compiled)
     return Contestant(contestant.step, checked)
 

@@ -70,7 +70,7 @@ def measure(
             stack.callback(worker.close)
             order = {"case": case, "contestant": contestant, "compiled": compiled}
             answer = worker.ask(do="build", threads=threads, **order)
-            entry = {"case": case, "contestant": label, **answer}
+            entry: dict[str, Any] = {"case": case, "contestant": label, **answer}
             entries.append(entry)
             if "error" in answer:
                 worker.close()
@@ -253,7 +253,7 @@ def main() -> None:
     head, entries = header(options.threads), []
     with installed_at(options.base) as package:
         for case, names in chosen.items():
-            group = []
+            group: list[tuple[str, str, bool, Path | None]] = []
             for name in names:
                 if not available(name):
                     print(f"{case}: {name} is not installed", file=sys.stderr)

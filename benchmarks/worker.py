@@ -28,7 +28,7 @@ def main() -> None:
                 step()
                 step()
                 answer = {"checked": contestant.checked, "idle": idle}
-            elif order["do"] == "time":
+            elif order["do"] == "time" and step is not None:
                 started = time.perf_counter()
                 for _ in range(order["repeats"]):
                     step()

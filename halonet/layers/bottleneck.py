@@ -82,16 +82,16 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.reduce_norm = nn.BatchNorm2d(width)
+        self.reduce_norm: nn.Module = nn.BatchNorm2d(width)
         self.spatial = spatial
-        self.spatial_norm = nn.BatchNorm2d(spatial_channels)
+        self.spatial_norm: nn.Module = nn.BatchNorm2d(spatial_channels)
         self.squeeze_excitation = (
             SqueezeExcitation(spatial_channels, activation=activation)
             if squeeze_excitation
             else nn.Identity()
         )
         self.expand = nn.Conv2d(spatial_channels, out_channels, 1, bias=False)
-        self.expand_norm = nn.BatchNorm2d(out_channels)
+        self.expand_norm: nn.Module = nn.BatchNorm2d(out_channels)
         self.stochastic_depth = StochasticDepth(stochastic_depth)
         self.activation = make_activation(activation)
         if stride == 1 and in_channels == out_channels:

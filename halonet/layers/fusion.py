@@ -30,15 +30,18 @@ def fuse_sequential(layers: nn.Sequential) -> None:
 
 def fuse_bottleneck(bottleneck: Bottleneck) -> None:
     """Fold all batch norms of a bottleneck into its convolutions and its attention, in place."""
-    bottleneck.reduce = fuse_conv_bn_eval(bottleneck.reduce, bottleneck.reduce_norm)
-    bottleneck.reduce_norm = nn.Identity()
-    bottleneck.expand = fuse_conv_bn_eval(bottleneck.expand, bottleneck.expand_norm)
-    bottleneck.expand_norm = nn.Identity()
+    norms = (bottleneck.reduce_norm, bottleneck.spatial_norm, bottleneck.expand_norm)
+    reduce_norm, spatial_norm, expand_norm = norms
+    assert isinstance(reduce_norm, nn.BatchNorm2d)
+    assert isinstance(spatial_norm, nn.BatchNorm2d)
+    assert isinstance(expand_norm, nn.BatchNorm2d)
+    bottleneck.reduce = fuse_conv_bn_eval(bottleneck.reduce, reduce_norm)
+    bottleneck.expand = fuse_conv_bn_eval(bottleneck.expand, expand_norm)
+    bottleneck.reduce_norm = bottleneck.expand_norm = bottleneck.spatial_norm = nn.Identity()
     if isinstance(bottleneck.spatial, HaloAttention):
-        bottleneck.spatial_norm = fuse_attention(bottleneck.spatial, bottleneck.spatial_norm)
-    else:
-        bottleneck.spatial = fuse_conv_bn_eval(bottleneck.spatial, bottleneck.spatial_norm)
-        bottleneck.spatial_norm = nn.Identity()
+        bottleneck.spatial_norm = fuse_attention(bottleneck.spatial, spatial_norm)
+    elif isinstance(bottleneck.spatial, nn.Conv2d):
+        bottleneck.spatial = fuse_conv_bn_eval(bottleneck.spatial, spatial_norm)
     if isinstance(bottleneck.shortcut, nn.Sequential):
         fuse_sequential(bottleneck.shortcut)
 
@@ -59,4 +62,5 @@ def fuse_attention(attention: HaloAttention, norm: nn.BatchNorm2d) -> nn.Module:
         attention.value = fused
         return nn.Identity()
     attention.value.weight.copy_(fused.weight)
+    assert fused.bias is not None
     return ChannelShift(fused.bias.detach().clone())

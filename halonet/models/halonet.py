@@ -118,7 +118,7 @@ class HaloNet(nn.Module):
             if isinstance(module, HaloAttention):
                 module.reset_parameters()
             elif isinstance(module, Bottleneck):
-                nn.init.zeros_(module.expand_norm.weight)
+                nn.init.zeros_(module.expand_norm.get_parameter("weight"))
         if isinstance(self.classifier, nn.Linear):
             nn.init.normal_(self.classifier.weight, std=0.01)
             nn.init.zeros_(self.classifier.bias)
@@ -222,9 +222,9 @@ class HaloNet(nn.Module):
 class PatchStem(nn.Sequential):
     """4x4 patches, each projected linearly (paper section 4.4); what doesn't fill one is padded."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        below, right = -images.shape[2] % 4, -images.shape[3] % 4
-        return super().forward(F.pad(images, (0, right, 0, below)))
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
+        below, right = -input.shape[2] % 4, -input.shape[3] % 4
+        return super().forward(F.pad(input, (0, right, 0, below)))
 
 
 def make_stem(variant: Variant, in_channels: int) -> nn.Sequential:

@@ -84,12 +84,11 @@ def load_model(
         backend=backend,
     )
     _load(model, tensors, str(path))
-    preprocessing = Preprocessing(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in description["preprocessing"].items()
-        }
-    )
+    stored: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in description["preprocessing"].items()
+    }
+    preprocessing = Preprocessing(**stored)
     if "image_size" in changes:
         preprocessing = dataclasses.replace(preprocessing, image_size=changes["image_size"])
     model.preprocessing = preprocessing
@@ -167,16 +166,16 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, json.loads(metadata[METADATA_KEY])
 
 
-def _variant_from(fields: dict[str, Any], changes: Mapping[str, Any]) -> Variant:
+def _variant_from(fields: dict[str, Any], changes: dict[str, Any]) -> Variant:
     """The variant that a file describes; its name may be one that we don't list."""
     name = fields["name"]
     if name in VARIANTS:
         described = {key: value for key, value in fields.items() if key not in _FIXED}
         return get_variant(name, **(described | changes))
     known = {field.name for field in dataclasses.fields(Variant)}
-    described = {
+    described: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
-        for key, value in (fields | dict(changes)).items()
+        for key, value in (fields | changes).items()
         if key in known
     }
     return Variant(**described)

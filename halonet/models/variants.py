@@ -98,8 +98,8 @@ _TABLE = (
             parameters=87_002_280),
     _ABLATION,
     replace(_ABLATION, name="resnet_50", spatial=(_C,) * 4, parameters=25_557_032),
-    Variant("halonet_tiny", "ours", 96, 4, 2, 1.0, 1.0, layers=(1, 1, 2, 1), base_width=32,
-            heads=(2, 4, 8, 8), spatial=(_C, _C, _A, _A), stem_width=32, parameters=814856),
+    Variant("halonet_tiny", "ours", 96, 4, 2, 1.0, 2.0, layers=(1, 1, 1, 1), base_width=32,
+            heads=(2, 4, 8, 8), spatial=(_C, _C, _A, _A), stem_width=32, parameters=1_251_096),
 )
 # fmt: on
 

@@ -59,7 +59,7 @@ class _Problem(ctypes.Structure):
 def _library() -> ctypes.CDLL | str:
     """The loaded library, or why there is none."""
     # An editable install has the sources in one folder of the package and what it built in another.
-    folders = sys.modules[__package__].__path__
+    folders = sys.modules["halonet.ops"].__path__
     found = [path for folder in folders if (path := Path(folder) / LIBRARY).exists()]
     if not found:
         return f"the native library {LIBRARY} was not built with this installation"
@@ -74,6 +74,13 @@ def _library() -> ctypes.CDLL | str:
     library.halonet_backward_workspace.restype = ctypes.c_int64
     library.halonet_variant.restype = ctypes.c_char_p
     library.halonet_select.argtypes = [ctypes.c_char_p]
+    return library
+
+
+def _loaded() -> ctypes.CDLL:
+    library = _library()
+    if isinstance(library, str):
+        raise RuntimeError(library)
     return library
 
 
@@ -92,10 +99,7 @@ def variant() -> str | None:
 
 def select_variant(name: str | None) -> None:
     """Use the kernel's variant of this name from now on; None is the best one."""
-    library = _library()
-    if isinstance(library, str):
-        raise RuntimeError(library)
-    if library.halonet_select(None if name is None else name.encode()):
+    if _loaded().halonet_select(None if name is None else name.encode()):
         raise ValueError(
             f"the kernel's variant {name!r} is not there or can't run on this processor"
         )
@@ -247,7 +251,7 @@ def _forward(
         _address(row),
         _address(column),
     )
-    _call(_library().halonet_forward, problem)
+    _call(_loaded().halonet_forward, problem)
     return output, log_sum
 
 
@@ -320,7 +324,7 @@ def _backward(
             _address(row_gradient),
             _address(column_gradient),
         )
-        library = _library()
+        library = _loaded()
         workspace = key_gradient.new_empty(library.halonet_backward_workspace(problem))
         problem.workspace = workspace.data_ptr()
         _call(library.halonet_backward, problem)

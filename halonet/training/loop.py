@@ -234,13 +234,15 @@ class _Run:
                 "what was saved before; a smaller learning_rate may help"
             )
         self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(
-            self.prepared_model.parameters(), config.clip_norm or math.inf
+        norm = torch.as_tensor(
+            self.accelerator.clip_grad_norm_(
+                self.prepared_model.parameters(), config.clip_norm or math.inf
+            )
         )
         # With fp16 an infinite gradient is daily bread: the scaler skips the step.
-        if config.mixed_precision != "fp16" and not torch.isfinite(torch.as_tensor(norm)):
+        if config.mixed_precision != "fp16" and not torch.isfinite(norm):
             raise LossNotFinite(
-                f"the gradient became {float(norm)} at step {step + 1} of {self.steps}; {folder} "
+                f"the gradient became {norm.item()} at step {step + 1} of {self.steps}; {folder} "
                 "keeps what was saved before; a smaller learning_rate may help"
             )
         self.prepared_optimizer.step()
