@@ -160,14 +160,20 @@ class ImageDataset(Dataset):
         return len(self.split.labels)
 
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, place = index
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[tuple[int, int]]) -> list[tuple[Tensor, int]]:
+        """The items of a batch; the global random state is put aside once for all of them."""
+        with torch.random.fork_rng(devices=[], enabled=self.transform is not None):
+            return [self._make_item(epoch, place) for epoch, place in indices]
+
+    def _make_item(self, epoch: int, place: int) -> tuple[Tensor, int]:
         pixels = self.cached[place] if self.cached is not None else self.read(place)
         if self.transform is None:
             pixels = crop_center(pixels, self.preprocessing.image_size)
         else:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(mix_seed(self.seed, epoch, place))
-                pixels = self.transform(pixels)
+            torch.default_generator.manual_seed(mix_seed(self.seed, epoch, place))
+            pixels = self.transform(pixels)
         return normalize(pixels, self.preprocessing), self.split.labels[place]
 
     def read(self, index: int) -> Tensor:
