@@ -63,6 +63,7 @@ def test_the_core_imports_torch_and_little_else() -> None:
         "numpy.testing",
         "PIL",
         "timm",
+        "torch._dynamo",
         "torchmetrics",
         "torchvision",
         "triton",

@@ -5,7 +5,6 @@ the attention's weights; the backward pass recomputes them from the log-sum-exp 
 """
 
 import ctypes
-import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,14 +54,13 @@ class _Problem(ctypes.Structure):
     _fields_ = _fields()
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | str:
-    """The loaded library, or why there is none."""
+def load_library(name: str) -> ctypes.CDLL | str:
+    """The kernel's library beside this module, or why there is none."""
     # An editable install has the sources in one folder of the package and what it built in another.
     folders = sys.modules["halonet.ops"].__path__
-    found = [path for folder in folders if (path := Path(folder) / LIBRARY).exists()]
+    found = [path for folder in folders if (path := Path(folder) / name).exists()]
     if not found:
-        return f"the native library {LIBRARY} was not built with this installation"
+        return f"the native library {name} was not built with this installation"
     try:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
@@ -77,24 +75,21 @@ def _library() -> ctypes.CDLL | str:
     return library
 
 
+# Loaded with the module, behind torch's OpenMP, whose threads it then shares. A text says why there
+# is none: a constant, as torch.compile wants it.
+_library = load_library(LIBRARY)
+MISSING = _library if isinstance(_library, str) else None
+
+
 def _loaded() -> ctypes.CDLL:
-    library = _library()
-    if isinstance(library, str):
-        raise RuntimeError(library)
-    return library
-
-
-@torch.compiler.assume_constant_result
-def _missing() -> str | None:
-    """Why there is no library, or None."""
-    library = _library()
-    return library if isinstance(library, str) else None
+    if isinstance(_library, str):
+        raise RuntimeError(_library)
+    return _library
 
 
 def variant() -> str | None:
     """The instruction set that the kernel uses here, or None where there is no kernel."""
-    library = _library()
-    return None if isinstance(library, str) else library.halonet_variant().decode()
+    return None if isinstance(_library, str) else _library.halonet_variant().decode()
 
 
 def select_variant(name: str | None) -> None:
@@ -121,7 +116,7 @@ def why_not(
         return f"it computes in float32 and bfloat16, not {query.dtype}"
     if window.kernel_size is not None:
         return "it has no kernel_size (SASA)"
-    return _missing()
+    return MISSING
 
 
 def run(

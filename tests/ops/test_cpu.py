@@ -236,13 +236,9 @@ def test_says_why_it_cannot_run(case: Case, dtype: torch.dtype, reason: str) -> 
 
 
 def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "LIBRARY", "absent.so")
-    cpu._library.cache_clear()
-    try:
-        choice = explain_backend(**CASES[0].inputs(torch.float32), **CASES[0].options)
-        assert choice.chosen == "sdpa"
-        assert choice.reasons["cpu"] == (
-            "the native library absent.so was not built with this installation"
-        )
-    finally:
-        cpu._library.cache_clear()
+    reason = cpu.load_library("absent.so")
+    assert reason == "the native library absent.so was not built with this installation"
+    monkeypatch.setattr(cpu, "MISSING", reason)
+    choice = explain_backend(**CASES[0].inputs(torch.float32), **CASES[0].options)
+    assert choice.chosen == "sdpa"
+    assert choice.reasons["cpu"] == reason
