@@ -58,6 +58,7 @@ class Run:
     def record(self, name: str, measure: Callable[[], dict[str, Any]]) -> None:
         """Run a check or a measurement, keep what it gave or how it failed, and write all."""
         begin = time.perf_counter()
+        found: dict[str, Any]
         try:
             found = measure()
         except Exception as error:
@@ -77,12 +78,12 @@ class Run:
 
     def write(self) -> None:
         """results.json and results.md, as far as they go."""
-        header = {
+        header: dict[str, str] = {
             "device": "dry run" if self.dry else torch.cuda.get_device_name(),
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "triton", "timm", "halonet")},
-            "seconds": round(time.perf_counter() - self.started),
         }
+        header["seconds"] = str(round(time.perf_counter() - self.started))
         document = {"header": header, "results": self.results}
         (self.output / "results.json").write_text(json.dumps(document, indent=2) + "\n")
         lines = [f"# {header['device']}", ""]
@@ -155,8 +156,12 @@ def check_table(run: Run, part: int) -> dict[str, Any]:
     return {"compared": count, "failed": len(failures), "failures": failures}
 
 
-def _with_gradients(inputs: dict[str, Tensor], options: dict, backend: str) -> dict[str, Tensor]:
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
+def _with_gradients(
+    inputs: dict[str, Any], options: dict[str, Any], backend: str
+) -> dict[str, Tensor]:
+    leaves: dict[str, Any] = {
+        name: tensor.clone().requires_grad_() for name, tensor in inputs.items()
+    }
     result = halonet.halo_attention(**leaves, **options, backend=backend)
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(result.shape, generator=generator, dtype=torch.float64)
@@ -273,7 +278,7 @@ def _timm_step(run: Run, stage: Stage, size: int) -> tuple:
     """timm's layer without its projections: they get maps of queries, keys and values."""
     from timm.layers.halo_attn import HaloAttn
 
-    layer = HaloAttn(
+    layer: Any = HaloAttn(
         stage.width, stage.value_width, stride=stage.stride, num_heads=stage.heads,
         block_size=stage.block_size, halo_size=stage.halo_size,
     )  # fmt: skip
