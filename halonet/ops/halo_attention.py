@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from halonet.ops import cpu, reference, sdpa
+from halonet.ops import cpu, reference, sdpa, triton_backend
 from halonet.ops.window import Window
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -23,6 +23,7 @@ class Backend(NamedTuple):
 
 # Fastest first: without a name, the first backend with no objection runs.
 BACKENDS = (
+    Backend("triton", triton_backend.why_not, triton_backend.run),
     Backend("cpu", cpu.why_not, cpu.run),
     Backend("sdpa", sdpa.why_not, sdpa.run),
     Backend("reference", reference.why_not, reference.run),

@@ -1,0 +1,334 @@
+"""Triton kernels of halo attention's gradients; see `triton_kernels.py` for shapes and names.
+
+Weights are recomputed from the log-sums that the forward kernel left. Every number is written by
+one program and summed in a fixed order: no atomic additions, so each run gives the same bits.
+"""
+
+import triton
+import triton.language as tl
+
+from halonet.ops.triton_kernels import (
+    SIZES,
+    cell_places,
+    exponential,
+    load_pixels,
+    locate_cells,
+    locate_queries,
+    place_logits,
+    store_pixels,
+    table_offsets,
+    visible_range,
+)
+
+
+@triton.jit
+def read_softmax(p_maximum, p_sum, m_query, dtype: tl.constexpr):
+    """By which shift and factor the exponentials of scores become weights.
+
+    The factor is one, and goes away, in narrow types; for float32 the rounding of one shift, as
+    large as a score, would show.
+    """
+    b_maximum = tl.load(p_maximum, mask=m_query, other=0.0)
+    b_sum = tl.load(p_sum, mask=m_query, other=1.0)
+    if dtype == tl.float32:
+        return b_maximum, 1.0 / b_sum
+    return b_maximum + tl.log2(b_sum), tl.full(b_sum.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def weigh_cells(
+    p_key, p_value, b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
+    first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height, width,
+    heads, CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
+    HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The next cells' keys and places, their weights, zero for those that take no part, and
+    the weights' gradients."""
+    o_cell_row, o_cell_column, o_cell_pixel, m_cell, m_map = locate_cells(
+        start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
+        height, width, HALO_SIZE, MASK, BLOCK_K,
+    )  # fmt: skip
+    # [BLOCK_K, BLOCK_C], [BLOCK_K, BLOCK_D]
+    b_key = load_pixels(p_key, o_cell_pixel, m_map, heads, CHANNELS, BLOCK_C)
+    b_value = load_pixels(p_value, o_cell_pixel, m_map, heads, VALUE_CHANNELS, BLOCK_D)
+    # [BLOCK_Q, BLOCK_K]
+    b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
+    b_places = b_key
+    if TABLE_CHANNELS > 0:
+        b_places = cell_places(o_cell_row, o_cell_column, b_query.dtype, WINDOW, BLOCK_P)
+        b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
+    b_weights = exponential(b_scores * scale - b_shift[:, None], b_query.dtype) * b_factor[:, None]
+    b_weights = tl.where(m_cell[None, :], b_weights, 0.0)
+    b_weights_gradient = tl.dot(b_result_gradient, tl.trans(b_value), input_precision=PRECISION)
+    return b_key, b_places, b_weights, b_weights_gradient
+
+
+@triton.jit(do_not_specialize=[*SIZES, "items", "programs"])
+def backward_query_kernel(
+    p_query, p_key, p_value, p_tables, p_result, p_result_gradient, p_maximum, p_sum, p_delta,
+    p_query_gradient, p_table_parts, scale, gradient_scale, items, programs, height, width,
+    query_height, query_width, heads, block_rows, block_columns, CHANNELS: tl.constexpr,
+    VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr, POSITION_STRIDE: tl.constexpr,
+    MASK: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A program takes every `programs`-th tile of queries, as `forward_kernel` has them.
+
+    Writes the queries' gradient, the sums "delta" of result times its gradient [B, N, H', W'],
+    and the program's own part of the tables' gradient [programs, 2, T, table channels]: the parts
+    are added up in a fixed order later, so that every run gives the same.
+    """
+    SIDE: tl.constexpr = BLOCK_SIZE // STRIDE
+    TILES: tl.constexpr = (SIDE * SIDE + BLOCK_Q - 1) // BLOCK_Q
+    WINDOW: tl.constexpr = BLOCK_SIZE + 2 * HALO_SIZE
+    TABLE: tl.constexpr = 2 * (BLOCK_SIZE + HALO_SIZE) - 1
+
+    if TABLE_CHANNELS > 0:
+        o_table, m_table = table_offsets(CHANNELS, TABLE_CHANNELS, TABLE, BLOCK_T, BLOCK_C)
+        p_part = p_table_parts + tl.program_id(0) * (2 * TABLE * TABLE_CHANNELS) + o_table
+
+    for i_item in range(tl.program_id(0), items, programs):
+        (
+            i_batch, i_head, i_block_row, i_block_column, o_row, o_column, o_pixel, m_query,
+        ) = locate_queries(
+            i_item, query_height, query_width, heads, block_rows, block_columns,
+            SIDE, TILES, BLOCK_Q,
+        )  # fmt: skip
+        i_query_map = i_batch * query_height * query_width * heads + i_head
+        i_key_map = i_batch * height * width * heads + i_head
+        i_plane = (i_batch * heads + i_head) * query_height * query_width
+
+        # [BLOCK_Q, BLOCK_C]
+        b_query = load_pixels(
+            p_query + i_query_map * CHANNELS, o_pixel, m_query, heads, CHANNELS, BLOCK_C
+        )
+        # [BLOCK_Q, BLOCK_D]
+        b_result_gradient = load_pixels(
+            p_result_gradient + i_query_map * VALUE_CHANNELS,
+            o_pixel, m_query, heads, VALUE_CHANNELS, BLOCK_D,
+        )  # fmt: skip
+        b_shift, b_factor = read_softmax(
+            p_maximum + i_plane + o_pixel, p_sum + i_plane + o_pixel, m_query, b_query.dtype
+        )
+
+        if TABLE_CHANNELS > 0:
+            b_tables = tl.load(p_tables + o_table, mask=m_table, other=0.0)
+            # [BLOCK_Q, BLOCK_P]
+            b_logits = place_logits(
+                b_query, b_tables, o_row, o_column, BLOCK_SIZE - 1, BLOCK_SIZE - 1,
+                POSITION_STRIDE, TABLE, WINDOW, BLOCK_T, BLOCK_P, PRECISION,
+            )  # fmt: skip
+        else:
+            b_logits = b_query
+
+        first_pixel_row = i_block_row * BLOCK_SIZE
+        first_pixel_column = i_block_column * BLOCK_SIZE
+        first_row, rows = visible_range(first_pixel_row, height, HALO_SIZE, WINDOW, MASK)
+        first_column, columns = visible_range(first_pixel_column, width, HALO_SIZE, WINDOW, MASK)
+
+        # [BLOCK_Q]
+        if EXACT:
+            # The same sum as below, and the same roundings, which then cancel.
+            b_delta = tl.zeros([BLOCK_Q], tl.float32)
+            for start in range(0, rows * columns, BLOCK_K):
+                _, _, b_weights, b_weights_gradient = weigh_cells(
+                    p_key + i_key_map * CHANNELS, p_value + i_key_map * VALUE_CHANNELS, b_query,
+                    b_logits, b_result_gradient, b_shift, b_factor, scale, start, first_row,
+                    first_column, rows, columns, first_pixel_row, first_pixel_column, height,
+                    width, heads, CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW,
+                    MASK, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
+                )  # fmt: skip
+                b_delta += tl.sum(b_weights * b_weights_gradient, 1)
+        else:
+            b_result = load_pixels(
+                p_result + i_query_map * VALUE_CHANNELS,
+                o_pixel, m_query, heads, VALUE_CHANNELS, BLOCK_D,
+            )  # fmt: skip
+            b_delta = tl.sum(b_result.to(tl.float32) * b_result_gradient.to(tl.float32), 1)
+        tl.store(p_delta + i_plane + o_pixel, b_delta, mask=m_query)
+
+        b_query_gradient = tl.zeros([BLOCK_Q, BLOCK_C], tl.float32)
+        b_logits_gradient = tl.zeros([BLOCK_Q, BLOCK_P], tl.float32)
+        for start in range(0, rows * columns, BLOCK_K):
+            b_key, b_places, b_weights, b_weights_gradient = weigh_cells(
+                p_key + i_key_map * CHANNELS, p_value + i_key_map * VALUE_CHANNELS, b_query,
+                b_logits, b_result_gradient, b_shift, b_factor, scale, start, first_row,
+                first_column, rows, columns, first_pixel_row, first_pixel_column, height, width,
+                heads, CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK,
+                PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
+            )  # fmt: skip
+            b_scores_gradient = b_weights * (b_weights_gradient - b_delta[:, None])
+            b_scores_gradient = b_scores_gradient.to(b_key.dtype)
+            b_query_gradient = tl.dot(
+                b_scores_gradient, b_key, b_query_gradient, input_precision=PRECISION
+            )
+            if TABLE_CHANNELS > 0:
+                b_logits_gradient = tl.dot(
+                    b_scores_gradient, b_places, b_logits_gradient, input_precision=PRECISION
+                )
+
+        if TABLE_CHANNELS > 0:
+            # The way back of `place_logits`: each entry of the tables takes its place's gradient.
+            o_entry = tl.arange(0, BLOCK_T)[None, :]
+            # [BLOCK_Q, BLOCK_T]
+            o_row_place = o_entry - (BLOCK_SIZE - 1) + (o_row * POSITION_STRIDE)[:, None]
+            o_column_place = o_entry - TABLE - (BLOCK_SIZE - 1)
+            o_column_place = o_column_place + (o_column * POSITION_STRIDE)[:, None]
+            o_place = tl.where(o_entry < TABLE, o_row_place, o_column_place)
+            m_place = (o_place >= 0) & (o_place < WINDOW) & (o_entry < 2 * TABLE)
+            o_place = tl.where(o_entry < TABLE, o_place, o_place + WINDOW)
+            o_place = tl.where(m_place, o_place, 0)
+            b_entries_gradient = tl.gather(b_logits_gradient, o_place, 1)
+            b_entries_gradient = tl.where(m_place, b_entries_gradient, 0.0).to(b_query.dtype)
+            b_query_gradient = tl.dot(
+                b_entries_gradient, b_tables, b_query_gradient, input_precision=PRECISION
+            )
+            # [BLOCK_T, BLOCK_C]
+            b_part = gradient_scale * tl.dot(
+                tl.trans(b_entries_gradient), b_query, input_precision=PRECISION
+            )
+            if i_item >= programs:
+                b_part += tl.load(p_part, mask=m_table, other=0.0)
+            tl.store(p_part, b_part, mask=m_table)
+        store_pixels(
+            p_query_gradient + i_query_map * CHANNELS, b_query_gradient * gradient_scale,
+            o_pixel, m_query, heads, CHANNELS, BLOCK_C,
+        )  # fmt: skip
+
+
+@triton.jit
+def covering_blocks(
+    first_pixel, pixels, map_size, blocks, BLOCK_SIZE: tl.constexpr, HALO_SIZE: tl.constexpr
+):
+    """The first block along an axis whose window meets some pixels, and how many do."""
+    last_pixel = tl.minimum(first_pixel + pixels, map_size) - 1
+    first_pixel = tl.maximum(first_pixel, 0)
+    first = (tl.maximum(first_pixel - HALO_SIZE - BLOCK_SIZE + 1, 0) + BLOCK_SIZE - 1) // BLOCK_SIZE
+    last = tl.minimum((last_pixel + HALO_SIZE) // BLOCK_SIZE, blocks - 1)
+    return first, last - first + 1
+
+
+@triton.jit(do_not_specialize=[*SIZES, "tile_rows", "tile_columns", "row_shift", "column_shift"])
+def backward_key_kernel(
+    p_query, p_key, p_value, p_tables, p_result_gradient, p_maximum, p_sum, p_delta, p_key_gradient,
+    p_value_gradient, scale, gradient_scale, tile_rows, tile_columns, row_shift, column_shift,
+    height, width, query_height, query_width, heads, block_rows, block_columns,
+    CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr,
+    POSITION_STRIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
+    KEY_ROWS: tl.constexpr, KEY_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """A program has KEY_ROWS x KEY_COLUMNS pixels of one head and goes over the queries they meet.
+
+    Writes the gradients of keys and values, each by one program: nothing is added in memory. The
+    grid of tiles begins `row_shift` and `column_shift` pixels outside the map, since a tile
+    across the border of two blocks meets fewer queries than one that fills a block.
+    """
+    SIDE: tl.constexpr = BLOCK_SIZE // STRIDE
+    TILES: tl.constexpr = (SIDE * SIDE + BLOCK_Q - 1) // BLOCK_Q
+    WINDOW: tl.constexpr = BLOCK_SIZE + 2 * HALO_SIZE
+    TABLE: tl.constexpr = 2 * (BLOCK_SIZE + HALO_SIZE) - 1
+    BLOCK_K: tl.constexpr = KEY_ROWS * KEY_COLUMNS
+
+    i_program = tl.program_id(0)
+    i_head = i_program % heads
+    i_tile = i_program // heads
+    first_pixel_row = i_tile // tile_columns % tile_rows * KEY_ROWS - row_shift
+    first_pixel_column = i_tile % tile_columns * KEY_COLUMNS - column_shift
+    i_batch = (i_tile // tile_columns // tile_rows).to(tl.int64)
+    i_query_map = i_batch * query_height * query_width * heads + i_head
+    i_key_map = i_batch * height * width * heads + i_head
+    i_plane = (i_batch * heads + i_head) * query_height * query_width
+    p_query += i_query_map * CHANNELS
+    p_result_gradient += i_query_map * VALUE_CHANNELS
+
+    # [BLOCK_K]
+    o_cell = tl.arange(0, BLOCK_K)
+    o_cell_row = o_cell // KEY_COLUMNS
+    o_cell_column = o_cell % KEY_COLUMNS
+    map_row = first_pixel_row + o_cell_row
+    map_column = first_pixel_column + o_cell_column
+    m_map = (map_row >= 0) & (map_row < height) & (map_column >= 0) & (map_column < width)
+    o_key_pixel = map_row * width + map_column
+    # [BLOCK_K, BLOCK_C], [BLOCK_K, BLOCK_D]
+    b_key = load_pixels(p_key + i_key_map * CHANNELS, o_key_pixel, m_map, heads, CHANNELS, BLOCK_C)
+    b_value = load_pixels(
+        p_value + i_key_map * VALUE_CHANNELS, o_key_pixel, m_map, heads, VALUE_CHANNELS, BLOCK_D
+    )
+    if TABLE_CHANNELS > 0:
+        o_table, m_table = table_offsets(CHANNELS, TABLE_CHANNELS, TABLE, BLOCK_T, BLOCK_C)
+        b_tables = tl.load(p_tables + o_table, mask=m_table, other=0.0)
+        b_places = cell_places(o_cell_row, o_cell_column, b_key.dtype, KEY_ROWS, BLOCK_P)
+
+    first_block_row, rows = covering_blocks(
+        first_pixel_row, KEY_ROWS, height, block_rows, BLOCK_SIZE, HALO_SIZE
+    )
+    first_block_column, columns = covering_blocks(
+        first_pixel_column, KEY_COLUMNS, width, block_columns, BLOCK_SIZE, HALO_SIZE
+    )
+    b_key_gradient = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
+    b_value_gradient = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    for i_item in range(rows * columns * TILES):
+        i_block_row = first_block_row + i_item // TILES // columns
+        i_block_column = first_block_column + i_item // TILES % columns
+        # [BLOCK_Q]
+        o_query = i_item % TILES * BLOCK_Q + tl.arange(0, BLOCK_Q)
+        o_row = o_query // SIDE
+        o_column = o_query % SIDE
+        query_row = i_block_row * SIDE + o_row
+        query_column = i_block_column * SIDE + o_column
+        m_query = (o_row < SIDE) & (query_row < query_height) & (query_column < query_width)
+        o_pixel = query_row * query_width + query_column
+        # [BLOCK_Q, BLOCK_C], [BLOCK_Q, BLOCK_D]
+        b_query = load_pixels(p_query, o_pixel, m_query, heads, CHANNELS, BLOCK_C)
+        b_result_gradient = load_pixels(
+            p_result_gradient, o_pixel, m_query, heads, VALUE_CHANNELS, BLOCK_D
+        )
+        b_shift, b_factor = read_softmax(
+            p_maximum + i_plane + o_pixel, p_sum + i_plane + o_pixel, m_query, b_query.dtype
+        )
+        b_delta = tl.load(p_delta + i_plane + o_pixel, mask=m_query, other=0.0)
+
+        # Row and column in this block's window of the tile's first cell.
+        first_row = first_pixel_row - i_block_row * BLOCK_SIZE + HALO_SIZE
+        first_column = first_pixel_column - i_block_column * BLOCK_SIZE + HALO_SIZE
+        # [BLOCK_K, BLOCK_Q]
+        b_scores = tl.dot(b_key, tl.trans(b_query), input_precision=PRECISION)
+        if TABLE_CHANNELS > 0:
+            b_logits = place_logits(
+                b_query, b_tables, o_row, o_column,
+                first_row + BLOCK_SIZE - 1, first_column + BLOCK_SIZE - 1,
+                POSITION_STRIDE, TABLE, KEY_ROWS, BLOCK_T, BLOCK_P, PRECISION,
+            )  # fmt: skip
+            b_scores = tl.dot(b_places, tl.trans(b_logits), b_scores, input_precision=PRECISION)
+        window_row = first_row + o_cell_row
+        window_column = first_column + o_cell_column
+        m_cell = (window_row >= 0) & (window_row < WINDOW)
+        m_cell = m_cell & (window_column >= 0) & (window_column < WINDOW)
+        b_weights = (
+            exponential(b_scores * scale - b_shift[None, :], b_key.dtype) * b_factor[None, :]
+        )
+        b_weights = tl.where(m_cell[:, None], b_weights, 0.0)
+        b_value_gradient = tl.dot(
+            b_weights.to(b_result_gradient.dtype), b_result_gradient, b_value_gradient,
+            input_precision=PRECISION,
+        )  # fmt: skip
+        b_weights_gradient = tl.dot(b_value, tl.trans(b_result_gradient), input_precision=PRECISION)
+        b_scores_gradient = b_weights * (b_weights_gradient - b_delta[None, :])
+        b_key_gradient = tl.dot(
+            b_scores_gradient.to(b_query.dtype), b_query, b_key_gradient,
+            input_precision=PRECISION,
+        )  # fmt: skip
+
+    store_pixels(
+        p_key_gradient + i_key_map * CHANNELS, b_key_gradient * gradient_scale,
+        o_key_pixel, m_map, heads, CHANNELS, BLOCK_C,
+    )  # fmt: skip
+    store_pixels(
+        p_value_gradient + i_key_map * VALUE_CHANNELS, b_value_gradient,
+        o_key_pixel, m_map, heads, VALUE_CHANNELS, BLOCK_D,
+    )  # fmt: skip

@@ -1,0 +1,261 @@
+"""Triton kernels of halo attention: windows are read straight from the maps.
+
+No window is copied and no matrix of scores is stored. Maps are contiguous, channels last:
+queries [B, H', W', N, C], keys [B, H, W, N, C], values [B, H, W, N, D]; the two tables lie one
+behind the other, [2, T, table channels]. Letters: see `window.py`; T is a table's length. Names:
+p_ pointer, b_ block value, i_ index, o_ offset, m_ mask, first_ the least index of a range.
+
+Relative position costs two small products and no memory. `q @ tables^T`, [queries, 2 T], holds
+every logit that a query can meet; a gather along its rows picks those of the tile's rows and
+columns of cells ("places"), [queries, places]; their product with a matrix of zeros and ones
+[places, cells], a one at each cell's row and at its column, adds row and column logit to q.k on
+the tensor cores. The gradient goes the same way back.
+
+Narrow types have scores in powers of two: `scale` then holds the factor log2(e). For float32 that
+factor's rounding would show.
+"""
+
+import triton
+import triton.language as tl
+
+# These vary from one map or batch to the next: a kernel for each value would be compiled anew.
+SIZES = ["height", "width", "query_height", "query_width", "heads", "block_rows", "block_columns"]
+
+
+@triton.jit
+def load_pixels(
+    p_map, o_pixel, m_pixel, heads, CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
+):
+    """Channels of one head at some pixels; `p_map` points at the head's first channel.
+
+    Zeros where the mask is off and beyond the channels.
+    """
+    o_channel = tl.arange(0, BLOCK_CHANNELS)
+    m_channel = o_channel < CHANNELS
+    # [pixels, BLOCK_CHANNELS]
+    p_pixel = p_map + (o_pixel * heads * CHANNELS)[:, None] + o_channel[None, :]
+    return tl.load(p_pixel, mask=m_pixel[:, None] & m_channel[None, :], other=0.0)
+
+
+@triton.jit
+def store_pixels(
+    p_map, b_pixels, o_pixel, m_pixel, heads, CHANNELS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr
+):
+    """The counterpart of `load_pixels`."""
+    o_channel = tl.arange(0, BLOCK_CHANNELS)
+    m_channel = o_channel < CHANNELS
+    p_pixel = p_map + (o_pixel * heads * CHANNELS)[:, None] + o_channel[None, :]
+    b_pixels = b_pixels.to(p_map.dtype.element_ty)
+    tl.store(p_pixel, b_pixels, mask=m_pixel[:, None] & m_channel[None, :])
+
+
+@triton.jit
+def table_offsets(
+    CHANNELS: tl.constexpr,
+    TABLE_CHANNELS: tl.constexpr,
+    TABLE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Where the tables' entry for each channel of a query lies, and whether there is one.
+
+    Of half width, the row table meets the first channels and the column table the last; of full
+    width the two halves are the same.
+    """
+    o_entry = tl.arange(0, BLOCK_T)
+    o_channel = tl.arange(0, BLOCK_C)
+    first_channel = tl.where(o_entry < TABLE, 0, CHANNELS - TABLE_CHANNELS)
+    # [BLOCK_T, BLOCK_C]
+    o_table_channel = o_channel[None, :] - first_channel[:, None]
+    m_table = (o_table_channel >= 0) & (o_table_channel < TABLE_CHANNELS)
+    m_table = m_table & (o_entry < 2 * TABLE)[:, None]
+    return o_entry[:, None] * TABLE_CHANNELS + o_table_channel, m_table
+
+
+@triton.jit
+def place_logits(
+    b_query, b_tables, o_row, o_column, first_row, first_column, POSITION_STRIDE: tl.constexpr,
+    TABLE: tl.constexpr, ROWS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Logits of each query at ROWS rows of cells, followed by those at the columns.
+
+    `first_row` is the table's entry where row 0 meets the block's first row of queries.
+    """
+    # [queries, BLOCK_T]
+    b_logits = tl.dot(b_query, tl.trans(b_tables), input_precision=PRECISION)
+    o_place = tl.arange(0, BLOCK_P)[None, :]
+    # [queries, BLOCK_P]
+    o_row_entry = o_place + first_row - (o_row * POSITION_STRIDE)[:, None]
+    o_column_entry = o_place - ROWS + first_column - (o_column * POSITION_STRIDE)[:, None]
+    o_entry = tl.where(o_place < ROWS, o_row_entry, TABLE + o_column_entry)
+    # Places beyond the last, and queries beyond the block, meet nothing: any entry will do.
+    o_entry = tl.minimum(tl.maximum(o_entry, 0), BLOCK_T - 1)
+    return tl.gather(b_logits.to(b_query.dtype), o_entry, 1)
+
+
+@triton.jit
+def cell_places(o_row, o_column, dtype: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Zeros, and ones at each cell's row and column among the places."""
+    o_place = tl.arange(0, BLOCK_P)
+    # [cells, BLOCK_P]
+    b_row = o_place[None, :] == o_row[:, None]
+    b_column = o_place[None, :] == (o_column + ROWS)[:, None]
+    return (b_row | b_column).to(dtype)
+
+
+@triton.jit
+def exponential(b_scores, dtype: tl.constexpr):
+    """What a score weighs; `dtype` is that of the maps."""
+    if dtype == tl.float32:
+        return tl.exp(b_scores)
+    return tl.exp2(b_scores)
+
+
+@triton.jit
+def locate_queries(
+    i_item, query_height, query_width, heads, block_rows, block_columns, SIDE: tl.constexpr,
+    TILES: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """Which block, head and queries an item of work has.
+
+    Heads and tiles of one block stand side by side: they read the same lines of memory.
+    """
+    i_tile = i_item % TILES
+    i_head = i_item // TILES % heads
+    i_block = i_item // TILES // heads
+    i_block_column = i_block % block_columns
+    i_block_row = i_block // block_columns % block_rows
+    i_batch = (i_block // block_columns // block_rows).to(tl.int64)
+    # [BLOCK_Q]
+    o_query = i_tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    o_row = o_query // SIDE
+    o_column = o_query % SIDE
+    map_row = i_block_row * SIDE + o_row
+    map_column = i_block_column * SIDE + o_column
+    m_query = (o_row < SIDE) & (map_row < query_height) & (map_column < query_width)
+    o_pixel = map_row * query_width + map_column
+    return i_batch, i_head, i_block_row, i_block_column, o_row, o_column, o_pixel, m_query
+
+
+@triton.jit
+def visible_range(
+    first_pixel, map_size, HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr
+):
+    """The first visible cell of a window along an axis, and how many there are."""
+    if MASK:
+        first = tl.maximum(HALO_SIZE - first_pixel, 0)
+        count = tl.minimum(map_size + HALO_SIZE - first_pixel, WINDOW) - first
+    else:
+        first = first_pixel * 0
+        count = first + WINDOW
+    return first, count
+
+
+@triton.jit
+def locate_cells(
+    start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height,
+    width, HALO_SIZE: tl.constexpr, MASK: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Row and column in the window of the next visible cells, their pixels, and two masks.
+
+    The first mask is of what takes part, the second of what lies on the map.
+    """
+    # [BLOCK_K]
+    o_cell = start + tl.arange(0, BLOCK_K)
+    o_row = first_row + o_cell // columns
+    o_column = first_column + o_cell % columns
+    map_row = first_pixel_row - HALO_SIZE + o_row
+    map_column = first_pixel_column - HALO_SIZE + o_column
+    m_cell = o_cell < rows * columns
+    m_map = m_cell
+    if not MASK:
+        m_map = m_map & (map_row >= 0) & (map_row < height)
+        m_map = m_map & (map_column >= 0) & (map_column < width)
+    return o_row, o_column, map_row * width + map_column, m_cell, m_map
+
+
+@triton.jit(do_not_specialize=SIZES)
+def forward_kernel(
+    p_query, p_key, p_value, p_tables, p_result, p_maximum, p_sum, scale, height, width,
+    query_height, query_width, heads, block_rows, block_columns, CHANNELS: tl.constexpr,
+    VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr, POSITION_STRIDE: tl.constexpr,
+    MASK: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A program has BLOCK_Q queries of one block and head and goes over their window.
+
+    Writes the result [B, H', W', N, D] and the scores' maximum and the weights' sum, each
+    [B, N, H', W'].
+    """
+    SIDE: tl.constexpr = BLOCK_SIZE // STRIDE
+    TILES: tl.constexpr = (SIDE * SIDE + BLOCK_Q - 1) // BLOCK_Q
+    WINDOW: tl.constexpr = BLOCK_SIZE + 2 * HALO_SIZE
+    TABLE: tl.constexpr = 2 * (BLOCK_SIZE + HALO_SIZE) - 1
+
+    (
+        i_batch, i_head, i_block_row, i_block_column, o_row, o_column, o_pixel, m_query,
+    ) = locate_queries(
+        tl.program_id(0), query_height, query_width, heads, block_rows, block_columns,
+        SIDE, TILES, BLOCK_Q,
+    )  # fmt: skip
+    i_query_map = i_batch * query_height * query_width * heads + i_head
+    i_key_map = i_batch * height * width * heads + i_head
+    p_query += i_query_map * CHANNELS
+    p_key += i_key_map * CHANNELS
+    p_value += i_key_map * VALUE_CHANNELS
+    p_result += i_query_map * VALUE_CHANNELS
+    i_plane = (i_batch * heads + i_head) * query_height * query_width
+    p_maximum += i_plane
+    p_sum += i_plane
+
+    # [BLOCK_Q, BLOCK_C]
+    b_query = load_pixels(p_query, o_pixel, m_query, heads, CHANNELS, BLOCK_C)
+    if TABLE_CHANNELS > 0:
+        o_table, m_table = table_offsets(CHANNELS, TABLE_CHANNELS, TABLE, BLOCK_T, BLOCK_C)
+        b_tables = tl.load(p_tables + o_table, mask=m_table, other=0.0)
+        # [BLOCK_Q, BLOCK_P]
+        b_logits = place_logits(
+            b_query, b_tables, o_row, o_column, BLOCK_SIZE - 1, BLOCK_SIZE - 1,
+            POSITION_STRIDE, TABLE, WINDOW, BLOCK_T, BLOCK_P, PRECISION,
+        )  # fmt: skip
+
+    first_pixel_row = i_block_row * BLOCK_SIZE
+    first_pixel_column = i_block_column * BLOCK_SIZE
+    first_row, rows = visible_range(first_pixel_row, height, HALO_SIZE, WINDOW, MASK)
+    first_column, columns = visible_range(first_pixel_column, width, HALO_SIZE, WINDOW, MASK)
+
+    b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BLOCK_Q], tl.float32)
+    b_result = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    for start in range(0, rows * columns, BLOCK_K):
+        o_cell_row, o_cell_column, o_cell_pixel, m_cell, m_map = locate_cells(
+            start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
+            height, width, HALO_SIZE, MASK, BLOCK_K,
+        )  # fmt: skip
+        # [BLOCK_K, BLOCK_C], [BLOCK_K, BLOCK_D]
+        b_key = load_pixels(p_key, o_cell_pixel, m_map, heads, CHANNELS, BLOCK_C)
+        b_value = load_pixels(p_value, o_cell_pixel, m_map, heads, VALUE_CHANNELS, BLOCK_D)
+        # [BLOCK_Q, BLOCK_K]
+        b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
+        if TABLE_CHANNELS > 0:
+            b_places = cell_places(o_cell_row, o_cell_column, b_query.dtype, WINDOW, BLOCK_P)
+            b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
+        b_scores = tl.where(m_cell[None, :], b_scores * scale, float("-inf"))
+        # The first tile has a visible cell, so the maximum is finite from there on.
+        b_new_max = tl.maximum(b_max, tl.max(b_scores, 1))
+        b_decay = exponential(b_max - b_new_max, b_query.dtype)
+        b_weights = exponential(b_scores - b_new_max[:, None], b_query.dtype)
+        b_sum = b_sum * b_decay + tl.sum(b_weights, 1)
+        b_result = tl.dot(
+            b_weights.to(b_value.dtype), b_value, b_result * b_decay[:, None],
+            input_precision=PRECISION,
+        )  # fmt: skip
+        b_max = b_new_max
+
+    b_result = b_result / b_sum[:, None]
+    store_pixels(p_result, b_result, o_pixel, m_query, heads, VALUE_CHANNELS, BLOCK_D)
+    # Apart, since a sum of the two would round away what float32 can tell of a weight.
+    tl.store(p_maximum + o_pixel, b_max, mask=m_query)
+    tl.store(p_sum + o_pixel, b_sum, mask=m_query)

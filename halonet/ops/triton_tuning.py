@@ -1,0 +1,164 @@
+"""Which shape of tiles a Triton kernel runs with: a few candidates, timed once for a problem.
+
+The candidates were chosen by what the compiler reports for Hopper (registers, spills, shared
+memory), not by timings: no GPU was at hand.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Tiles(NamedTuple):
+    """The shape of one program's work."""
+
+    queries: int  # at a time
+    key_rows: int  # keys at a time are key_rows * key_columns; only their product counts where
+    key_columns: int  # the keys are those of a window
+    warps: int
+    stages: int  # of the software pipeline
+    registers: int | None = None  # the most that a thread may have; None is up to the compiler
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Those that Triton takes by name."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        return options if self.registers is None else options | {"maxnreg": self.registers}
+
+
+# It fits any device that Triton supports, at any width: the last resort.
+SMALLEST = Tiles(16, 4, 4, 4, 1)
+
+Launch = Callable[[Tiles], None]
+
+# Kept for the life of the process. A race of two threads costs a second timing, no more.
+_chosen: dict[tuple, Tiles] = {}
+
+
+def wanted() -> bool:
+    """Whether candidates are timed; if not, the first that fits the device is taken.
+
+    HALONET_AUTOTUNE=0 turns it off, and so does torch.use_deterministic_algorithms: timings
+    differ from one process to the next, and with the tiles the order of sums.
+    """
+    return (
+        os.environ.get("HALONET_AUTOTUNE", "1") != "0"
+        and not torch.are_deterministic_algorithms_enabled()
+    )
+
+
+def list_candidates(
+    kernel: str, dtype: torch.dtype, precision: str, channels: int, queries: int
+) -> list[Tiles]:
+    """Tiles worth a try, the fixed choice first and the last resort last.
+
+    Args:
+        kernel: "forward", "query gradient" or "key gradient".
+        dtype: of the maps.
+        precision: of products of float32; "ieee" runs beside the tensor cores and wants little.
+        channels: the larger of the padded numbers of channels and value channels.
+        queries: of a block, padded; no more make sense.
+    """
+    if dtype == torch.float32 and precision == "ieee":
+        candidates = _EXACT[kernel]
+    elif channels > 128 or (dtype == torch.float32 and channels > 64):
+        candidates = _WIDE[kernel]
+    else:
+        candidates = _NARROW[kernel]
+    fitted = [tiles._replace(queries=min(tiles.queries, queries)) for tiles in candidates]
+    # Smaller tiles of queries can have become the same.
+    return [*dict.fromkeys([*fitted, SMALLEST])]
+
+
+_NARROW = {
+    "forward": (
+        Tiles(64, 8, 8, 4, 2),
+        Tiles(64, 4, 8, 4, 3),
+        Tiles(64, 8, 16, 8, 2),
+        Tiles(32, 8, 8, 4, 2),
+    ),
+    "query gradient": (
+        Tiles(64, 8, 8, 8, 2),
+        Tiles(64, 8, 8, 4, 2, registers=168),
+        Tiles(64, 4, 8, 4, 2, registers=128),
+        Tiles(32, 8, 8, 4, 2),
+    ),
+    "key gradient": (
+        Tiles(64, 8, 8, 4, 2),
+        Tiles(64, 8, 8, 4, 2, registers=128),
+        Tiles(32, 8, 8, 4, 2),
+        Tiles(64, 16, 8, 8, 2),
+    ),
+}
+_WIDE = {
+    "forward": (Tiles(64, 4, 8, 8, 2), Tiles(64, 8, 8, 8, 2), Tiles(32, 4, 8, 4, 2)),
+    "query gradient": (Tiles(32, 4, 8, 4, 1), Tiles(64, 4, 8, 8, 1), Tiles(64, 8, 8, 8, 1)),
+    "key gradient": (Tiles(32, 8, 8, 8, 1), Tiles(64, 8, 8, 8, 1), Tiles(32, 4, 8, 4, 1)),
+}
+_EXACT = {
+    "forward": (Tiles(32, 4, 8, 8, 1), Tiles(16, 4, 8, 4, 1)),
+    "query gradient": (Tiles(32, 4, 8, 8, 1), Tiles(16, 4, 8, 4, 1)),
+    "key gradient": (Tiles(32, 4, 8, 8, 1), Tiles(16, 4, 8, 4, 1)),
+}
+
+
+def run_tuned(problem: tuple, candidates: Sequence[Tiles], launch: Launch) -> None:
+    """Launch with the best candidate for this problem; a launch may be repeated at will.
+
+    Nothing is timed while a CUDA graph is captured. `problem` is whatever the best candidate
+    depends on.
+    """
+    tune = wanted() and not torch.cuda.is_current_stream_capturing()
+    chosen = _chosen.get((*problem, tune))
+    if chosen is not None:
+        launch(chosen)
+    elif tune:
+        _chosen[*problem, tune] = chosen = _fastest(candidates, launch)
+        launch(chosen)
+    else:
+        _chosen[*problem, tune] = _first_that_fits(candidates, launch)
+
+
+def _first_that_fits(candidates: Sequence[Tiles], launch: Launch) -> Tiles:
+    from triton.runtime.errors import OutOfResources
+
+    refusal = None
+    for tiles in candidates:
+        try:
+            launch(tiles)
+        except OutOfResources as error:
+            refusal = error
+        else:
+            return tiles
+    raise RuntimeError(f"no tiles of {list(candidates)} fit this device: {refusal}")
+
+
+def _fastest(candidates: Sequence[Tiles], launch: Launch) -> Tiles:
+    from triton.runtime.errors import OutOfResources
+
+    times = {}
+    for tiles in candidates[:-1]:
+        try:
+            launch(tiles)
+        except OutOfResources:
+            # What doesn't fit is no candidate; if none does, the last resort runs, and may raise.
+            continue
+        times[tiles] = _time(lambda tiles=tiles: launch(tiles))
+    return min(times, key=times.__getitem__) if times else candidates[-1]
+
+
+def _time(launch: Callable[[], None], repetitions: int = 8, rounds: int = 3) -> float:
+    """Milliseconds of a launch, the least of a few means; nothing is allocated for it."""
+    best = float("inf")
+    for _ in range(rounds):
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(repetitions):
+            launch()
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end) / repetitions)
+    return best

@@ -1,0 +1,113 @@
+"""The Triton backend: its kernels through Triton's interpreter on a CPU, and its choice of tiles.
+
+Triton decides when a kernel is defined whether to interpret it: hence processes of their own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import halonet
+from halonet.ops import triton_backend, triton_tuning
+from halonet.ops.triton_tuning import SMALLEST, Tiles
+from halonet.ops.window import Window
+from tests.ops.cases import CASES
+
+needs_triton = pytest.mark.skipif(not triton_backend.INSTALLED, reason="triton is not installed")
+
+
+@needs_triton
+@pytest.mark.parametrize("group", ["table_1", "table_2", "types", "operator"])
+def test_in_the_interpreter(group: str) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ops.triton_interpreted", group],
+        env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_is_refused_on_a_cpu_and_not_imported() -> None:
+    choice = halonet.explain_backend(**CASES[0].inputs(torch.float32), **CASES[0].options)
+    if triton_backend.INSTALLED:
+        assert choice.reasons["triton"] == "it needs a CUDA device, got cpu"
+    assert choice.chosen != "triton"
+
+
+def test_tiles_of_keys_across_blocks_meet_the_fewest() -> None:
+    window = Window(8, 3, 1, None, 1, True)
+    # Tiles of a block, shifted by 3 to 5 pixels, meet two blocks each and not three.
+    shift, count = triton_backend._key_tiles(64, window, 8)
+    assert (shift, count) == (3, 9)
+    # Without a halo, tiles on the blocks meet one.
+    assert triton_backend._key_tiles(64, window._replace(halo_size=0), 8) == (0, 8)
+    # On a map of one block there is nothing to gain.
+    assert triton_backend._key_tiles(8, window, 8) == (0, 1)
+
+
+@pytest.mark.parametrize("kernel", ["forward", "query gradient", "key gradient"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [16, 128, 256])
+def test_candidates_fit_the_block_and_end_with_the_smallest(
+    kernel: str, dtype: torch.dtype, channels: int
+) -> None:
+    for precision in ("ieee", "tf32"):
+        candidates = triton_tuning.list_candidates(kernel, dtype, precision, channels, 16)
+        assert len(candidates) == len(set(candidates)) >= 2
+        assert all(tiles.queries == 16 for tiles in candidates)
+        assert candidates[-1] == SMALLEST
+
+
+@pytest.fixture
+def fake_device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A device on which tiles of 128 queries don't fit, and those of 32 are the fastest."""
+    errors = pytest.importorskip("triton.runtime.errors")
+    device = SimpleNamespace(launched=[], capturing=False)
+
+    def launch(tiles: Tiles) -> None:
+        if tiles.queries == 128:
+            raise errors.OutOfResources(2, 1, "shared memory")
+        device.launched.append(tiles.queries)
+
+    def time(launch_it) -> float:
+        launch_it()
+        return abs(device.launched[-1] - 32)
+
+    device.launch = launch
+    device.candidates = [Tiles(queries, 8, 8, 4, 1) for queries in (128, 64, 32, 16)]
+    monkeypatch.setattr(triton_tuning, "_time", time)
+    monkeypatch.setattr(triton_tuning, "_chosen", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: device.capturing)
+    monkeypatch.delenv("HALONET_AUTOTUNE", raising=False)
+    return device
+
+
+def test_tuning_takes_the_fastest_once(fake_device: SimpleNamespace) -> None:
+    for _ in range(2):
+        triton_tuning.run_tuned(("problem",), fake_device.candidates, fake_device.launch)
+    assert fake_device.launched == [64, 64, 32, 32, 32, 32]
+
+
+@pytest.mark.parametrize("reason", ["environment", "deterministic", "capturing"])
+def test_without_tuning_the_first_that_fits_runs(
+    fake_device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    if reason == "environment":
+        monkeypatch.setenv("HALONET_AUTOTUNE", "0")
+    elif reason == "deterministic":
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    else:
+        fake_device.capturing = True
+    for _ in range(2):
+        triton_tuning.run_tuned(("problem",), fake_device.candidates, fake_device.launch)
+    assert fake_device.launched == [64, 64]
+
+
+def test_what_fits_no_device_is_said(fake_device: SimpleNamespace) -> None:
+    with pytest.raises(RuntimeError, match=r"fit this device: .*shared memory"):
+        triton_tuning._first_that_fits(fake_device.candidates[:1], fake_device.launch)
