@@ -373,12 +373,12 @@ def _network(name: str) -> nn.Module:
         import timm
 
         return timm.create_model(name.removeprefix("timm:"), num_classes=1000)
-    return halonet.create_model(name.removesuffix(", timm's layer"), backend=None)
+    return halonet.create_model(name.removesuffix(", timm's layer"), backend="triton")
 
 
 def measure_largest_batch(run: Run, timm_layer: bool) -> dict[str, Any]:
     """The largest batch of H4 at 384 px that a training step fits in, to a sixteenth."""
-    network = halonet.create_model("halonet_h4")
+    network = halonet.create_model("halonet_h4", backend="triton")
     if timm_layer:
         _put_in_timms_layer(network)
     network = network.to(run.device).to(memory_format=torch.channels_last).train()

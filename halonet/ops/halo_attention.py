@@ -23,10 +23,11 @@ class Backend(NamedTuple):
 
 # Fastest first: without a name, the first backend with no objection runs.
 BACKENDS = (
-    Backend("triton", triton_backend.why_not, triton_backend.run),
     Backend("cpu", cpu.why_not, cpu.run),
     Backend("sdpa", sdpa.why_not, sdpa.run),
     Backend("reference", reference.why_not, reference.run),
+    # Last, and so by name only, until it has been run on a GPU.
+    Backend("triton", triton_backend.why_not, triton_backend.run),
 )
 
 
