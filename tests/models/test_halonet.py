@@ -14,6 +14,7 @@ SMALL: dict[str, Any] = {
     "base_width": 8,
     "stem_width": 8,
     "heads": (1, 2, 2, 2),
+    "spatial": ("convolution", "attention", "attention", "attention"),
 }
 
 
