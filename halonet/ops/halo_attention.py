@@ -112,7 +112,7 @@ def halo_attention(
     arguments = (query, key, value, row_table, column_table, window, scale)
     run = _select(backend, arguments)
     device_type = query.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         # _resolve has cast the inputs: within, nothing is to be cast once more.
         with torch.autocast(device_type, enabled=False):
             return run(*arguments)
@@ -230,7 +230,7 @@ def _resolve(
     _check_shapes(query, key, value, row_table, column_table, window)
 
     device_type = query.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         tensors = {
             name: tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
