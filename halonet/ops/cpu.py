@@ -360,9 +360,8 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, block_size, halo_size, stride, position_stride, mask_padding, scale, training = inputs
+    *tensors, block_size, halo_size, stride, position_stride, mask_padding, scale, _ = inputs
     ctx.options = (block_size, halo_size, stride, position_stride, mask_padding, scale)
-    ctx.training = training
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output)
 
