@@ -20,6 +20,7 @@ TRAIN_OPTIONS = [
     "augmentation.quarter_turns",
     "augmentation.vertical_flip",
     "averaging_decay",
+    "backend",
     "batch_size",
     "central_crop_share",
     "checkpoint_steps",

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -206,8 +205,6 @@ def _split_in_strata(
 def _load_torchvision(name: str, data_root: str) -> LabelledImages:
     from torchvision import datasets
 
-    if name == "flowers102" and find_spec("scipy") is None:
-        raise ModuleNotFoundError("data flowers102 needs scipy to read its labels: install it")
     try:
         if name == "cifar10":
             parts = [datasets.CIFAR10(data_root, train, download=True) for train in (True, False)]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
@@ -98,6 +99,8 @@ class _Run:
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
+        # Of an earlier run of this process, which may have had another precision.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         self.is_main = self.accelerator.is_main_process
         self.data = load_data(
@@ -346,6 +349,7 @@ def _make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
             config.model,
             num_classes=len(data.class_names),
             in_channels=config.in_channels,
+            backend=config.backend,
             **options,
         )
     except TypeError as error:  # a text where a number belongs

@@ -42,6 +42,7 @@ class TrainingConfig:
         model: one of `halonet models`.
         model_options: changes to the model, as {"block_size": 4, "halo_size": 1}.
         in_channels: 3 for colour images, 1 for grey ones.
+        backend: of the attention, as sdpa; None takes the fastest.
         init: a checkpoint or a run folder to start from; the classifier of other classes starts
             from zero.
         image_size: pixels on a side of the images.
@@ -75,6 +76,7 @@ class TrainingConfig:
     model: str = "halonet_tiny"
     model_options: dict[str, int | float | str | bool | list] = field(default_factory=dict)
     in_channels: int = 3
+    backend: str | None = None
     init: str | None = None
     image_size: int = 96
     central_crop_share: float = 0.95

@@ -332,3 +332,21 @@ def test_model_options_of_a_wrong_type_are_named(images, tmp_path):
     with pytest.raises(ValueError, match="model_options"):
         train(config, output=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mixed_precision", ["bf16", "fp16"])
+def test_mixed_precision(images, tmp_path, mixed_precision):
+    config = small_config(images, mixed_precision=mixed_precision, epochs=1)
+    result = train(config, output=str(tmp_path / "run"))
+    weights = load_file(result.folder / "last.safetensors")
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {
+        torch.float32
+    }
+
+
+def test_backend_is_the_one_asked_for(images, tmp_path):
+    with pytest.raises(ValueError, match="backend must be one of"):
+        train(small_config(images, backend="fastest"), output=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(NotImplementedError, match="CUDA"):
+        train(small_config(images, backend="triton"), output=str(tmp_path / "run"))
