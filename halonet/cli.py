@@ -56,9 +56,8 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         COMMANDS[name].run(rest)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Who read has left, as head does; nothing may be flushed to it at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # who read has left, as head does
+        _drop_output()
         sys.exit(1)
     except KeyboardInterrupt:
         _fail("stopped", 130)
@@ -370,7 +369,16 @@ def _one_line(message: object) -> str:
 
 def _fail(reason: str, status: int) -> NoReturn:
     print(f"halonet: {reason}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     sys.exit(status)
+
+
+def _drop_output() -> None:
+    """Send nowhere what waits in standard output: flushing it at exit would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

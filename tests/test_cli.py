@@ -276,10 +276,12 @@ def test_reader_that_leaves_is_no_error():
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
-def test_full_disk_is_one_line():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_disk_is_one_line(unbuffered):
     with open("/dev/full", "w") as full:
         shown = subprocess.run(
             [sys.executable, "-m", "halonet.cli", "models"],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
