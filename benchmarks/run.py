@@ -32,7 +32,7 @@ class Worker:
 
     def __init__(self, name: str, package: Path | None = None) -> None:
         self.name = name
-        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+        environment = dict(os.environ)
         if package is not None:
             environment["PYTHONPATH"] = str(package)
         self.process = subprocess.Popen(
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="each model through torch.compile too"
     )
+    parser.add_argument("--contestants", nargs="+", help="only these, where a case has them")
     parser.add_argument("--base", help="a commit of ours to compare with, as HEAD~1")
     parser.add_argument("--output", type=Path, help="folder for the results")
     options = parser.parse_args()
@@ -255,6 +256,8 @@ def main() -> None:
         for case, names in chosen.items():
             group: list[tuple[str, str, bool, Path | None]] = []
             for name in names:
+                if options.contestants and name not in options.contestants:
+                    continue
                 if not available(name):
                     print(f"{case}: {name} is not installed", file=sys.stderr)
                     continue

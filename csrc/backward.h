@@ -68,7 +68,7 @@ private:
         for (long i = 0; i < p.channels * tile.width; i++) query_gradients[i] = 0.0f;
         for (long i = 0; i < shape.window * tile.width; i++)
             row_gradients[i] = column_gradients[i] = 0.0f;
-        for_chunks(block, [&](const Chunk &chunk) { run_chunk(block, chunk); });
+        for_chunks(block, chunk_size(block), [&](const Chunk &chunk) { run_chunk(block, chunk); });
         if (p.table_width) {
             table_gradients(row_gradients, tile.row_runs, relative.row_entries, 0, row_table);
             table_gradients(column_gradients, tile.column_runs, relative.column_entries,
@@ -123,13 +123,14 @@ private:
         relative.rows_of(chunk, first, second);
         gather_rows(p, p.key, block, chunk, p.channels, zeros, converted_keys, T(), keys);
         gather_rows(p, p.value, block, chunk, p.value_channels, zeros, converted_values, T(), values);
-        dot_products(keys, chunk.count, p.channels, queries, width, first, second, weights);
+        dot_products(keys, chunk.count, p.channels, queries, width, first, second, weights, nullptr,
+                     nullptr);
         for (long k = 0; k < chunk.count; k++) {
             first[k] = minus_delta;
             second[k] = relative.zeros;
         }
         dot_products(values, chunk.count, p.value_channels, output_gradients, width, first, second,
-                     score_gradients);
+                     score_gradients, nullptr, nullptr);
         softmax_gradients(chunk, width);
         weighted_sums(keys, chunk.count, p.channels, score_gradients, width, nullptr, query_gradients);
         float *rows[chunk_cells];

@@ -24,8 +24,9 @@ public:
         for (long c = 0; c < larger(p.channels, p.value_channels); c++) zeros[c] = 0.0f;
     }
 
-    void run(const Block &block) {
-        for_tiles(p, block, tile, [&] { run_tile(block); });
+    // `next` is the block that will be run behind this one.
+    void run(const Block &block, const Block &next) {
+        for_tiles(p, block, tile, [&] { run_tile(block, next); });
     }
 
 private:
@@ -38,10 +39,17 @@ private:
     float *scores;   // [cells][width], then their exponentials
     float *converted_keys, *converted_values;
     float *zeros;
-    float highest[most_queries], total[most_queries], rescale[most_queries];
+    Ahead ahead;
+    float highest[most_queries], before[most_queries];  // the second without this chunk
+    float total[most_queries], rescale[most_queries];
 
-    void run_tile(const Block &block) {
+    void run_tile(const Block &block, const Block &next) {
         const long width = tile.width;
+        T *results[most_queries];
+        addresses(p.output, block, tile, results);
+        for (long q = 0; q < tile.count; q++)
+            for (long c = 0; c < p.value_channels; c += 64 / long(sizeof(T)))
+                __builtin_prefetch(results[q] + c, 1);
         transpose_queries<T>(p.query, block, tile, p.channels, float(p.scale), queries);
         relative.compute(p, shape, tile, queries);
         for (long i = 0; i < p.value_channels * width; i++) sums[i] = 0.0f;
@@ -49,11 +57,19 @@ private:
             highest[q] = -INFINITY;
             total[q] = 0.0f;
         }
-        for_chunks(block, [&](const Chunk &chunk) {
+        const long size = chunk_size(block);
+        for_chunks(block, size, [&](const Chunk &chunk) {
             const float *rows[chunk_cells], *first[chunk_cells], *second[chunk_cells];
             relative.rows_of(chunk, first, second);
             gather_rows(p, p.key, block, chunk, p.channels, zeros, converted_keys, T(), rows);
-            dot_products(rows, chunk.count, p.channels, queries, width, first, second, scores);
+            for (long q = 0; q < width; q++) before[q] = highest[q];
+            const long behind = chunk.first + chunk.count;
+            if (behind < block.cells())
+                ahead.point_at<T>(p, block, Chunk(block, behind, smaller(size, block.cells() - behind)));
+            else
+                ahead.point_at<T>(p, next, Chunk(next, 0, chunk_size(next)));
+            dot_products(rows, chunk.count, p.channels, queries, width, first, second, scores, highest,
+                         &ahead);
             exponentials(chunk.count, width);
             gather_rows(p, p.value, block, chunk, p.value_channels, zeros, converted_values, T(), rows);
             weighted_sums(rows, chunk.count, p.value_channels, scores, width, rescale, sums);
@@ -69,17 +85,13 @@ private:
     // Turns scores into exponentials relative to the highest score so far.
     void exponentials(long cells, long width) {
         for (long q = 0; q < width; q += lanes) {
-            const Vector before = load(highest + q);
-            Vector top = before;
-            for (long k = 0; k < cells; k++) top = maximum(load(scores + k * width + q), top);
-            const Vector factor = exp(before - top);
+            const Vector top = load(highest + q), factor = exp(load(before + q) - top);
             Vector sum = load(total + q) * factor;
             for (long k = 0; k < cells; k++) {
                 const Vector weight = exp(load(scores + k * width + q) - top);
                 store(scores + k * width + q, weight);
                 sum += weight;
             }
-            store(highest + q, top);
             store(rescale + q, factor);
             store(total + q, sum);
         }

@@ -17,25 +17,25 @@ public:
           relative(p, shape, arena),
           scaled_queries(arena.take<float>(p.channels * most_queries)),
           queries(arena.take<uint32_t>(key_depth / 2 * most_queries)),
-          keys(arena.take<Bfloat16>(chunk_cells * key_depth)),
-          values(arena.take<Bfloat16>(value_rows * chunk_cells)),
-          scores(arena.take<float>(chunk_cells * most_queries)),
-          weights(arena.take<uint32_t>(chunk_cells / 2 * most_queries)),
+          keys(arena.take<Bfloat16>(tile_cells * key_depth)),
+          values(arena.take<Bfloat16>(value_rows * tile_cells)),
+          scores(arena.take<float>(tile_cells * most_queries)),
+          weights(arena.take<uint32_t>(tile_cells / 2 * most_queries)),
           sums(arena.take<float>(value_rows * most_queries)),
           zeros(arena.take<Bfloat16>(larger(key_depth, round_up(p.value_channels, lanes)))) {
         if (!arena.base) return;
-        for (long i = 0; i < chunk_cells * key_depth; i++) keys[i] = Bfloat16{0};
+        for (long i = 0; i < tile_cells * key_depth; i++) keys[i] = Bfloat16{0};
         for (long i = 0; i < key_depth / 2 * most_queries; i++) queries[i] = 0;
         for (long i = 0; i < larger(key_depth, round_up(p.value_channels, lanes)); i++)
             zeros[i] = Bfloat16{0};
     }
 
-    void run(const Block &block) {
+    void run(const Block &block, const Block &) {
         for_tiles(p, block, tile, [&] { run_tile(block); });
     }
 
 private:
-    static_assert(chunk_cells % tile_depth == 0, "chunks fill tiles");
+    static constexpr long tile_cells = chunk_cells / tile_depth * tile_depth;
 
     const HaloProblem &p;
     const Shape &shape;
@@ -45,9 +45,9 @@ private:
     RelativeLogits relative;
     float *scaled_queries;  // [channels][width], for the relative position
     uint32_t *queries;      // [key_depth / 2][width], pairs of channels
-    Bfloat16 *keys;         // [chunk_cells][key_depth], zero behind the last channel
-    Bfloat16 *values;       // [value_rows][chunk_cells]
-    float *scores;          // [chunk_cells][width]
+    Bfloat16 *keys;         // [tile_cells][key_depth], zero behind the last channel
+    Bfloat16 *values;       // [value_rows][tile_cells]
+    float *scores;          // [tile_cells][width]
     uint32_t *weights;      // [chunk_cells / 2][width], pairs of cells
     float *sums;            // [value_rows][width]
     Bfloat16 *zeros;
@@ -61,7 +61,7 @@ private:
             highest[q] = -INFINITY;
             total[q] = 0.0f;
         }
-        for_chunks(block, [&](const Chunk &chunk) {
+        for_chunks(block, tile_cells, [&](const Chunk &chunk) {
             const long depth = round_up(chunk.count, tile_depth);
             load_keys(block, chunk);
             multiply_tiles(keys, key_depth, round_up(chunk.count, tile_rows), key_depth, queries, width,
@@ -71,7 +71,7 @@ private:
             for (long c = 0; c < p.value_channels && chunk.first; c++)
                 for (long q = 0; q < width; q += lanes)
                     store(sums + c * width + q, load(sums + c * width + q) * load(rescale + q));
-            multiply_tiles(values, chunk_cells, value_rows, depth, weights, width, sums, true);
+            multiply_tiles(values, tile_cells, value_rows, depth, weights, width, sums, true);
         });
         for (long q = 0; q < width; q++) rescale[q] = 1.0f / total[q];
         scatter_queries<Bfloat16>(sums, rescale, p.output, block, tile, p.value_channels);
@@ -109,7 +109,7 @@ private:
     }
 
     void load_keys(const Block &block, const Chunk &chunk) {
-        const Bfloat16 *rows[chunk_cells];
+        const Bfloat16 *rows[tile_cells];
         addresses<const Bfloat16>(p, p.key, block, chunk, zeros, rows);
         for (long k = 0; k < chunk.count; k++) {
             Bfloat16 *key = keys + k * key_depth;
@@ -121,7 +121,7 @@ private:
 
     // Values of a chunk with cells along the rows: pairs of cells are interleaved, then moved as words.
     void load_values(const Block &block, const Chunk &chunk, long depth) {
-        const Bfloat16 *rows[chunk_cells];
+        const Bfloat16 *rows[tile_cells];
         addresses<const Bfloat16>(p, p.value, block, chunk, zeros, rows);
         for (long k = chunk.count; k < depth; k++) rows[k] = zeros;
         for (long k = 0; k < depth; k += 2 * lanes)
@@ -135,7 +135,7 @@ private:
                 transpose(square);
 #pragma GCC unroll 16
                 for (int i = 0; i < lanes; i++)
-                    __builtin_memcpy(values + (c + i) * chunk_cells + k, &square[i], sizeof(Vector));
+                    __builtin_memcpy(values + (c + i) * tile_cells + k, &square[i], sizeof(Vector));
             }
     }
 

@@ -8,7 +8,7 @@ namespace {
 
 // Queries that are taken at once: scores of a chunk of cells must stay in the first cache.
 constexpr int most_queries = 64;
-constexpr int chunk_cells = 64;
+constexpr int chunk_cells = 66;  // whole groups of rows, see products.h
 
 struct Shape {
     long output_height, output_width;
@@ -153,12 +153,18 @@ struct Chunk {
     }
 };
 
-// Splits a window's cells into chunks.
-template <class Body>
-inline void for_chunks(const Block &block, Body body) {
+// Cells of a block's chunks, as even as whole groups of rows allow.
+inline long chunk_size(const Block &block) {
     const long cells = block.cells();
-    for (long first = 0; first < cells; first += chunk_cells)
-        body(Chunk(block, first, smaller(chunk_cells, cells - first)));
+    return smaller(cells, round_up(ceil_div(cells, ceil_div(cells, chunk_cells)), 6));
+}
+
+// Splits a window's cells into chunks of `size`.
+template <class Body>
+inline void for_chunks(const Block &block, long size, Body body) {
+    const long cells = block.cells();
+    for (long first = 0; first < cells; first += size)
+        body(Chunk(block, first, smaller(size, cells - first)));
 }
 
 // Addresses in a map of a chunk's cells, `outside` for those beyond the map (unmasked padding).
@@ -177,6 +183,35 @@ inline void addresses(const HaloProblem &p, const HaloMap &map, const Block &blo
         rows[k] = inside ? origin + chunk.row[k] * map.row + chunk.column[k] * map.column : outside;
     }
 }
+
+// Cells that the next products will read: fetched into the cache a few at a time, while products of
+// other cells are computed, since a window's rows are too short for the processor to foresee them.
+struct Ahead {
+    const char *rows[2][chunk_cells];  // of keys and of values
+    long bytes[2];
+    long count = 0;
+
+    template <class T>
+    void point_at(const HaloProblem &p, const Block &block, const Chunk &chunk) {
+        const T *keys[chunk_cells], *values[chunk_cells];
+        addresses<const T>(p, p.key, block, chunk, nullptr, keys);
+        addresses<const T>(p, p.value, block, chunk, nullptr, values);
+        for (long k = 0; k < chunk.count; k++) {
+            rows[0][k] = reinterpret_cast<const char *>(keys[k]);
+            rows[1][k] = reinterpret_cast<const char *>(values[k]);
+        }
+        bytes[0] = p.channels * long(sizeof(T));
+        bytes[1] = p.value_channels * long(sizeof(T));
+        count = chunk.count;
+    }
+
+    void fetch(long first, long number) const {
+        for (long k = first; k < smaller(first + number, count); k++)
+            for (int map = 0; map < 2; map++)
+                for (long byte = 0; byte < bytes[map]; byte += 64)
+                    __builtin_prefetch(rows[map][k] + byte);
+    }
+};
 
 // Rows of numbers of a chunk's cells as float32: where they lie in the map, or converted into
 // `scratch` [chunk_cells][channels].

@@ -5,7 +5,7 @@
 // neither keys nor values need packing, and neither windows nor channels waste lanes.
 #pragma once
 
-#include "vectors.h"
+#include "geometry.h"
 
 namespace {
 
@@ -48,11 +48,17 @@ inline void for_vector_groups(long width, Body body) {
 
 template <int rows, int vectors>
 __attribute__((noinline)) void dot_group(const float *const *left, long length, const float *right, long width,
-                      const float *const *first_bias, const float *const *second_bias, float *out) {
-    Vector sums[rows][vectors] = {};
+                      const float *const *first_bias, const float *const *second_bias, float *out,
+                      float *highest) {
+    Vector sums[rows][vectors];
     const float *row[rows];
 #pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) row[i] = left[i];
+    for (int i = 0; i < rows; i++) {
+        row[i] = left[i];
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++)
+            sums[i][j] = load(first_bias[i] + j * lanes) + load(second_bias[i] + j * lanes);
+    }
     for (long c = 0; c < length; c++) {
         Vector column[vectors];
 #pragma GCC unroll 4
@@ -67,15 +73,23 @@ __attribute__((noinline)) void dot_group(const float *const *left, long length, 
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++)
-            store(out + i * width + j * lanes,
-                  sums[i][j] + (load(first_bias[i] + j * lanes) + load(second_bias[i] + j * lanes)));
+        for (int j = 0; j < vectors; j++) store(out + i * width + j * lanes, sums[i][j]);
+    if (!highest) return;
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; j++) {
+        Vector top = load(highest + j * lanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) top = maximum(sums[i][j], top);
+        store(highest + j * lanes, top);
+    }
 }
 
-// out[i][q] = first_bias[i][q] + second_bias[i][q] + sum over c of left[i][c] * right[c][q].
+// out[i][q] = first_bias[i][q] + second_bias[i][q] + sum over c of left[i][c] * right[c][q], and
+// highest[q] grows to the highest of them, where it isn't null.
 __attribute__((noinline)) void dot_products(const float *const *left, long rows, long length, const float *right,
                          long width, const float *const *first_bias,
-                         const float *const *second_bias, float *out) {
+                         const float *const *second_bias, float *out, float *highest,
+                         const Ahead *ahead) {
     for_vector_groups(width, [&](auto vectors, long q) {
         constexpr int vector_count = decltype(vectors)::number;
         for_row_groups<most_rows(vector_count)>(rows, [&](auto row_count, long i) {
@@ -85,8 +99,9 @@ __attribute__((noinline)) void dot_products(const float *const *left, long rows,
                 first[k] = first_bias[i + k] + q;
                 second[k] = second_bias[i + k] + q;
             }
+            if (ahead && !q) ahead->fetch(i, count);
             dot_group<count, vector_count>(left + i, length, right + q, width, first, second,
-                                           out + i * width + q);
+                                           out + i * width + q, highest ? highest + q : nullptr);
         });
     });
 }

@@ -54,7 +54,9 @@ int forward(const HaloProblem &p) {
         Pass pass(p, shape, arena);
 #pragma omp for schedule(dynamic, share)
         for (long task = 0; task < tasks.count; task++)
-            if (memory) pass.run(tasks.block(p, shape, task));
+            if (memory)
+                pass.run(tasks.block(p, shape, task),
+                         tasks.block(p, shape, smaller(task + 1, tasks.count - 1)));
     }
     return failed ? HALO_OUT_OF_MEMORY : HALO_SUCCESS;
 }

@@ -83,9 +83,7 @@ inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }  // of a NaN
 // e^x for x up to 88; at most e^-86.5 below that; NaN for NaN. Error below 1 ulp near 0, growing by
 // 0.03 ulp a unit of x.
 inline Vector exp(Vector x) {
-    // NaN fails the comparison and passes.
-    const Vector lowest = constant(-86.5f);
-    x = x < lowest ? lowest : x;
+    x = maximum(constant(-86.5f), x);
     // Adding 1.5 * 2^23 rounds to an integer in the low bits; 127 more is the exponent's bias.
     const float shifter = 12582912.0f + 127.0f;
     const Vector shifted = x * 1.44269504f + shifter;

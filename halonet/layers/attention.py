@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halonet.layers.pointwise import PointwiseConvolution
 from halonet.ops.halo_attention import check_backend_name, check_geometry, halo_attention
 
 POSITIONS = ("relative", "absolute", "none")
@@ -97,11 +98,15 @@ class HaloAttention(nn.Module):
         self.mask_padding = mask_padding
         self.backend = backend
 
-        self.query = nn.Conv2d(in_channels, query_key_channels, 1, stride=stride, bias=False)
-        self.key = nn.Conv2d(in_channels, query_key_channels, 1, bias=False)
-        self.value = nn.Conv2d(in_channels, value_channels, 1, bias=False)
+        # Queries, keys and values of the same pixels come from one product, in this order.
+        self.query: nn.Conv2d | None = None
+        projected = 2 * query_key_channels + value_channels
+        if stride > 1:
+            self.query = PointwiseConvolution(in_channels, query_key_channels, stride=stride)
+            projected -= query_key_channels
+        self.projection: nn.Conv2d = PointwiseConvolution(in_channels, projected)
         self.output = (
-            nn.Conv2d(value_channels, out_channels, 1, bias=False)
+            PointwiseConvolution(value_channels, out_channels)
             if output_projection
             else nn.Identity()
         )
@@ -122,7 +127,7 @@ class HaloAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw fresh weights: unit scores on unit inputs, positions as large as a key's."""
-        for projection in (self.query, self.key, self.value, self.output):
+        for projection in (self.query, self.projection, self.output):
             if isinstance(projection, nn.Conv2d):
                 nn.init.normal_(projection.weight, std=projection.in_channels**-0.5)
         head_channels = self.query_key_channels // self.heads
@@ -145,9 +150,7 @@ class HaloAttention(nn.Module):
             maps = maps + _resample(self.absolute_rows, maps.shape[2]).to(maps.dtype)[:, :, None]
             maps = maps + _resample(self.absolute_columns, maps.shape[3]).to(maps.dtype)[:, None]
         attended = halo_attention(
-            self._split_heads(self.query(maps)),
-            self._split_heads(self.key(maps)),
-            self._split_heads(self.value(maps)),
+            *self.project(maps),
             self.row_table,
             self.column_table,
             block_size=self.block_size,
@@ -159,9 +162,18 @@ class HaloAttention(nn.Module):
         )
         return self.output(attended.flatten(3).permute(0, 3, 1, 2))
 
-    def _split_heads(self, maps: Tensor) -> Tensor:
-        """[batch, heads * channels, height, width] to [batch, height, width, heads, channels]."""
-        return maps.permute(0, 2, 3, 1).unflatten(3, (self.heads, -1))
+    def project(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries, keys and values of a map, each [batch, height, width, heads, channels]."""
+        widths = [self.query_key_channels, self.value_channels]
+        if self.query is None:
+            widths.insert(0, self.query_key_channels)
+        parts = self.projection(maps).split(widths, dim=1)
+        if self.query is not None:
+            parts = (self.query(maps), *parts)
+        query, key, value = (
+            part.permute(0, 2, 3, 1).unflatten(3, (self.heads, -1)) for part in parts
+        )
+        return query, key, value
 
     def extra_repr(self) -> str:
         kernel = "" if self.kernel_size is None else f", kernel_size={self.kernel_size}"

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from halonet.layers.pointwise import PointwiseConvolution
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
@@ -20,9 +22,9 @@ class SqueezeExcitation(nn.Module):
     def __init__(self, channels: int, *, activation: str, ratio: float = 0.125) -> None:
         super().__init__()
         squeezed = max(1, round(channels * ratio))
-        self.squeeze = nn.Conv2d(channels, squeezed, 1)
+        self.squeeze = PointwiseConvolution(channels, squeezed, bias=True)
         self.activation = make_activation(activation)
-        self.excite = nn.Conv2d(squeezed, channels, 1)
+        self.excite = PointwiseConvolution(squeezed, channels, bias=True)
 
     def forward(self, maps: Tensor) -> Tensor:
         gates = self.excite(self.activation(self.squeeze(maps.mean((2, 3), keepdim=True))))
@@ -81,7 +83,7 @@ class Bottleneck(nn.Module):
         stochastic_depth: float,
     ) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.reduce: nn.Conv2d = PointwiseConvolution(in_channels, width)
         self.reduce_norm: nn.Module = nn.BatchNorm2d(width)
         self.spatial = spatial
         self.spatial_norm: nn.Module = nn.BatchNorm2d(spatial_channels)
@@ -90,7 +92,7 @@ class Bottleneck(nn.Module):
             if squeeze_excitation
             else nn.Identity()
         )
-        self.expand = nn.Conv2d(spatial_channels, out_channels, 1, bias=False)
+        self.expand: nn.Conv2d = PointwiseConvolution(spatial_channels, out_channels)
         self.expand_norm: nn.Module = nn.BatchNorm2d(out_channels)
         self.stochastic_depth = StochasticDepth(stochastic_depth)
         self.activation = make_activation(activation)
@@ -98,7 +100,7 @@ class Bottleneck(nn.Module):
             self.shortcut: nn.Module = nn.Identity()
         else:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                PointwiseConvolution(in_channels, out_channels, stride=stride),
                 nn.BatchNorm2d(out_channels),
             )
 

@@ -1,8 +1,9 @@
 """Batch norm folded into its neighbours, for inference."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 from halonet.layers.attention import HaloAttention
 from halonet.layers.bottleneck import Bottleneck
@@ -57,10 +58,16 @@ def fuse_attention(attention: HaloAttention, norm: nn.BatchNorm2d) -> nn.Module:
     if isinstance(attention.output, nn.Conv2d):
         attention.output = fuse_conv_bn_eval(attention.output, norm)
         return nn.Identity()
-    fused = fuse_conv_bn_eval(attention.value, norm)
-    if attention.mask_padding:
-        attention.value = fused
-        return nn.Identity()
-    attention.value.weight.copy_(fused.weight)
-    assert fused.bias is not None
-    return ChannelShift(fused.bias.detach().clone())
+    projection = attention.projection
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    values = projection.weight[-attention.value_channels :]
+    weight, shift = fuse_conv_bn_weights(
+        values, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    values.copy_(weight)
+    if not attention.mask_padding:
+        return ChannelShift(shift)
+    queries_and_keys = projection.out_channels - attention.value_channels
+    projection.bias = nn.Parameter(F.pad(shift, (queries_and_keys, 0)))
+    return nn.Identity()

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from halonet.layers.attention import HaloAttention
 from halonet.layers.bottleneck import Bottleneck, make_activation
 from halonet.layers.fusion import fuse_bottleneck, fuse_sequential
+from halonet.layers.pointwise import PointwiseConvolution
 from halonet.models.variants import VARIANTS, Variant
 
 STRIDES = (4, 8, 16, 32)
@@ -97,7 +98,7 @@ class HaloNet(nn.Module):
             self.final: nn.Module = nn.Identity()
         else:
             self.final = nn.Sequential(
-                nn.Conv2d(channels, variant.final_width, 1, bias=False),
+                PointwiseConvolution(channels, variant.final_width),
                 nn.BatchNorm2d(variant.final_width),
                 make_activation(variant.activation),
             )

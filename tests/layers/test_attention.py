@@ -20,13 +20,14 @@ def test_is_the_operator_between_projections() -> None:
     layer = HaloAttention(6, 10, heads=2, query_key_channels=8, block_size=4, halo_size=1, stride=2)
     maps = torch.randn(2, 6, 7, 9)
 
-    def heads(projected: torch.Tensor) -> torch.Tensor:
+    def project(weight: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        projected = torch.nn.functional.conv2d(maps, weight, stride=stride)
         return projected.permute(0, 2, 3, 1).unflatten(3, (2, -1))
 
     expected = halo_attention(
-        heads(layer.query(maps)),
-        heads(layer.key(maps)),
-        heads(layer.value(maps)),
+        project(layer.query.weight, 2),
+        project(layer.projection.weight[:8]),
+        project(layer.projection.weight[8:]),
         layer.row_table,
         layer.column_table,
         block_size=4,
@@ -48,8 +49,9 @@ def test_channels_last_maps_stay_channels_last() -> None:
     maps = torch.randn(2, 8, 8, 8).contiguous(memory_format=torch.channels_last)
     result = layer(maps)
     assert result.is_contiguous(memory_format=torch.channels_last)
-    projected = layer._split_heads(layer.query(maps))
-    assert projected.is_contiguous(), "the operator reads the projection where it lies"
+    query, key, value = layer.project(maps)
+    assert query.data_ptr() < key.data_ptr() < value.data_ptr(), "three views of one product"
+    assert query.stride(3) == 4, "the channels of a head lie side by side"
 
 
 def test_kernel_size_limits_the_reach() -> None:

@@ -73,7 +73,9 @@ def test_other_classes_start_from_zero(tmp_path: Path) -> None:
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     halonet.save_model(small_model(), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"doesn't fit halonet_tiny: .*value.weight has shape"):
+    with pytest.raises(
+        ValueError, match=r"doesn't fit halonet_tiny: .*projection.weight has shape"
+    ):
         halonet.load_weights(small_model(value_ratio=2.0), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"doesn't fit halonet_tiny: missing .*stages\.0\.1"):
         halonet.load_weights(small_model(layers=(2, 1, 1, 1)), tmp_path / "model.safetensors")
@@ -126,7 +128,7 @@ def test_keys_are_frozen(tmp_path: Path) -> None:
     assert roots == {"stem", "stages", "final", "classifier"}
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     expected = {"reduce.weight", "expand.weight", "shortcut.0.weight"}
-    expected |= {f"spatial.{name}.weight" for name in ("query", "key", "value")}
+    expected |= {f"spatial.{name}.weight" for name in ("query", "projection")}
     expected |= {"spatial.row_table", "spatial.column_table"}
     expected |= {
         f"{name}.{entry}"
