@@ -16,6 +16,14 @@ def make_activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]() if name == "gelu" else ACTIVATIONS[name](inplace=True)
 
 
+def average_pixels(maps: Tensor) -> Tensor:
+    """Means over a map's pixels, [batch, channels, height, width] to [batch, channels].
+
+    The gradient is in channels-last order, as the maps are.
+    """
+    return maps.permute(0, 2, 3, 1).mean((1, 2))
+
+
 class SqueezeExcitation(nn.Module):
     """Gates channels by the map's mean, with a bottleneck of channels * ratio (1/8 here)."""
 
@@ -27,7 +35,7 @@ class SqueezeExcitation(nn.Module):
         self.excite = PointwiseConvolution(squeezed, channels, bias=True)
 
     def forward(self, maps: Tensor) -> Tensor:
-        gates = self.excite(self.activation(self.squeeze(maps.mean((2, 3), keepdim=True))))
+        gates = self.excite(self.activation(self.squeeze(average_pixels(maps)[:, :, None, None])))
         return maps * gates.sigmoid()
 
 

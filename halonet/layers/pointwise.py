@@ -20,5 +20,6 @@ class PointwiseConvolution(nn.Conv2d):
         """[batch, in_channels, height, width] to
         [batch, out_channels, ceil(height / stride), ceil(width / stride)]."""
         rows, columns = self.stride
-        pixels = input[:, :, ::rows, ::columns].permute(0, 2, 3, 1)
+        # In this order the gradient of the step is in channels-last order too.
+        pixels = input.permute(0, 2, 3, 1)[:, ::rows, ::columns]
         return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)

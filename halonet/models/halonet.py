@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from halonet.layers.attention import HaloAttention
-from halonet.layers.bottleneck import Bottleneck, make_activation
+from halonet.layers.bottleneck import Bottleneck, average_pixels, make_activation
 from halonet.layers.fusion import fuse_bottleneck, fuse_sequential
 from halonet.layers.pointwise import PointwiseConvolution
 from halonet.models.variants import VARIANTS, Variant
@@ -137,7 +137,7 @@ class HaloNet(nn.Module):
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits [batch, num_classes] of a last map, or with `pre_logits` its pooled features."""
-        features = self.dropout(maps.mean((2, 3)))
+        features = self.dropout(average_pixels(maps))
         return features if pre_logits else self.classifier(features)
 
     def feature_maps(self, images: Tensor, strides: Iterable[int] = STRIDES) -> dict[int, Tensor]:

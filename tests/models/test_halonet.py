@@ -259,3 +259,25 @@ def test_fused_model_has_no_norm_and_the_same_logits(options: dict[str, Any]) ->
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
     torch.testing.assert_close(fused(images), model(images), rtol=1e-9, atol=1e-9)
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("squeeze_excitation", [False, True])
+def test_channels_last_in_both_directions(squeeze_excitation: bool) -> None:
+    # Batch norm has no fast backward pass where a map's and its gradient's orders differ.
+    model = halonet.create_model("halonet_tiny", squeeze_excitation=squeeze_excitation)
+    model = model.to(memory_format=torch.channels_last).train()
+    orders = []
+
+    def note(tensor: torch.Tensor) -> None:
+        orders.append(tensor.is_contiguous(memory_format=torch.channels_last))
+
+    def watch(_: torch.nn.Module, inputs: tuple, result: torch.Tensor) -> None:
+        note(inputs[0])
+        result.register_hook(note)
+
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_hook(watch)
+    images = torch.randn(2, 3, 96, 96).contiguous(memory_format=torch.channels_last)
+    model(images).sum().backward()
+    assert orders == [True] * 2 * len(norms)
