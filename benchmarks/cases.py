@@ -262,11 +262,11 @@ def _make_network(name: str, peer: str) -> nn.Module:
     backend = None if peer == "timm-layer" else peer.removesuffix("-float32")
     network = halonet.create_model(name, backend=backend)
     if peer == "timm-layer":
-        _put_in_timms_layer(network)
+        put_in_timms_layer(network)
     return network
 
 
-def _put_in_timms_layer(network: nn.Module) -> None:
+def put_in_timms_layer(network: nn.Module) -> None:
     """Replace each of our attention layers by timm's of the same widths and heads."""
     from timm.layers.halo_attn import HaloAttn
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cases import Stage, _put_in_timms_layer, stages
+from cases import Stage, put_in_timms_layer, stages
 
 import halonet
 
@@ -380,7 +380,7 @@ def measure_largest_batch(run: Run, timm_layer: bool) -> dict[str, Any]:
     """The largest batch of H4 at 384 px that a training step fits in, to a sixteenth."""
     network = halonet.create_model("halonet_h4", backend="triton")
     if timm_layer:
-        _put_in_timms_layer(network)
+        put_in_timms_layer(network)
     network = network.to(run.device).to(memory_format=torch.channels_last).train()
 
     # The first tiles that fit: tuning the tiles of one more model would take minutes.

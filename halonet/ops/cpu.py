@@ -8,7 +8,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -143,37 +143,29 @@ def run(
     )[0]
 
 
+class _Options(NamedTuple):
+    """What the operators take behind their tensors."""
+
+    block_size: int
+    halo_size: int
+    stride: int
+    position_stride: int
+    mask_padding: bool
+    scale: float
+
+
 def _problem(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    block_size: int,
-    halo_size: int,
-    stride: int,
-    position_stride: int,
-    mask_padding: bool,
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, row_table: Tensor | None, options: _Options
 ) -> list[int | float]:
     """The values of _Problem's first fields, up to `scale`."""
-    batch, height, width, heads, channels = key.shape
-    table_width = 0 if row_table is None else row_table.shape[1]
     return [
-        batch,
-        height,
-        width,
-        heads,
-        channels,
+        *key.shape,
         value.shape[4],
-        block_size,
-        halo_size,
-        stride,
-        position_stride,
-        mask_padding,
-        table_width,
+        *options[:-1],
+        0 if row_table is None else row_table.shape[1],
         DATA_TYPES[query.dtype],
         torch.get_num_threads(),
-        scale,
+        options.scale,
     ]
 
 
@@ -211,14 +203,9 @@ def _forward(
     value: Tensor,
     row_table: Tensor | None,
     column_table: Tensor | None,
-    block_size: int,
-    halo_size: int,
-    stride: int,
-    position_stride: int,
-    mask_padding: bool,
-    scale: float,
-    training: bool,
+    *options_and_training: Any,
 ) -> tuple[Tensor, Tensor]:
+    *options, training = options_and_training
     query, key, value = _readable(query), _readable(key), _readable(value)
     output = query.new_empty((*query.shape[:4], value.shape[4]))
     log_sum = query.new_empty(query.shape[:4] if training else (0,), dtype=torch.float32)
@@ -226,18 +213,7 @@ def _forward(
         return output, log_sum
     row, column = _table(row_table), _table(column_table)
     problem = _Problem(
-        *_problem(
-            query,
-            key,
-            value,
-            row,
-            block_size,
-            halo_size,
-            stride,
-            position_stride,
-            mask_padding,
-            scale,
-        ),
+        *_problem(query, key, value, row, _Options(*options)),
         *_map(query),
         *_map(key),
         *_map(value),
@@ -250,20 +226,8 @@ def _forward(
     return output, log_sum
 
 
-def _fake_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    block_size: int,
-    halo_size: int,
-    stride: int,
-    position_stride: int,
-    mask_padding: bool,
-    scale: float,
-    training: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    training = rest[-1]
     log_sum = query.new_empty(query.shape[:4] if training else (0,), dtype=torch.float32)
     return query.new_empty((*query.shape[:4], value.shape[4])), log_sum
 
@@ -277,12 +241,7 @@ def _backward(
     column_table: Tensor | None,
     output: Tensor,
     log_sum: Tensor,
-    block_size: int,
-    halo_size: int,
-    stride: int,
-    position_stride: int,
-    mask_padding: bool,
-    scale: float,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradient, query, key, value = (_readable(tensor) for tensor in (gradient, query, key, value))
     row, column = _table(row_table), _table(column_table)
@@ -293,18 +252,7 @@ def _backward(
     column_gradient = torch.zeros_like(row_gradient)
     if query.numel():
         problem = _Problem(
-            *_problem(
-                query,
-                key,
-                value,
-                row,
-                block_size,
-                halo_size,
-                stride,
-                position_stride,
-                mask_padding,
-                scale,
-            ),
+            *_problem(query, key, value, row, _Options(*options)),
             *_map(query),
             *_map(key),
             *_map(value),
@@ -339,15 +287,7 @@ def _fake_backward(
     key: Tensor,
     value: Tensor,
     row_table: Tensor | None,
-    column_table: Tensor | None,
-    output: Tensor,
-    log_sum: Tensor,
-    block_size: int,
-    halo_size: int,
-    stride: int,
-    position_stride: int,
-    mask_padding: bool,
-    scale: float,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     table = query.new_empty(0) if row_table is None else row_table.new_empty(row_table.shape)
     return (
@@ -360,8 +300,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, block_size, halo_size, stride, position_stride, mask_padding, scale, _ = inputs
-    ctx.options = (block_size, halo_size, stride, position_stride, mask_padding, scale)
+    tensors, ctx.options = inputs[:5], inputs[5:-1]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output)
 
