@@ -53,7 +53,7 @@ class TrainingConfig:
         cutmix: alpha of CutMix, 0 for none; with both, each batch takes one of them.
         epochs: passes over the training images.
         batch_size: images of a step.
-        optimizer: a name that timm's create_optimizer_v2 knows, as sgd or nadamw.
+        optimizer: a name that timm's create_optimizer_v2 knows, as sgd, nadamw or muon.
         learning_rate: at its peak.
         warmup_share: share of the steps in which the learning rate rises linearly.
         final_learning_rate_share: share of the peak at which the cosine ends.
@@ -113,8 +113,9 @@ def elpv() -> TrainingConfig:
         data="elpv",
         central_crop_share=1.0,  # cells break at their edges too
         augmentation=Augmentation(crop_share=(1.0, 1.0), vertical_flip=True, quarter_turns=True),
-        epochs=12,
-        learning_rate=3e-3,
+        epochs=14,
+        optimizer="muon",
+        learning_rate=0.02,
         label_smoothing=0.0,
         averaging_decay=0.98,
         evaluate_epochs=2,
@@ -127,7 +128,14 @@ def small() -> TrainingConfig:
     Expected: see docs/results.md for the flowers. Hardware: two CPU cores, half an hour.
     Command: halonet train --data folder:PATH
     """
-    return TrainingConfig(recipe="small", cutmix=0.5, epochs=40, evaluate_epochs=5)
+    return TrainingConfig(
+        recipe="small",
+        cutmix=0.5,
+        epochs=40,
+        optimizer="muon",
+        learning_rate=0.02,
+        evaluate_epochs=5,
+    )
 
 
 RECIPES: dict[str, Callable[[], TrainingConfig]] = {"elpv": elpv, "small": small}
