@@ -119,7 +119,8 @@ class TimmHaloAttention(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, heads={self.heads}, block_size={self.block_size}, "
-            f"halo_size={self.halo_size}, stride={self.stride}, scale_pos_embed={self.scale_pos_embed}"
+            f"halo_size={self.halo_size}, stride={self.stride}, "
+            f"scale_pos_embed={self.scale_pos_embed}"
         )
 
 
