@@ -135,7 +135,7 @@ class TimmHaloNet(HaloNet):
             indices: of `feature_info`, negative ones from its end; a number for the last so many;
                 None for all.
             norm: has no effect; every map comes behind a norm.
-            stop_early: leave out the stages behind the last map wanted; there is no last map then.
+            stop_early: leave out the stages behind the last map wanted, which is returned as last.
             output_fmt: "NCHW".
             intermediates_only: return the maps alone.
         """
@@ -149,15 +149,14 @@ class TimmHaloNet(HaloNet):
             if 0 in wanted:
                 found.append(maps)
         maps = self.stem[3 * in_stem :](maps)
-        for place, stage in enumerate(self.stages, in_stem):
-            if stop_early and place > last:
-                break
+        count = last + 1 - in_stem if stop_early else len(self.stages)
+        for place, stage in enumerate(self.stages[:count], in_stem):
             maps = self._run_stage(stage, maps)
             if place in wanted:
                 found.append(maps)
         if intermediates_only:
             return found
-        return self.final(maps), found
+        return self.final(maps) if count >= len(self.stages) else maps, found
 
     def prune_intermediate_layers(
         self,

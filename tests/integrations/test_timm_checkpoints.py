@@ -77,7 +77,7 @@ def test_seven_models_keep_logits_and_all_gradients(name: str, training: bool) -
     whole = torch.stack([value.norm() for value in exact.values()]).norm()
     for quantity, value in exact.items():
         # A bias before a norm has a gradient of zero, and only rounding to compare.
-        size = value.norm().clamp_min(1e-4 * whole)
+        size = value.norm().clamp_min(1e-3 * whole)
         error, plain_error = ((found[quantity] - value).norm() / size for found in (ours, plain))
         # Two float32 computations of one function: neither is nearer to it than the other.
         assert error <= 3 * plain_error + 1e-5, f"{quantity}: {error:.2g}, timm {plain_error:.2g}"

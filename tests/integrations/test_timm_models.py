@@ -180,6 +180,14 @@ def test_pruned_in_the_head_alone() -> None:
     assert model(images).shape == (1, model.num_features, 4, 4)
 
 
+def test_stopping_early_gives_the_last_map_that_was_made() -> None:
+    model = small_model("halonet_h4")
+    last, maps = model.forward_intermediates(torch.randn(1, 3, 64, 64), [0, 2], stop_early=True)
+    assert last is maps[1]
+    last, maps = model.forward_intermediates(torch.randn(1, 3, 64, 64), [-1], stop_early=True)
+    assert last.shape[1] == model.num_features != maps[0].shape[1]
+
+
 def test_parameter_groups() -> None:
     model = small_model(layers=(1, 2, 1, 1), final_width=12)
     fine = group_parameters(model, model.group_matcher(coarse=False))
