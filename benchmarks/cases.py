@@ -21,6 +21,18 @@ EFFICIENTNETS = {
 }
 
 
+# Kept here by hand: listing the cases imports nothing.
+TIMM_CHECKPOINTS = (
+    "halonet26t",
+    "halonet50ts",
+    "sehalonet33ts",
+    "eca_halonext26ts",
+    "haloregnetz_b",
+    "halo2botnet50ts_256",
+    "lamhalobotnet50ts_256",
+)
+
+
 @dataclass(frozen=True)
 class Contestant:
     """What is timed: a step without arguments, and whether its result was found right."""
@@ -87,6 +99,9 @@ def list_cases() -> dict[str, list[str]]:
         for mode in ("inference1", "inference4", "training8"):
             cases[f"model/{model}/{mode}"] = ["cpu", *peers]
     cases["model/halonet_h1/inference4_bfloat16"] = ["cpu", "cpu-float32"]
+    for model in TIMM_CHECKPOINTS:
+        for mode in ("inference1", "inference4"):
+            cases[f"timm/{model}/{mode}"] = ["cpu", "timm", "floor"]
     return cases
 
 
@@ -96,6 +111,8 @@ def build(case: str, contestant: str, compiled: bool) -> Contestant:
     kind, *rest = case.split("/")
     if kind == "operator":
         return _operator(rest[0], rest[1], rest[2], contestant)
+    if kind == "timm":
+        return _timm_checkpoint(rest[0], rest[1], contestant, compiled)
     if kind == "layer":
         return _layer(rest[0], rest[1], rest[2], contestant, compiled)
     return _model(rest[0], rest[1], contestant, compiled)
@@ -281,6 +298,48 @@ def put_in_timms_layer(network: nn.Module) -> None:
                 block_size=layer.block_size,
                 halo_size=layer.halo_size,
             )
+
+
+def _timm_checkpoint(name: str, mode: str, peer: str, compiled: bool) -> Contestant:
+    """One of timm's models at its own image size: with our layers, with its own, and with its
+    projections alone (the floor: what no attention operator can go below)."""
+    import timm
+
+    from halonet import replace_timm_layers
+
+    network: Any = timm.create_model(name).eval()
+    batch = int(mode.removeprefix("inference"))
+    images = torch.randn(batch, *network.default_cfg["input_size"])
+    images = images.to(memory_format=torch.channels_last)
+    checked = "its own function"
+    if peer == "cpu":
+        with torch.no_grad():
+            expected = network(images)
+            found = replace_timm_layers(network, backend="cpu")(images)
+        error = ((found - expected).abs().max() / expected.abs().max()).item()
+        if not error < 1e-3:
+            raise AssertionError(f"our layers are {error} off timm's")
+        checked = f"{error:.1e} off timm's own layers, relative"
+    elif peer == "floor":
+        _skip_attention(replace_timm_layers(network))
+        checked = "projections without attention, not the same function"
+    contestant = _timed(network, images, False, compiled)
+    return Contestant(contestant.step, checked)
+
+
+def _skip_attention(network: nn.Module) -> None:
+    """Let the values through where the queries' attention would come out."""
+    from halonet.integrations.timm_checkpoints import TimmHaloAttention
+
+    for layer in network.modules():
+        if isinstance(layer, TimmHaloAttention):
+
+            def attend(
+                query: Tensor, key: Tensor, value: Tensor, stride: int = layer.stride
+            ) -> Tensor:
+                return value[:, ::stride, ::stride]
+
+            layer.attend = attend
 
 
 def _timed(module: nn.Module, images: Tensor, training: bool, compiled: bool) -> Contestant:

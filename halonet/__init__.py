@@ -1,11 +1,12 @@
 """HaloNets in PyTorch: Scaling Local Self-Attention for Parameter Efficient Visual Backbones."""
 
+from halonet.creation import create_model
+from halonet.integrations.timm_checkpoints import replace_timm_layers, restore_timm_layers
 from halonet.layers.attention import HaloAttention
 from halonet.models.flops import count_flops
 from halonet.models.halonet import (
     HaloNet,
     Preprocessing,
-    create_model,
     get_variant,
     list_models,
 )
@@ -34,5 +35,7 @@ __all__ = [
     "list_models",
     "load_model",
     "load_weights",
+    "replace_timm_layers",
+    "restore_timm_layers",
     "save_model",
 ]

@@ -38,21 +38,25 @@ def save_model(model: HaloNet, path: str | os.PathLike[str]) -> None:
         OSError: the file can't be written.
     """
     path = Path(path)
-    description = {
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Not save_file: it lets nobody else read the file.
+        temporary.write_bytes(save(tensors, {METADATA_KEY: json.dumps(describe_model(model))}))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe_model(model: HaloNet) -> dict[str, Any]:
+    """What `load_model` needs beside the weights, ready for JSON."""
+    return {
         "variant": dataclasses.asdict(model.variant),
         "num_classes": model.num_classes,
         "in_channels": model.in_channels,
         "preprocessing": dataclasses.asdict(model.preprocessing),
         "class_names": model.class_names,
     }
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Not save_file: it lets nobody else read the file.
-        temporary.write_bytes(save(tensors, {METADATA_KEY: json.dumps(description)}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_model(
@@ -118,6 +122,17 @@ def interpolate_table(table: Tensor, length: int) -> Tensor:
     """
     resampled = F.interpolate(table.T[None].float(), size=length, mode="linear", align_corners=True)
     return resampled[0].T.to(table.dtype)
+
+
+def fit_tables(tensors: Mapping[str, Tensor], model: HaloNet) -> dict[str, Tensor]:
+    """The tensors of a state dict, relative tables and absolute vectors resampled for `model`."""
+    expected = model.state_dict()
+    return {
+        name: interpolate_table(tensor, expected[name].shape[0])
+        if name.endswith(RESAMPLED) and name in expected
+        else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _load(model: HaloNet, tensors: Mapping[str, Tensor], path: str) -> LoadReport:

@@ -1,0 +1,1 @@
+"""Other libraries, both ways: timm and the Hugging Face Hub. Nothing else imports these."""

@@ -1,0 +1,299 @@
+"""timm's HaloNets with our operator inside: its layer, the exchange, its seven checkpoints.
+
+timm is imported when a function here needs it, and not before.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from halonet.layers.pointwise import PointwiseConvolution
+from halonet.ops.halo_attention import check_backend_name, halo_attention
+
+TimmCheckpoint = Literal[
+    "halonet26t",
+    "halonet50ts",
+    "sehalonet33ts",
+    "eca_halonext26ts",
+    "haloregnetz_b",
+    "halo2botnet50ts_256",
+    "lamhalobotnet50ts_256",
+]
+TIMM_CHECKPOINTS: tuple[str, ...] = get_args(TimmCheckpoint)
+
+
+class TimmHaloAttention(nn.Module):
+    """timm's `HaloAttn` by our operator: the same function, parameters and state-dict keys.
+
+    Where timm's layer asserts that the block divides the map, this one takes any map: it computes
+    what timm's computes on keys and values padded with zeros below and at the right, and crops.
+    timm's rules differ from the paper's and are kept: cells outside the map count, with key and
+    value 0; tables of full head width; relative logits that are not scaled, unless
+    `scale_pos_embed`; at stride 2 distances in the indices of the subsampled queries; and average
+    pooling instead, which drops the last row of an odd map, where the stride doesn't divide the
+    block or with `avg_down`.
+
+    Args:
+        layer: a `timm.layers.halo_attn.HaloAttn`, whose parameters are shared, not copied.
+        backend: name of the operator's backend; None takes the fastest.
+
+    Raises:
+        TypeError: `layer` isn't such a layer.
+        ValueError: an unknown backend.
+    """
+
+    def __init__(self, layer: nn.Module, *, backend: str | None = None) -> None:
+        super().__init__()
+        if not _is_timms(layer):
+            raise TypeError(f"layer must be timm's HaloAttn, got {type(layer).__name__}")
+        check_backend_name(backend)
+        source: Any = layer
+        self.in_channels: int = source.q.weight.shape[1]
+        self.heads: int = source.num_heads
+        self.query_key_channels: int = source.dim_head_qk  # of each head
+        self.value_channels: int = source.dim_head_v
+        self.block_size: int = source.block_size
+        self.halo_size: int = source.halo_size
+        self.stride: int = source.block_stride
+        self.scale: float = source.scale
+        self.scale_pos_embed: bool = source.scale_pos_embed
+        self.backend = backend
+        # timm's names, so that state dicts go both ways.
+        self.q = _as_product(source.q)
+        self.kv = _as_product(source.kv)
+        self.pos_embed: nn.Module = source.pos_embed
+        self.pool: nn.Module = source.pool
+        self.train(source.training)
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights as timm does; its models ask for it when they are initialized."""
+        for projection in (self.q, self.kv):
+            nn.init.trunc_normal_(projection.weight, std=self.in_channels**-0.5)
+        for table in self.pos_embed.parameters():
+            nn.init.trunc_normal_(table, std=self.scale)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """[batch, channels, height, width] to
+        [batch, heads * value_channels, ceil(height / stride), ceil(width / stride)]; the floors of
+        half the height and width where it pools."""
+        return self.pool(self.attend(*self.project(maps)).flatten(3).permute(0, 3, 1, 2))
+
+    def project(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries, keys and values of a map, each [batch, height, width, heads, channels]."""
+        query = self.q(maps).permute(0, 2, 3, 1).unflatten(3, (self.heads, -1))
+        # Each head's keys and values stand side by side.
+        both = self.kv(maps).permute(0, 2, 3, 1).unflatten(3, (self.heads, -1))
+        key, value = both.split([self.query_key_channels, self.value_channels], dim=4)
+        return query, key, value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The operator under timm's rules; shapes as `halonet.halo_attention` has them."""
+        return halo_attention(
+            query,
+            key,
+            value,
+            *self.tables(),
+            block_size=self.block_size,
+            halo_size=self.halo_size,
+            stride=self.stride,
+            position_stride=1,
+            scale=self.scale,
+            mask_padding=False,
+            backend=self.backend,
+        )
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The tables as the operator takes them, [2 (block_size + halo_size) - 1, channels].
+
+        timm's have 2 (block_size + 2 halo_size) - 1 rows: row t stands for the offset of a cell's
+        index in the window from a query's in the block, plus their last index. That is 2 halo_size
+        more than in ours, so its first 2 halo_size rows are never read.
+        """
+        tables: Any = self.pos_embed
+        factor = 1.0 if self.scale_pos_embed else 1 / self.scale
+        unread = 2 * self.halo_size
+        return tables.height_rel[unread:] * factor, tables.width_rel[unread:] * factor
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, heads={self.heads}, block_size={self.block_size}, "
+            f"halo_size={self.halo_size}, stride={self.stride}, "
+            f"scale_pos_embed={self.scale_pos_embed}"
+        )
+
+
+def replace_timm_layers(model: nn.Module, *, backend: str | None = None) -> nn.Module:
+    """Put our operator into a model of timm, or of yours with timm's `HaloAttn` layers in it.
+
+    Every `timm.layers.halo_attn.HaloAttn` becomes a `TimmHaloAttention` on the same parameters:
+    the same logits and gradients, the same state-dict keys, so that checkpoints go both ways, and
+    any image size that the rest of the model takes. Device, type, training mode and frozen
+    parameters stay as they are; an optimizer that holds the parameters goes on with them. Hooks on
+    the layers themselves are lost.
+
+    Args:
+        model: is changed in place.
+        backend: name of the operator's backend in every layer; None takes the fastest.
+
+    Returns:
+        `model`, or where it is itself such a layer, what takes its place.
+
+    Raises:
+        ValueError: the model has no such layer, or an unknown backend.
+        ModuleNotFoundError: timm is not installed.
+
+    Example:
+        >>> model = timm.create_model("halonet50ts", pretrained=True)
+        >>> model = halonet.replace_timm_layers(model)
+    """
+    check_backend_name(backend)
+    import_timm()
+    exchanged = _exchange(model, _is_timms, lambda layer: TimmHaloAttention(layer, backend=backend))
+    if exchanged is None:
+        if any(isinstance(module, TimmHaloAttention) for module in model.modules()):
+            return model
+        raise ValueError(
+            f"model must have layers of timm's HaloAttn, {type(model).__name__} has none"
+        )
+    from timm.models import register_notrace_module
+
+    # The operator's checks read shapes: torch.fx takes the layer as one node.
+    register_notrace_module(TimmHaloAttention)
+    return exchanged
+
+
+def restore_timm_layers(model: nn.Module) -> nn.Module:
+    """Undo `replace_timm_layers`: timm's own layers, on the same parameters, for its scripts.
+
+    Raises:
+        ValueError: the model has no `TimmHaloAttention`.
+        ModuleNotFoundError: timm is not installed.
+    """
+    import_timm()
+    exchanged = _exchange(model, lambda layer: isinstance(layer, TimmHaloAttention), _as_timms)
+    if exchanged is None:
+        raise ValueError(f"model must have layers to restore, {type(model).__name__} has none")
+    return exchanged
+
+
+def create_timm_checkpoint(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    backend: str | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Create one of timm's HaloNets, with its weights if wanted, and put our operator in.
+
+    Args:
+        name: one of `TIMM_CHECKPOINTS`.
+        pretrained: load timm's weights, through its own hub code and cache.
+        num_classes: width of the classifier; another than 1000 starts it afresh; 0 for none.
+        in_channels: channels of the images; timm adapts the first convolution's weights.
+        backend: name of the operator's backend; None takes the fastest.
+        **options: more of `timm.create_model`'s, such as `drop_path_rate`, `features_only`,
+            `cache_dir`, or `pretrained_cfg_overlay={"file": path}` for weights in a file.
+
+    Raises:
+        ValueError: an unknown name or backend.
+        ModuleNotFoundError: timm is not installed.
+    """
+    if name not in TIMM_CHECKPOINTS:
+        raise ValueError(f"model must be one of {', '.join(TIMM_CHECKPOINTS)}, got {name!r}")
+    check_backend_name(backend)
+    timm = import_timm()
+    model = timm.create_model(
+        name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options
+    )
+    return replace_timm_layers(model, backend=backend)
+
+
+def import_timm() -> Any:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise
+        raise ModuleNotFoundError(
+            "timm is not installed; its models need it: pip install 'halonet[timm]'", name="timm"
+        ) from None
+    return timm
+
+
+def _is_timms(layer: nn.Module) -> bool:
+    """Whether a module computes what timm's layer does; a subclass may compute something else."""
+    import_timm()
+    from timm.layers.halo_attn import HaloAttn
+
+    return isinstance(layer, HaloAttn) and type(layer).forward is HaloAttn.forward
+
+
+def _exchange(
+    model: nn.Module,
+    wanted: Callable[[nn.Module], bool],
+    make: Callable[[nn.Module], nn.Module],
+) -> nn.Module | None:
+    """Exchange the wanted modules of a model in place; None where there is none.
+
+    A layer that stands in several places is exchanged once, and stands in all of them.
+    """
+    if wanted(model):
+        return make(model)
+    made: dict[nn.Module, nn.Module] = {}
+    for path, layer in list(model.named_modules(remove_duplicate=False)):
+        if wanted(layer):
+            if layer not in made:
+                made[layer] = make(layer)
+            model.set_submodule(path, made[layer])
+    return model if made else None
+
+
+def _as_product(convolution: nn.Conv2d) -> nn.Conv2d:
+    """A plain 1x1 convolution as a matrix product, on the same parameters.
+
+    One that was wrapped, parametrized or hooked stays as it is: something else listens there.
+    """
+    hooked = convolution._forward_hooks or convolution._forward_pre_hooks
+    if type(convolution) is not nn.Conv2d or hooked:
+        return convolution
+    with torch.device("meta"):
+        product = PointwiseConvolution(
+            convolution.in_channels, convolution.out_channels, stride=convolution.stride[0]
+        )
+    return _share(convolution, product)
+
+
+def _as_timms(layer: nn.Module) -> nn.Module:
+    from timm.layers.halo_attn import HaloAttn
+
+    assert isinstance(layer, TimmHaloAttention)
+    pooled = not isinstance(layer.pool, nn.Identity)
+    with torch.device("meta"):
+        restored: Any = HaloAttn(
+            layer.in_channels,
+            layer.heads * layer.value_channels,
+            stride=2 if pooled else layer.stride,
+            num_heads=layer.heads,
+            dim_head=layer.query_key_channels,
+            block_size=layer.block_size,
+            halo_size=layer.halo_size,
+            avg_down=pooled,
+            scale_pos_embed=layer.scale_pos_embed,
+        )
+    for name in ("q", "kv"):
+        projection = getattr(layer, name)
+        if type(projection) is PointwiseConvolution:
+            projection = _share(projection, getattr(restored, name))
+        setattr(restored, name, projection)
+    restored.pos_embed, restored.pool = layer.pos_embed, layer.pool
+    return restored.train(layer.training)
+
+
+def _share(source: nn.Conv2d, target: nn.Conv2d) -> nn.Conv2d:
+    """Let `target` have the very parameters of `source`."""
+    target.weight, target.bias = source.weight, source.bias
+    return target.train(source.training)
