@@ -113,9 +113,8 @@ def elpv() -> TrainingConfig:
         data="elpv",
         central_crop_share=1.0,  # cells break at their edges too
         augmentation=Augmentation(crop_share=(1.0, 1.0), vertical_flip=True, quarter_turns=True),
-        epochs=14,
-        optimizer="muon",
-        learning_rate=0.02,
+        epochs=12,
+        learning_rate=3e-3,
         label_smoothing=0.0,
         averaging_decay=0.98,
         evaluate_epochs=2,
