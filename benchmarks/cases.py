@@ -21,18 +21,6 @@ EFFICIENTNETS = {
 }
 
 
-# Kept here by hand: listing the cases imports nothing.
-TIMM_CHECKPOINTS = (
-    "halonet26t",
-    "halonet50ts",
-    "sehalonet33ts",
-    "eca_halonext26ts",
-    "haloregnetz_b",
-    "halo2botnet50ts_256",
-    "lamhalobotnet50ts_256",
-)
-
-
 @dataclass(frozen=True)
 class Contestant:
     """What is timed: a step without arguments, and whether its result was found right."""
@@ -80,6 +68,8 @@ def stages(model: str) -> dict[str, Stage]:
 
 def list_cases() -> dict[str, list[str]]:
     """Every case and its contestants, the first being the one that the others are compared with."""
+    from halonet.integrations.timm_checkpoints import TIMM_CHECKPOINTS
+
     cases: dict[str, list[str]] = {}
     for model in ("halonet_h0", "halonet_h1", "halonet_h4", "halonet_h7"):
         if model == "halonet_h0":

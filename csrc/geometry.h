@@ -187,7 +187,7 @@ inline void addresses(const HaloProblem &p, const HaloMap &map, const Block &blo
 // Cells that the next products will read: fetched into the cache a few at a time, while products of
 // other cells are computed, since a window's rows are too short for the processor to foresee them.
 struct Ahead {
-    const char *rows[2][chunk_cells];  // of keys and of values
+    const char *rows[2][chunk_cells];  // of keys and of values; null beyond the map
     long bytes[2];
     long count = 0;
 
@@ -208,7 +208,7 @@ struct Ahead {
     void fetch(long first, long number) const {
         for (long k = first; k < smaller(first + number, count); k++)
             for (int map = 0; map < 2; map++)
-                for (long byte = 0; byte < bytes[map]; byte += 64)
+                for (long byte = 0; rows[map][k] && byte < bytes[map]; byte += 64)
                     __builtin_prefetch(rows[map][k] + byte);
     }
 };

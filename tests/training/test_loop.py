@@ -336,12 +336,16 @@ def test_model_options_of_a_wrong_type_are_named(images, tmp_path):
 
 @pytest.mark.parametrize("mixed_precision", ["bf16", "fp16"])
 def test_mixed_precision(images, tmp_path, mixed_precision):
-    config = small_config(images, mixed_precision=mixed_precision, epochs=1)
-    result = train(config, output=str(tmp_path / "run"))
-    weights = load_file(result.folder / "last.safetensors")
-    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {
-        torch.float32
+    states = []
+    for precision in ("no", mixed_precision):
+        config = small_config(images, mixed_precision=precision, epochs=1)
+        result = train(config, output=str(tmp_path / precision))
+        states.append(load_file(result.folder / "last.safetensors"))
+    full, mixed = states
+    assert {name: tensor.dtype for name, tensor in mixed.items()} == {
+        name: tensor.dtype for name, tensor in full.items()
     }
+    assert not torch.equal(mixed["stem.0.weight"], full["stem.0.weight"])
 
 
 def test_backend_is_the_one_asked_for(images, tmp_path):
