@@ -102,6 +102,12 @@ class _Run:
         # Of an earlier run of this process, which may have had another precision.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        # accelerate goes on in float32 without a word.
+        if config.mixed_precision == "fp16" and not self.accelerator.native_amp:
+            raise ValueError(
+                "mixed_precision must be no or bf16 on a CPU, where fp16 isn't supported; "
+                f"got {config.mixed_precision!r}"
+            )
         self.is_main = self.accelerator.is_main_process
         self.data = load_data(
             config.data, data_root=config.data_root, validation_share=config.validation_share
