@@ -84,8 +84,8 @@ def train_command(words: Sequence[str]) -> None:
     output, run = fields.pop("output"), fields.pop("resume")
     if run is not None and len(words) > (1 if "=" in words[0] else 2):
         parser.error("--resume takes its configuration from the run and allows no other option")
+    from halonet.training.config import make_config
     from halonet.training.loop import LossNotFinite, TrainingInterrupted, resume, train
-    from halonet.training.recipes import make_config
 
     try:
         result = train(make_config(fields), output=output) if run is None else resume(Path(run))
@@ -103,7 +103,8 @@ def train_command(words: Sequence[str]) -> None:
 
 def make_train_parser(recipe: str) -> CommandParser:
     """The options of `halonet train`, their defaults from a recipe."""
-    from halonet.training.recipes import RECIPES, TrainingConfig, get_recipe
+    from halonet.training.config import TrainingConfig
+    from halonet.training.recipes import RECIPES, get_recipe
 
     parser = CommandParser(prog="halonet train", description=COMMANDS["train"].purpose)
     parser.add_argument(
@@ -135,9 +136,9 @@ def evaluate_command(words: Sequence[str]) -> None:
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
     from halonet.training.checkpoint import find_checkpoint, find_run, read_config
+    from halonet.training.config import TrainingConfig
     from halonet.training.data import load_data
     from halonet.training.evaluate import evaluate_on
-    from halonet.training.recipes import TrainingConfig
     from halonet.training.report import write_report
 
     checkpoint = find_checkpoint(Path(options.checkpoint))

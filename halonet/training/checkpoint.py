@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from halonet.training.recipes import TrainingConfig, make_config
+from halonet.training.config import TrainingConfig, make_config
 
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.csv"

@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from halonet.models.halonet import Preprocessing
+from halonet.training.config import Augmentation
 from halonet.training.data import Source, Split
-from halonet.training.recipes import Augmentation
 
 CACHE_LIMIT_BYTES = 2 * 2**30
 

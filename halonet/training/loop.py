@@ -32,10 +32,10 @@ from halonet.training.checkpoint import (
     save_state,
     write_config,
 )
+from halonet.training.config import TrainingConfig, check_config
 from halonet.training.data import LabelledImages, load_data
 from halonet.training.evaluate import Evaluation, evaluate
 from halonet.training.images import EpochSampler, ImageDataset, InOrder, make_loader, mix_seed
-from halonet.training.recipes import TrainingConfig, check_config
 from halonet.training.report import write_metrics, write_report
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from halonet.training.recipes import TrainingConfig, get_recipe
+from halonet.training.config import TrainingConfig
+from halonet.training.recipes import get_recipe
 
 COLORS = ("red", "green", "blue")
 SMALL_MODEL = {

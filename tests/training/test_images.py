@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from halonet.models.halonet import Preprocessing
+from halonet.training.config import Augmentation
 from halonet.training.data import Split
 from halonet.training.images import (
     EpochSampler,
@@ -19,7 +20,6 @@ from halonet.training.images import (
     read_image,
     resize_short_side,
 )
-from halonet.training.recipes import Augmentation
 
 ROTATED_BY_90 = 6  # EXIF's orientation: the camera was turned
 

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 import halonet
 from halonet.training import checkpoint, loop
+from halonet.training.config import check_config, make_config
 from halonet.training.loop import LossNotFinite, resume, train
-from halonet.training.recipes import check_config, get_recipe, make_config
+from halonet.training.recipes import get_recipe
 from tests.training.pictures import draw_folder, small_config
 
 TIMES = {"images_per_second", "seconds"}
@@ -135,7 +136,7 @@ def test_existing_output_is_refused(whole_run, images, tmp_path):
 STOPPED_RUN = """
 import json, os, signal, sys
 from halonet.training import checkpoint, loop
-from halonet.training.recipes import make_config
+from halonet.training.config import make_config
 from halonet import cli
 
 config, output, step, how = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
