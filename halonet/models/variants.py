@@ -69,6 +69,18 @@ _ABLATION = Variant(
     parameters=18_017_576,
 )
 _A, _C = "attention", "convolution"
+# Backbones for detection: attention of 8 heads in the last stage, squeeze-and-excitation in all.
+_DETECTION = Variant(
+    "resnet_50_se",
+    "paper, detection",
+    512,
+    bottleneck_ratio=4.0,
+    layers=(3, 4, 6, 3),
+    spatial=(_C,) * 4,
+    squeeze_excitation=(True,) * 4,
+    activation="relu",
+)
+_DETECTION_HALO = replace(_DETECTION, spatial=(_C, _C, _C, _A))
 
 # fmt: off
 _TABLE = (
@@ -98,6 +110,12 @@ _TABLE = (
             parameters=87_002_280),
     _ABLATION,
     replace(_ABLATION, name="resnet_50", spatial=(_C,) * 4, parameters=25_557_032),
+    replace(_DETECTION, parameters=25_875_648),
+    replace(_DETECTION_HALO, name="resnet_50_se_halo8", parameters=21_161_088),
+    replace(_DETECTION_HALO, name="resnet_50_se_halo32", block_size=32, parameters=21_170_304),
+    replace(_DETECTION, name="resnet_101_se", layers=(3, 4, 23, 3), parameters=45_151_200),
+    replace(_DETECTION_HALO, name="resnet_101_se_halo8", layers=(3, 4, 23, 3),
+            parameters=40_436_640),
     Variant("halonet_tiny", "ours", 96, 4, 2, 1.0, 2.0, layers=(1, 1, 1, 1), base_width=32,
             heads=(2, 4, 8, 8), spatial=(_C, _C, _A, _A), stem_width=32, parameters=1_251_096),
 )
