@@ -162,11 +162,10 @@ def evaluate_command(words: Sequence[str]) -> None:
     print(f"accuracy {100 * evaluation.accuracy:.1f} % of {len(data.validation.labels)} images")
     print(f"loss {evaluation.loss:.3f}")
     print(f"always answering the most frequent class: {100 * data.majority_share:.1f} %")
+    counts = evaluation.class_images.tolist(), evaluation.class_right.tolist()
     rows = [
-        [name, sum(counts), f"{100 * counts[index] / max(1, sum(counts)):.1f} %"]
-        for index, (name, counts) in enumerate(
-            zip(data.class_names, evaluation.confusion, strict=True)
-        )
+        [name, images, f"{100 * right / max(1, images):.1f} %"]
+        for name, images, right in zip(data.class_names, *counts, strict=True)
     ]
     print(_table(["class", "images", "right"], rows))
     print(f"open {output / 'report.html'}")

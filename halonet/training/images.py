@@ -1,12 +1,11 @@
-"""Images on their way to the model: read, changed at random, and put into batches."""
+"""Images on their way to the model: read, prepared, and put into batches."""
 
 import io
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from halonet.models.halonet import Preprocessing
+from halonet.training.augmentation import make_augmentation, own_random_state, seed_everything
 from halonet.training.config import Augmentation
 from halonet.training.data import Source, Split
 
@@ -93,49 +93,28 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (pixels - mean).div_(std)
 
 
-def make_augmentation(augmentation: Augmentation, image_size: int) -> v2.Transform:
-    """Bytes [channels, height, width] to bytes [channels, image_size, image_size], at random."""
-    steps: list[v2.Transform] = []
-    if augmentation.crop_share == (1.0, 1.0):
-        steps.append(v2.CenterCrop(image_size))
-    else:
-        steps.append(
-            v2.RandomResizedCrop(image_size, scale=augmentation.crop_share, antialias=True)
-        )
-    if augmentation.horizontal_flip:
-        steps.append(v2.RandomHorizontalFlip())
-    if augmentation.vertical_flip:
-        steps.append(v2.RandomVerticalFlip())
-    if augmentation.quarter_turns:
-        steps.append(QuarterTurns())
-    if augmentation.color_jitter:
-        jitter = augmentation.color_jitter
-        steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
-    return v2.Compose(steps)
-
-
-class QuarterTurns(v2.Transform):
-    """Turn by a random multiple of 90 degrees."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {"turns": int(torch.randint(4, ()))}
-
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        return torch.rot90(inpt, params["turns"], (1, 2))
-
-
 class ImageDataset(Dataset):
-    """Images of a split as model inputs, read once and kept in memory where they fit.
+    """Images of a split as model inputs, kept in memory where they fit.
 
-    An item is asked for by (epoch, index): its random changes depend on these two and the seed
-    alone, so that any item of any epoch can be made again, in any process.
+    An item is asked for by (epoch, index) and is (pixels, label, broken). Its random changes depend
+    on these two numbers and the seed alone, so that any item of any epoch can be made again, in
+    any process.
+
+    `broken` is -1, or the index asked for where that image can't be read. A training image is then
+    replaced by the next that can; a held-out one is blank and has the label -1, and so is a
+    training image where more neighbours in a row are broken than `broken_share` allows in all.
+    Whoever takes the items hands the indices to `check_broken`.
 
     Args:
         split: images and labels.
         preprocessing: size and normalization.
         in_channels: 3 for colour, 1 for grey.
-        augmentation: random changes; None gives the centre crop.
+        augmentation: random changes; None gives the centre crop, of held-out images.
         seed: of the random changes.
+        broken_share: largest share of images that can't be read.
+
+    Attributes:
+        problems: what is wrong with the images that `prepare` couldn't read, by index.
     """
 
     def __init__(
@@ -146,73 +125,110 @@ class ImageDataset(Dataset):
         in_channels: int = 3,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        broken_share: float = 0.0,
     ) -> None:
         self.split = split
         self.preprocessing = preprocessing
         self.in_channels = in_channels
         self.seed = seed
+        self.allowed_broken = int(broken_share * len(split.labels))
         self.transform = None
         if augmentation is not None:
-            self.transform = make_augmentation(augmentation, preprocessing.image_size)
-        self.cached: list[Tensor] | None = None
+            self.transform = make_augmentation(augmentation, preprocessing)
+        self.cached: list[Tensor | None] | None = None
+        self.problems: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.split.labels)
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int, int]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[tuple[int, int]]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, indices: list[tuple[int, int]]) -> list[tuple[Tensor, int, int]]:
         """The items of a batch; the global random state is put aside once for all of them."""
-        with torch.random.fork_rng(devices=[], enabled=self.transform is not None):
+        if self.transform is None:
+            return [self._make_item(epoch, place) for epoch, place in indices]
+        with own_random_state():
             return [self._make_item(epoch, place) for epoch, place in indices]
 
-    def _make_item(self, epoch: int, place: int) -> tuple[Tensor, int]:
-        pixels = self.cached[place] if self.cached is not None else self.read(place)
+    def _make_item(self, epoch: int, place: int) -> tuple[Tensor, int, int]:
+        found, pixels = self._find_readable(place)
+        if pixels is None:
+            size = self.preprocessing.image_size
+            return torch.zeros(self.in_channels, size, size), -1, place
         if self.transform is None:
             pixels = crop_center(pixels, self.preprocessing.image_size)
         else:
-            torch.default_generator.manual_seed(mix_seed(self.seed, epoch, place))
+            seed_everything(mix_seed(self.seed, epoch, place))
             pixels = self.transform(pixels)
-        return normalize(pixels, self.preprocessing), self.split.labels[place]
+        broken = -1 if found == place else place
+        return normalize(pixels, self.preprocessing), self.split.labels[found], broken
+
+    def _find_readable(self, place: int) -> tuple[int, Tensor | None]:
+        """The first readable image from `place` on, or None where it takes too many steps."""
+        steps = self.allowed_broken if self.transform is not None else 0
+        for step in range(steps + 1):
+            found = (place + step) % len(self)
+            pixels = self._try_read(found) if self.cached is None else self.cached[found]
+            if isinstance(pixels, Tensor):
+                return found, pixels
+        return place, None
 
     def read(self, index: int) -> Tensor:
         """The image as bytes [channels, height, width], its short side a little over the crop."""
         image = read_image(self.split.sources[index], self.in_channels)
-        short_side = round(self.preprocessing.image_size / self.preprocessing.crop_share)
-        return v2.functional.pil_to_tensor(resize_short_side(image, short_side))
+        return v2.functional.pil_to_tensor(resize_short_side(image, self._short_side))
+
+    @property
+    def _short_side(self) -> int:
+        return round(self.preprocessing.image_size / self.preprocessing.crop_share)
 
     def prepare(self, label: str, show_progress: bool = True) -> None:
-        """Read every image once, so that a broken one is known before training starts.
+        """Read every image into memory, or none where they would take more than 2 GiB.
 
-        Images are kept in memory unless they take more than 2 GiB.
+        Where it reads them, broken ones are known before training starts.
 
         Raises:
-            ValueError: some images can't be read; names the first ones and counts the rest.
+            ValueError: more images can't be read than allowed; names the first ones.
         """
-        workers = os.cpu_count() or 1
-        cached: list[Tensor] = []
-        broken: list[str] = []
+        if len(self) * self.in_channels * self._short_side**2 > CACHE_LIMIT_BYTES:
+            return
+        cached: list[Tensor | None] = []
         taken = 0
-        with ThreadPoolExecutor(workers) as pool:
-            results = pool.map(self._try_read, range(len(self)))
-            for pixels in tqdm(
-                results,
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            results = tqdm(
+                pool.map(self._try_read, range(len(self))),
                 f"reading {label}",
                 len(self),
                 leave=False,
                 disable=None if show_progress else True,  # None: off where it is no terminal
-            ):
+            )
+            for index, pixels in enumerate(results):
                 if isinstance(pixels, str):
-                    broken.append(pixels)
+                    self.problems[index] = pixels
+                    cached.append(None)
                     continue
                 taken += pixels.numel()
-                if taken <= CACHE_LIMIT_BYTES:
+                if taken <= CACHE_LIMIT_BYTES:  # long images take more than was estimated
                     cached.append(pixels)
-        if broken:
-            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-            raise ValueError(f"{len(broken)} images can't be read: {'; '.join(broken[:3])}{more}")
+        self.check_broken(self.problems)
         self.cached = cached if taken <= CACHE_LIMIT_BYTES else None
+
+    def check_broken(self, indices: Collection[int]) -> None:
+        """Raise ValueError where more images can't be read than `broken_share` allows.
+
+        Args:
+            indices: of the broken images, each once; the error says what is wrong with the first.
+        """
+        if len(indices) <= self.allowed_broken:
+            return
+        first = sorted(indices)[:3]
+        reasons = [self.problems.get(index) or str(self._try_read(index)) for index in first]
+        more = f" and {len(indices) - 3} more" if len(indices) > 3 else ""
+        allowed = f" (broken_share allows {self.allowed_broken})" if self.allowed_broken else ""
+        raise ValueError(
+            f"{len(indices)} images can't be read{allowed}: {'; '.join(reasons)}{more}"
+        )
 
     def _try_read(self, index: int) -> Tensor | str:
         try:
@@ -307,7 +323,7 @@ class InOrder(Sampler[tuple[int, int]]):
 def make_loader(
     dataset: ImageDataset, sampler: Sampler, batch_size: int, workers: int, drop_last: bool = False
 ) -> DataLoader:
-    """Batches (images [batch, channels, size, size], labels [batch]) in the sampler's order."""
+    """Batches (images [batch, channels, size, size], labels, broken [batch]), as sampled."""
     return DataLoader(
         dataset,
         batch_size,

@@ -194,7 +194,7 @@ class _Run:
                 epoch, done = divmod(progress["step"], self.steps_per_epoch)
                 self.sampler.start(epoch, done * self.config.batch_size)
                 started = time.perf_counter()
-                for images, labels in self.training_loader:
+                for images, labels, _ in self.training_loader:
                     self._step(images, labels, folder)
                     elapsed = time.perf_counter() - started
                     progress["seconds"] += elapsed

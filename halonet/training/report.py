@@ -46,8 +46,9 @@ def write_report(
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     pictures = {"predictions.png": "Answers on held-out images"}
     _draw_predictions(folder / "predictions.png", data, evaluation)
-    pictures["confusion_matrix.png"] = "Confusion matrix of the held-out images"
-    _draw_confusion(folder / "confusion_matrix.png", data, evaluation)
+    if evaluation.confusion is not None:
+        pictures["confusion_matrix.png"] = "Confusion matrix of the held-out images"
+        _draw_confusion(folder / "confusion_matrix.png", data.class_names, evaluation.confusion)
     if rows:
         pictures["curves.png"] = (
             "Training: its own figures are of randomly changed images, taken while the model learns"
@@ -61,17 +62,18 @@ def summarize(
 ) -> dict[str, Any]:
     """The result in numbers, as it stands in summary.json."""
     classes = {}
-    for index, name in enumerate(data.class_names):
-        images = sum(evaluation.confusion[index])
-        right = evaluation.confusion[index][index]
+    counts = evaluation.class_images.tolist(), evaluation.class_right.tolist()
+    for name, images, right in zip(data.class_names, *counts, strict=True):
         classes[name] = {"images": images, "accuracy": right / images if images else None}
     return {
         "data": data.name,
         "model": model.variant.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_size": model.preprocessing.image_size,
-        "validation_images": len(data.validation.labels),
+        "validation_images": evaluation.images,
+        "broken_validation_images": evaluation.broken,
         "accuracy": evaluation.accuracy,
+        "top5_accuracy": evaluation.top5_accuracy,
         "loss": evaluation.loss,
         "majority_share": data.majority_share,
         "classes": classes,
@@ -104,8 +106,7 @@ def _draw_curves(path: Path, rows: Sequence[dict[str, Any]], data: LabelledImage
     _save_figure(figure, path)
 
 
-def _draw_confusion(path: Path, data: LabelledImages, evaluation: Evaluation) -> None:
-    names, counts = data.class_names, evaluation.confusion
+def _draw_confusion(path: Path, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
     side = min(12, 2.2 + 0.55 * len(names))
     figure = _new_figure((side + 0.6, side))
     axes = figure.subplots()
@@ -126,11 +127,12 @@ def _draw_confusion(path: Path, data: LabelledImages, evaluation: Evaluation) ->
 def _draw_predictions(path: Path, data: LabelledImages, evaluation: Evaluation) -> None:
     """The answers that are wrong though sure, and below them a sample that nobody chose."""
     labels = data.validation.labels
-    certainty, answers = evaluation.probabilities.max(1)
-    wrong = [index for index, label in enumerate(labels) if answers[index] != label]
-    wrong.sort(key=lambda index: -certainty[index].item())
-    spread = range(0, len(labels), -(-len(labels) // SHOWN))
-    rows = {"the surest of the wrong answers": wrong[:SHOWN], "taken evenly from all": list(spread)}
+    answers, certainties = evaluation.answers.tolist(), evaluation.certainties.tolist()
+    readable = [index for index, answer in enumerate(answers) if answer >= 0]
+    wrong = [index for index in readable if answers[index] != labels[index]]
+    wrong.sort(key=lambda index: -certainties[index])
+    spread = readable[:: -(-len(readable) // SHOWN)]
+    rows = {"the surest of the wrong answers": wrong[:SHOWN], "taken evenly from all": spread}
     rows = {title: shown for title, shown in rows.items() if shown}
     figure = _new_figure((11, 2.7 * len(rows)))
     for part, (title, shown) in zip(
@@ -143,8 +145,8 @@ def _draw_predictions(path: Path, data: LabelledImages, evaluation: Evaluation) 
                 continue
             index = shown[place]
             axes.imshow(read_image(data.validation.sources[index]))
-            answer, truth = int(answers[index]), labels[index]
-            caption = f"{_short(data.class_names[answer])} {100 * certainty[index]:.0f} %\n"
+            answer, truth = answers[index], labels[index]
+            caption = f"{_short(data.class_names[answer])} {100 * certainties[index]:.0f} %\n"
             caption += "right" if answer == truth else f"is {_short(data.class_names[truth])}"
             axes.set_title(caption, fontsize=8, color=INK if answer == truth else ORANGE)
     _save_figure(figure, path)

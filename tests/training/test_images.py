@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 
 from halonet.models.halonet import Preprocessing
+from halonet.training import images
+from halonet.training.augmentation import make_augmentation, own_random_state, seed_everything
 from halonet.training.config import Augmentation
 from halonet.training.data import Split
 from halonet.training.images import (
     EpochSampler,
     ImageDataset,
     InOrder,
-    make_augmentation,
     make_loader,
     read_image,
     resize_short_side,
@@ -142,26 +143,31 @@ def test_short_side_is_exact(size):
 
 
 ALL_CHANGES = Augmentation(
-    crop_share=(0.3, 0.9), vertical_flip=True, quarter_turns=True, color_jitter=0.4
+    crop_share=(0.3, 0.9), vertical_flip=True, quarter_turns=True, color_jitter=0.4, randaugment=9
 )
+
+
+def draw_split(folder, count):
+    paths = []
+    for index in range(count):
+        paths.append(folder / f"{index}.png")
+        Image.effect_noise((40, 44), 60).save(paths[-1])
+    return Split(paths, [index % 2 for index in range(count)])
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    paths = []
-    for index in range(3):
-        paths.append(tmp_path / f"{index}.png")
-        Image.effect_noise((40, 44), 60).save(paths[-1])
-    split = Split(paths, [0, 1, 0])
-    return ImageDataset(split, Preprocessing(32), augmentation=ALL_CHANGES, seed=5)
+    return ImageDataset(
+        draw_split(tmp_path, 3), Preprocessing(32), augmentation=ALL_CHANGES, seed=5
+    )
 
 
 def test_item_depends_on_seed_epoch_and_index_alone(dataset):
     torch.manual_seed(1)
-    first, label = dataset[3, 1]
+    first, label, _ = dataset[3, 1]
     torch.manual_seed(2)
     dataset[0, 0]
-    again, _ = dataset[3, 1]
+    again = dataset[3, 1][0]
     assert label == 1
     assert torch.equal(first, again)
     other_epoch = dataset[4, 1][0]
@@ -195,6 +201,109 @@ def test_broken_images_are_counted_and_named(dataset, tmp_path):
     (tmp_path / "1.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"1 images can't be read: .*1\.png"):
         dataset.prepare("images", show_progress=False)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["memory", "disk"])
+def test_broken_images_are_replaced_by_the_next(tmp_path, monkeypatch, kept):
+    split = draw_split(tmp_path, 5)
+    for index in (1, 2):
+        split.sources[index].write_bytes(b"rubbish")
+    if not kept:
+        monkeypatch.setattr(images, "CACHE_LIMIT_BYTES", 0)
+    dataset = ImageDataset(
+        split, Preprocessing(32), augmentation=ALL_CHANGES, seed=5, broken_share=0.4
+    )
+    dataset.prepare("images", show_progress=False)
+    assert list(dataset.problems) == ([1, 2] if kept else [])
+    items = [dataset[4, index] for index in range(5)]
+    assert [item[1:] for item in items] == [(0, -1), (1, 1), (1, 2), (1, -1), (0, -1)]
+    # Its own random changes, of another image.
+    dataset.split.sources[1] = split.sources[3]
+    dataset.cached = None
+    assert torch.equal(dataset[4, 1][0], items[1][0])
+
+
+def test_more_broken_images_than_allowed_stop(tmp_path, monkeypatch):
+    split = draw_split(tmp_path, 5)
+    for index in (1, 2):
+        split.sources[index].write_bytes(b"rubbish")
+    options = {"augmentation": ALL_CHANGES, "broken_share": 0.3}
+    dataset = ImageDataset(split, Preprocessing(32), **options)
+    expected = r"2 images can't be read \(broken_share allows 1\): .*1\.png is not .*; .*2\.png is"
+    with pytest.raises(ValueError, match=expected):
+        dataset.prepare("images", show_progress=False)
+    monkeypatch.setattr(images, "CACHE_LIMIT_BYTES", 0)
+    dataset = ImageDataset(split, Preprocessing(32), **options)
+    dataset.prepare("images", show_progress=False)
+    loader = make_loader(dataset, InOrder(5), 5, 1)
+    pixels, labels, broken = next(iter(loader))
+    # The next of image 1 is broken too, and the search ends where the run must.
+    assert labels.tolist() == [0, -1, 1, 1, 0]
+    assert broken.tolist() == [-1, 1, 2, -1, -1]
+    assert not pixels[1].any()
+    with pytest.raises(ValueError, match=expected):
+        dataset.check_broken(broken[broken >= 0].tolist())
+
+
+def test_large_sets_are_not_read_ahead(dataset, monkeypatch):
+    monkeypatch.setattr(images, "CACHE_LIMIT_BYTES", 3 * 3 * 34 * 37)
+    dataset.prepare("images", show_progress=False)
+    assert len(dataset.cached) == 3
+    dataset.cached = None
+    monkeypatch.setattr(images, "CACHE_LIMIT_BYTES", 3 * 3 * 34**2 - 1)
+    monkeypatch.setattr(images, "read_image", None)
+    dataset.prepare("images", show_progress=False)
+    assert dataset.cached is None
+
+
+def test_long_images_that_outgrow_memory_are_read_again(tmp_path, monkeypatch):
+    split = draw_split(tmp_path, 2)
+    Image.effect_noise((400, 40), 60).save(split.sources[1])
+    dataset = ImageDataset(split, Preprocessing(32))
+    monkeypatch.setattr(images, "CACHE_LIMIT_BYTES", 3 * 2 * 34**2 + 1000)
+    dataset.prepare("images", show_progress=False)
+    assert dataset.cached is None
+    assert dataset[0, 1][0].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("magnitude", [1, 10, 31])
+@pytest.mark.parametrize("mean", [(0.485, 0.456, 0.406), (0.45,)], ids=["colour", "grey"])
+def test_randaugment_changes_bytes_to_bytes(mean, magnitude):
+    change = make_augmentation(
+        Augmentation((1.0, 1.0), False, randaugment=magnitude, randaugment_layers=1),
+        Preprocessing(32, mean=mean),
+    )
+    pixels = torch.arange(32 * 32).remainder(256).byte().view(32, 32).expand(len(mean), 32, 32)
+    with own_random_state():
+        changed = []
+        for seed in range(60):
+            seed_everything(seed)
+            changed.append(change(pixels))
+    assert {one.dtype for one in changed} == {torch.uint8}
+    assert {one.shape for one in changed} == {pixels.shape}
+    assert len({one.numpy().tobytes() for one in changed}) > 10
+
+
+def test_randaugment_goes_above_ten_and_fills_with_the_mean():
+    change = make_augmentation(
+        Augmentation((1.0, 1.0), False, randaugment=31, randaugment_layers=1), Preprocessing(32)
+    )
+    operations = {one.name: one for one in change.transforms[-1].change.ops}
+    assert len(operations) == 15
+    with own_random_state():
+        seed_everything(0)
+        moved = operations["TranslateXRel"](Image.new("RGB", (32, 32), "white"))
+    assert set(moved.get_flattened_data()) == {(124, 116, 104)}  # out of the picture
+
+
+def test_items_that_randaugment_changed_can_be_made_again(dataset):
+    dataset.transform = make_augmentation(
+        Augmentation((1.0, 1.0), False, randaugment=31), dataset.preprocessing
+    )
+    first = [dataset[epoch, 0][0] for epoch in range(8)]
+    again = [dataset[epoch, 0][0] for epoch in reversed(range(8))]
+    assert all(torch.equal(*pair) for pair in zip(first, reversed(again), strict=True))
+    assert len({one.numpy().tobytes() for one in first}) > 4
 
 
 def test_epoch_goes_on_where_it_was_left():
@@ -272,7 +381,8 @@ def test_no_change_gives_the_centre(tmp_path):
 
 def test_quarter_turns_reach_all_four():
     turn = make_augmentation(
-        Augmentation(crop_share=(1.0, 1.0), horizontal_flip=False, quarter_turns=True), 32
+        Augmentation(crop_share=(1.0, 1.0), horizontal_flip=False, quarter_turns=True),
+        Preprocessing(32),
     )
     pixels = torch.arange(3 * 32 * 32, dtype=torch.float32).reshape(3, 32, 32)
     expected = [torch.rot90(pixels, turns, (1, 2)) for turns in range(4)]

@@ -1,0 +1,88 @@
+"""Random changes of training images."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from halonet.models.halonet import Preprocessing
+from halonet.training.config import LARGEST_MAGNITUDE, Augmentation
+
+
+def make_augmentation(augmentation: Augmentation, preprocessing: Preprocessing) -> v2.Transform:
+    """Bytes [channels, height, width] to bytes [channels, image_size, image_size], at random."""
+    size = preprocessing.image_size
+    steps: list[v2.Transform] = []
+    if augmentation.crop_share == (1.0, 1.0):
+        steps.append(v2.CenterCrop(size))
+    else:
+        steps.append(v2.RandomResizedCrop(size, scale=augmentation.crop_share, antialias=True))
+    if augmentation.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if augmentation.vertical_flip:
+        steps.append(v2.RandomVerticalFlip())
+    if augmentation.quarter_turns:
+        steps.append(QuarterTurns())
+    if augmentation.randaugment:
+        steps.append(RandAugment(augmentation, preprocessing.mean))
+    if augmentation.color_jitter:
+        jitter = augmentation.color_jitter
+        steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
+    return v2.Compose(steps)
+
+
+class QuarterTurns(v2.Transform):
+    """Turn by a random multiple of 90 degrees."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"turns": int(torch.randint(4, ()))}
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        return torch.rot90(inpt, params["turns"], (1, 2))
+
+
+class RandAugment(v2.Transform):
+    """Some of TensorFlow's fifteen changes, at its magnitudes, which go above its scale of 10.
+
+    What a change uncovers takes the mean colour. It draws from Python's and numpy's generators.
+    """
+
+    def __init__(self, augmentation: Augmentation, mean: tuple[float, ...]) -> None:
+        from timm.data.auto_augment import rand_augment_transform
+
+        super().__init__()
+        fill = tuple(round(255 * value) for value in mean)
+        # timm applies a change half of the time and stops at 10 unless told otherwise.
+        self.change = rand_augment_transform(
+            f"rand-m{augmentation.randaugment}-n{augmentation.randaugment_layers}"
+            f"-p1.0-mmax{LARGEST_MAGNITUDE}",
+            {"img_mean": fill if len(fill) > 1 else fill[0]},
+        )
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        changed = self.change(v2.functional.to_pil_image(inpt))
+        return v2.functional.pil_to_tensor(changed)
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """Put the global random states back at the end: torch's on the CPU, Python's and numpy's."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def seed_everything(seed: int) -> None:
+    """Start torch's generator on the CPU, Python's and numpy's at a seed of 63 bits."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed([seed % 2**32, seed >> 32])
