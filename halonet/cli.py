@@ -84,13 +84,19 @@ def train_command(words: Sequence[str]) -> None:
     output, run = fields.pop("output"), fields.pop("resume")
     if run is not None and len(words) > (1 if "=" in words[0] else 2):
         parser.error("--resume takes its configuration from the run and allows no other option")
+    from accelerate import PartialState
+
+    from halonet.training.classification import resume, train
     from halonet.training.config import make_config
-    from halonet.training.loop import LossNotFinite, TrainingInterrupted, resume, train
+    from halonet.training.loop import LossNotFinite, TrainingInterrupted
+    from halonet.training.parallel import ProcessLost
 
     try:
         result = train(make_config(fields), output=output) if run is None else resume(Path(run))
-    except (TrainingInterrupted, LossNotFinite) as stopped:
+    except (TrainingInterrupted, LossNotFinite, ProcessLost) as stopped:
         _fail(_one_line(stopped), 130 if isinstance(stopped, TrainingInterrupted) else 1)
+    if not PartialState().is_main_process:
+        return
     accuracy, majority = result.evaluation.accuracy, result.data.majority_share
     print(
         f"\nheld-out accuracy {100 * accuracy:.1f} % of {len(result.data.validation.labels)} images"
@@ -136,14 +142,14 @@ def evaluate_command(words: Sequence[str]) -> None:
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
     from halonet.training.checkpoint import find_checkpoint, find_run, read_config
-    from halonet.training.config import TrainingConfig
+    from halonet.training.config import TrainingConfig, make_config
     from halonet.training.data import load_data
     from halonet.training.evaluate import evaluate_on
     from halonet.training.report import write_report
 
     checkpoint = find_checkpoint(Path(options.checkpoint))
     run = find_run(checkpoint)
-    config = None if run is None else read_config(run)
+    config = None if run is None else read_config(run, make_config)
     if options.data is None and config is None:
         parser.error(f"{checkpoint} lies in no run folder: say which --data")
     config = config or TrainingConfig()

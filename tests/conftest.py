@@ -20,7 +20,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="session")
 def whole_run(images, tmp_path_factory):
     """A run that nothing interrupted; tests don't change its folder."""
-    from halonet.training.loop import train
+    from halonet.training.classification import train
     from tests.training.pictures import small_config
 
     config = small_config(images, checkpoint_steps=1)

@@ -11,7 +11,17 @@ import halonet
 
 ROOT = Path(halonet.__file__).parent
 # A layer may import from itself and those before it.
-ORDER = ["ops", "layers", "models", "training", "detection", "integrations", "creation", "cli"]
+ORDER = [
+    "ops",
+    "layers",
+    "models",
+    "training",
+    "detection",
+    "integrations",
+    "creation",
+    "cli",
+    "__main__",
+]
 # What only the integrations import, and the module that goes through them.
 LEAVES = {"timm": ["training", "integrations"], "huggingface_hub": ["integrations"]}
 

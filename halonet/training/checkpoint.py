@@ -4,20 +4,38 @@ import dataclasses
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
+from accelerate.optimizer import AcceleratedOptimizer
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 
-from halonet.training.config import TrainingConfig, make_config
+from halonet.training.config import RunConfig
 
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.csv"
 STATE_FOLDER = "state"
-PROGRESS_NAME = "progress.json"
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+class Resumable(Protocol):
+    """What a state holds: all that the next step depends on."""
+
+    accelerator: Accelerator
+    prepared_model: nn.Module
+    prepared_optimizer: AcceleratedOptimizer
+    average: ModelEmaV3
+    progress: dict[str, Any]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -78,13 +96,13 @@ def new_run_folder(output: str | None, default: str) -> Path:
             number += 1
 
 
-def write_config(folder: Path, config: TrainingConfig) -> None:
+def write_config(folder: Path, config: RunConfig) -> None:
     """Keep a run's whole configuration beside its results."""
     write_text(folder / CONFIG_NAME, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def read_config(folder: Path) -> TrainingConfig:
-    """The configuration of the run in `folder`.
+def read_config(folder: Path, make: Callable[[Mapping[str, Any]], Config]) -> Config:
+    """The configuration of the run in `folder`, by the `make` of its task.
 
     Raises:
         FileNotFoundError: there is no run. ValueError: its configuration can't be read.
@@ -93,47 +111,54 @@ def read_config(folder: Path) -> TrainingConfig:
     if not path.is_file():
         raise FileNotFoundError(f"no run at {folder}: it has no {CONFIG_NAME}")
     try:
-        return make_config(json.loads(path.read_text(encoding="utf-8")))
+        return make(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a run's configuration: {error}") from None
 
 
-def save_state(folder: Path, accelerator: Accelerator, progress: dict[str, Any]) -> None:
+def save_state(folder: Path, run: Resumable) -> None:
     """Write all that the next step depends on, whole or not at all, and drop older states.
+
+    Weights and optimizer are written whole, so that any number of processes can go on with them.
 
     Raises:
         OSError: it can't be written; the earlier state is left as it was.
     """
+    model, optimizer = get_state_dict(
+        run.prepared_model, run.prepared_optimizer.optimizer, options=_WHOLE
+    )
+    if not run.accelerator.is_main_process:
+        return
+    scaler = run.accelerator.scaler
+    content = {
+        "model": model,
+        "optimizer": optimizer,
+        "average": run.average.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "progress": json.dumps(run.progress),
+    }
     states = folder / STATE_FOLDER
     states.mkdir(exist_ok=True)
-    final = states / f"step_{progress['step']:09d}"
-    temporary = states / f".{final.name}.tmp"
+    final = states / f"step_{run.progress['step']:09d}.pt"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        accelerator.save_state(str(temporary))
-        if accelerator.is_main_process:
-            write_text(temporary / PROGRESS_NAME, json.dumps(progress))
-            os.replace(temporary, final)
-    except (OSError, RuntimeError, SafetensorError) as error:  # three writers, three complaints
+        write_atomically(final, lambda temporary: torch.save(content, temporary))
+    except (OSError, RuntimeError) as error:  # torch has its own complaint about a full disk
         raise OSError(f"can't write {final}, the state before is kept: {error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for older in states.iterdir():  # also what a killed run left half written
         if older != final:
-            shutil.rmtree(older, ignore_errors=True)
+            older.unlink(missing_ok=True)
 
 
 def find_states(folder: Path) -> list[Path]:
-    """The complete states of a run, oldest first."""
+    """The states of a run, oldest first."""
     states = folder / STATE_FOLDER
     if not states.is_dir():
         return []
-    named = [path for path in states.iterdir() if re.fullmatch(r"step_\d+", path.name)]
-    return sorted(path for path in named if (path / PROGRESS_NAME).is_file())
+    return sorted(path for path in states.iterdir() if re.fullmatch(r"step_\d+\.pt", path.name))
 
 
-def load_state(folder: Path, accelerator: Accelerator) -> dict[str, Any] | None:
-    """Put a run back to its last complete state; None if it has none yet.
+def load_state(folder: Path, run: Resumable) -> dict[str, Any] | None:
+    """Put a run back to its last saved state and return its progress; None if it has none yet.
 
     Raises:
         ValueError: the state is damaged, or of another configuration.
@@ -141,12 +166,25 @@ def load_state(folder: Path, accelerator: Accelerator) -> dict[str, Any] | None:
     states = find_states(folder)
     if not states:
         return None
-    last = states[-1]
     try:
-        accelerator.load_state(str(last))
-        return json.loads((last / PROGRESS_NAME).read_text(encoding="utf-8"))
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, SafetensorError) as error:
-        raise ValueError(f"can't go on from {last}: {error}") from None
+        content = torch.load(states[-1], map_location="cpu", weights_only=True)
+        set_state_dict(
+            run.prepared_model,
+            run.prepared_optimizer.optimizer,
+            model_state_dict=content["model"],
+            optim_state_dict=content["optimizer"],
+            options=_WHOLE,
+        )
+        run.average.load_state_dict(content["average"])
+        if run.accelerator.scaler is not None:
+            run.accelerator.scaler.load_state_dict(content["scaler"])
+        return json.loads(content["progress"])
+    except Exception as error:  # the unpickler meets any bytes, and raises almost anything
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"can't go on from {states[-1]}: {reason}") from None
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def find_checkpoint(path: Path) -> Path:

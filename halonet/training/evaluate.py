@@ -82,6 +82,14 @@ class Evaluation:
         """Places of the images that can't be read."""
         return (self.answers < 0).nonzero().flatten().tolist()
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The scores by name, for logs."""
+        figures = {"loss": self.loss, "accuracy": self.accuracy}
+        if self.top5_accuracy is not None:
+            figures["top5_accuracy"] = self.top5_accuracy
+        return figures
+
 
 def evaluate(
     model: nn.Module, loader: DataLoader, num_classes: int, device: torch.device

@@ -3,9 +3,10 @@
 import io
 import os
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -321,7 +322,11 @@ class InOrder(Sampler[tuple[int, int]]):
 
 
 def make_loader(
-    dataset: ImageDataset, sampler: Sampler, batch_size: int, workers: int, drop_last: bool = False
+    dataset: Dataset,
+    sampler: Sampler,
+    batch_size: int,
+    workers: int,
+    collate: Callable[[list], Any] | None = None,
 ) -> DataLoader:
     """Batches (images [batch, channels, size, size], labels, broken [batch]), as sampled."""
     return DataLoader(
@@ -329,7 +334,7 @@ def make_loader(
         batch_size,
         sampler=sampler,
         num_workers=workers,
-        drop_last=drop_last,
+        collate_fn=collate,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_ignore_interrupt,
     )

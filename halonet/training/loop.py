@@ -1,52 +1,29 @@
-"""The training loop: one story from the data to the report."""
+"""The training loop: one story for every task, from the first step to the last evaluation."""
 
-import dataclasses
+import itertools
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor
-from torchvision.transforms import v2
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from halonet.models.halonet import HaloNet, create_model
-from halonet.models.pretrained import load_model, load_weights, save_model
-from halonet.training.checkpoint import (
-    check_output,
-    find_checkpoint,
-    load_state,
-    new_run_folder,
-    read_config,
-    save_state,
-    write_config,
-)
-from halonet.training.config import TrainingConfig, check_config
-from halonet.training.data import LabelledImages, load_data
-from halonet.training.evaluate import Evaluation, evaluate
-from halonet.training.images import EpochSampler, ImageDataset, InOrder, make_loader, mix_seed
-from halonet.training.report import write_metrics, write_report
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished run leaves: its folder, its data, and the last checkpoint's scores."""
-
-    folder: Path
-    data: LabelledImages
-    evaluation: Evaluation
-    minutes: float
+from halonet.training.checkpoint import load_state, save_state
+from halonet.training.config import RunConfig
+from halonet.training.images import EpochSampler, InOrder, make_loader, mix_seed
+from halonet.training.log import RunLog, describe_epoch, write_metrics
+from halonet.training.parallel import Whole, agree, put_together, share_buffers
 
 
 class TrainingInterrupted(Exception):
@@ -57,112 +34,105 @@ class LossNotFinite(Exception):
     """The loss or its gradient is infinite or not a number; what was saved before is kept."""
 
 
-def train(config: TrainingConfig, *, output: str | None = None) -> TrainingResult:
-    """Train a model by a configuration, in a new run folder.
+class Evaluation(Protocol):
+    """Scores on the held-out images, by name; loss may be among them."""
+
+    @property
+    def figures(self) -> dict[str, float]: ...
+
+
+class Task(Protocol):
+    """What is trained, on what, and how well it does.
+
+    Attributes:
+        config: of the run.
+        model: as it is saved.
+        training, validation: data sets whose items are asked for by (epoch, index).
+        collate: makes a batch of items; None stacks them.
+        score: the name among an evaluation's figures by which the best checkpoint is kept.
+        resume_command: what goes on with a run, but for its folder.
+    """
+
+    training: Any
+    validation: Any
+    collate: Callable[[list], Any] | None
+    score: str
+    resume_command: str
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss of a batch, and figures for the log, the loss among them."""
+        ...
+
+    def evaluate(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Any:
+        """An `Evaluation` of all held-out images, of which the loader has this process's part."""
+        ...
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        ...
+
+
+class Trainer:
+    """A run's parts, and the loop that moves them.
 
     Args:
-        config: from a recipe, see `halonet.training.recipes`.
-        output: the run folder; None means runs/RECIPE, or the first free runs/RECIPE-2, ...
+        task: what is trained.
+        accelerator: from `make_accelerator`.
 
     Raises:
-        ValueError, FileNotFoundError: a configuration that can't run, or images that can't be read.
-        FileExistsError: `output` holds something.
-        ModuleNotFoundError: the data needs a package that isn't installed.
-        OSError: a file can't be written; what was saved before is kept.
-        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
-        LossNotFinite: the loss or its gradient left the numbers.
+        ValueError: an unknown optimizer, or a batch that the processes can't share.
     """
-    check_config(config)
-    if output is not None:
-        check_output(output)
-    run = _Run(config)  # before the folder: what can't run leaves none
-    folder = new_run_folder(output, config.recipe)
-    write_config(folder, config)
-    return run.go(folder)
 
-
-def resume(folder: Path) -> TrainingResult:
-    """Go on with the run in `folder` from its last saved step, exactly.
-
-    Raises:
-        FileNotFoundError: `folder` holds no run.
-        ValueError: its configuration or its state is damaged.
-        Others as `train` does.
-    """
-    config = read_config(folder)
-    check_config(config)
-    return _Run(config).go(folder)
-
-
-class _Run:
-    """A run's parts, and the loop that moves them."""
-
-    def __init__(self, config: TrainingConfig) -> None:
-        self.config = config
-        # Of an earlier run of this process, which may have had another precision.
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
-        # accelerate goes on in float32 without a word.
-        if config.mixed_precision == "fp16" and not self.accelerator.native_amp:
-            raise ValueError(
-                "mixed_precision must be no or bf16 on a CPU, where fp16 isn't supported; "
-                f"got {config.mixed_precision!r}"
-            )
-        self.is_main = self.accelerator.is_main_process
-        self.data = load_data(
-            config.data, data_root=config.data_root, validation_share=config.validation_share
-        )
-
-        torch.manual_seed(config.seed)
-        self.model = _make_model(config, self.data)
+    def __init__(self, task: Task, accelerator: Accelerator) -> None:
+        self.task = task
+        self.config = config = task.config
+        self.accelerator = accelerator
+        self.is_main = accelerator.is_main_process
+        model = task.model
+        if config.batch_norm == "synchronized":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model
         self.average = ModelEmaV3(
-            self.model, decay=config.averaging_decay, use_warmup=True, foreach=True
+            model, decay=config.averaging_decay, use_warmup=True, foreach=True
         )
-        self.optimizer = create_optimizer_v2(
-            self.model,
+        optimizer = create_optimizer_v2(
+            model,
             opt=config.optimizer,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
+            filter_bias_and_bn=not config.decay_everything,
         )
 
-        training = ImageDataset(
-            self.data.training,
-            self.model.preprocessing,
-            in_channels=config.in_channels,
-            augmentation=config.augmentation,
-            seed=config.seed,
+        length, processes = len(task.training), accelerator.num_processes
+        self.sampler = EpochSampler(
+            length,
+            config.seed,
+            batch_size=config.batch_size,
+            process_index=accelerator.process_index,
+            process_count=processes,
         )
-        validation = ImageDataset(
-            self.data.validation, self.model.preprocessing, in_channels=config.in_channels
-        )
-        training.prepare("training images", self.is_main)
-        validation.prepare("held-out images", self.is_main)
-        self.sampler = EpochSampler(len(training), config.seed)
-        drop_last = len(training) >= config.batch_size
+        batch_size = config.batch_size // (processes * config.accumulation_steps)
         self.training_loader = make_loader(
-            training, self.sampler, config.batch_size, config.workers, drop_last
+            task.training, self.sampler, batch_size, config.workers, collate=task.collate
         )
+        order = InOrder(len(task.validation), accelerator.process_index, processes)
         self.validation_loader = make_loader(
-            validation, InOrder(len(validation)), 2 * config.batch_size, config.workers
+            task.validation, order, 2 * batch_size, config.workers, collate=task.collate
         )
-        self.images_per_step = min(config.batch_size, len(training))
-        self.steps_per_epoch = len(self.training_loader)
+        self.images_per_step = min(config.batch_size, length)
+        self.batches_per_step = math.ceil(self.images_per_step / (batch_size * processes))
+        self.steps_per_epoch = max(1, length // config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
-        self.schedule = CosineLRScheduler(
-            self.optimizer,
-            t_initial=self.steps,
-            lr_min=config.learning_rate * config.final_learning_rate_share,
-            warmup_t=round(self.steps * config.warmup_share),
-            warmup_lr_init=0.0,
-            t_in_epochs=False,
-        )
-        self.mix = _make_mix(config, len(self.data.class_names))
+        self.schedule = make_schedule(optimizer, config, self.steps)
 
-        self.prepared_model, self.prepared_optimizer = self.accelerator.prepare(
-            self.model, self.optimizer
-        )
-        self.average.to(self.accelerator.device)
-        self.accelerator.register_for_checkpointing(self.average)
+        self.prepared_model, self.prepared_optimizer = accelerator.prepare(model, optimizer)
+        self.average.to(accelerator.device)
         if config.compile:
             self.model.compile()
 
@@ -171,14 +141,18 @@ class _Run:
             "step": 0,
             "seconds": 0.0,  # of the run, evaluation included
             "epoch_seconds": 0.0,  # of this epoch's steps
-            "best_accuracy": -1.0,
-            "epoch_loss": 0.0,
-            "epoch_right": 0.0,
+            "epoch_waiting": 0.0,  # the part of them that went by in waiting for images
+            "epoch_figures": {},  # sums over this epoch's steps
+            "best_score": -1.0,
             "rows": [],
         }
 
-    def go(self, folder: Path) -> TrainingResult:
-        self.progress = load_state(folder, self.accelerator) or self.progress
+    def go(self, folder: Path) -> Any:
+        """Train to the end, from the last saved step on if there is one.
+
+        Returns the last evaluation. What it writes into `folder` is described in the README.
+        """
+        self.progress = load_state(folder, self) or self.progress
         progress = self.progress
         evaluation = None
         bar = tqdm(
@@ -189,200 +163,177 @@ class _Run:
             dynamic_ncols=True,
             disable=None if self.is_main else True,  # None: off where it is no terminal
         )
-        with bar, _stop_signals() as stop:
+        log = RunLog(folder, progress["step"], self.is_main and self.config.tensorboard)
+        with bar, log, _stop_signals() as stop:
             while progress["step"] < self.steps:
                 epoch, done = divmod(progress["step"], self.steps_per_epoch)
-                self.sampler.start(epoch, done * self.config.batch_size)
-                started = time.perf_counter()
-                for images, labels, _ in self.training_loader:
-                    self._step(images, labels, folder)
+                self.sampler.start(epoch, done * self.images_per_step)
+                batches = iter(self.training_loader)
+                stopped = False
+                while progress["step"] < (epoch + 1) * self.steps_per_epoch:
+                    started = time.perf_counter()
+                    taken = [*itertools.islice(batches, self.batches_per_step)]
+                    waited = time.perf_counter() - started
+                    figures = self._step(taken, folder, stop)
                     elapsed = time.perf_counter() - started
                     progress["seconds"] += elapsed
                     progress["epoch_seconds"] += elapsed
-                    started += elapsed
+                    progress["epoch_waiting"] += waited
+                    log.add_step(progress["step"], figures)
                     bar.update(self.images_per_step)
-                    self._show(bar)
+                    bar.set_postfix_str(self._describe_steps(), refresh=False)
+                    stopped = figures["stop"] > 0
                     if progress["step"] % self.steps_per_epoch:
-                        self._save_within_epoch(folder, bool(stop))
-                evaluation = self._end_epoch(folder, bar)
-                if stop and progress["step"] < self.steps:
+                        self._save_within_epoch(folder, stopped)
+                evaluation = self._end_epoch(folder, bar, log)
+                if stopped and progress["step"] < self.steps:
                     raise self._interruption(folder)
-        if evaluation is None:  # resumed after the last step
-            evaluation = self._evaluate()
-        minutes = progress["seconds"] / 60
-        result = TrainingResult(folder, self.data, evaluation, minutes)
-        if self.is_main:
-            write_report(
-                folder,
-                self.average.module,
-                self.data,
-                evaluation,
-                progress["rows"],
-                minutes=minutes,
-            )
-        return result
+        return evaluation or self._evaluate()  # nothing was left to do but this
 
-    def _step(self, images: Tensor, labels: Tensor, folder: Path) -> None:
+    def _step(self, batches: list, folder: Path, stop: list[int]) -> dict[str, float]:
         """One update, all of whose randomness is keyed by the seed, the step and the process."""
-        config, step = self.config, self.progress["step"]
-        torch.manual_seed(mix_seed(config.seed, step, self.accelerator.process_index))
-        device = self.accelerator.device
-        images = images.to(device, memory_format=torch.channels_last)
-        labels = labels.to(device)
-        targets = labels
-        if self.mix is not None:
-            images, targets = self.mix(images, labels)
-
-        self.prepared_model.train()
+        config, step, accelerator = self.config, self.progress["step"], self.accelerator
+        torch.manual_seed(mix_seed(config.seed, step, accelerator.process_index))
+        set_training(self.prepared_model, freeze_norms=config.batch_norm == "frozen")
         self.schedule.step_update(step)
-        logits = self.prepared_model(images)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
-        if not torch.isfinite(loss):
-            raise LossNotFinite(
-                f"the loss became {loss.item()} at step {step + 1} of {self.steps}; {folder} keeps "
-                "what was saved before; a smaller learning_rate may help"
-            )
-        self.accelerator.backward(loss)
-        norm = torch.as_tensor(
-            self.accelerator.clip_grad_norm_(
-                self.prepared_model.parameters(), config.clip_norm or math.inf
-            )
+        sums: dict[str, Tensor] = {}
+        for place, batch in enumerate(batches, start=1):
+            last = place == len(batches)
+            with nullcontext() if last else accelerator.no_sync(self.prepared_model):
+                loss, figures = self.task.compute_loss(self.prepared_model, batch)
+                accelerator.backward(loss / len(batches))
+            for name, value in figures.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
+        # Together, since whoever stops alone leaves the others waiting.
+        agreed = agree(accelerator, sums, bool(stop))
+        self._require_finite("loss", agreed["loss"], folder)
+        norm = accelerator.clip_grad_norm_(
+            self.prepared_model.parameters(), config.clip_norm or math.inf
         )
         # With fp16 an infinite gradient is daily bread: the scaler skips the step.
-        if config.mixed_precision != "fp16" and not torch.isfinite(norm):
-            raise LossNotFinite(
-                f"the gradient became {norm.item()} at step {step + 1} of {self.steps}; {folder} "
-                "keeps what was saved before; a smaller learning_rate may help"
-            )
+        if config.mixed_precision != "fp16":
+            self._require_finite("gradient", put_together(torch.as_tensor(norm)).item(), folder)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         if config.averaging_decay:
-            self.average.update(self.model, step=step)
+            self.average.update(Whole(self.model), step=step)
         else:
-            self.average.set(self.model)
+            self.average.set(Whole(self.model))
 
         self.progress["step"] += 1
-        self.progress["epoch_loss"] += loss.item()
-        self.progress["epoch_right"] += (logits.argmax(1) == labels).float().mean().item()
+        totals = self.progress["epoch_figures"]
+        for name in sums:
+            totals[name] = totals.get(name, 0.0) + agreed[name]
+        return agreed | {"learning_rate": self.learning_rate}
 
-    def _show(self, bar: tqdm) -> None:
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        return self.prepared_optimizer.param_groups[0]["lr"]
+
+    def _require_finite(self, what: str, value: float, folder: Path) -> None:
+        if not math.isfinite(value):
+            raise LossNotFinite(
+                f"the {what} became {value} at step {self.progress['step'] + 1} of {self.steps}; "
+                f"{folder} keeps what was saved before; a smaller learning_rate may help"
+            )
+
+    def _epoch_means(self) -> dict[str, float]:
         steps = (self.progress["step"] - 1) % self.steps_per_epoch + 1
-        bar.set_postfix_str(
-            f"loss {self.progress['epoch_loss'] / steps:.3f}, "
-            f"accuracy {100 * self.progress['epoch_right'] / steps:.1f} %",
-            refresh=False,
+        return {name: total / steps for name, total in self.progress["epoch_figures"].items()}
+
+    def _describe_steps(self) -> str:
+        return ", ".join(
+            f"{name} {value:.3f}" for name, value in self._epoch_means().items() if value
         )
 
-    def _save_within_epoch(self, folder: Path, stop: bool) -> None:
+    def _save_within_epoch(self, folder: Path, stopped: bool) -> None:
         every, step = self.config.checkpoint_steps, self.progress["step"]
-        if stop or (every and step % every == 0):
-            save_state(folder, self.accelerator, self.progress)
-        if stop:
+        if stopped or (every and step % every == 0):
+            save_state(folder, self)
+        if stopped:
             raise self._interruption(folder)
 
     def _interruption(self, folder: Path) -> TrainingInterrupted:
         return TrainingInterrupted(
             f"stopped after step {self.progress['step']} of {self.steps}; "
-            f"go on with: halonet train --resume {folder}"
+            f"go on with: {self.task.resume_command} {folder}"
         )
 
-    def _end_epoch(self, folder: Path, bar: tqdm) -> Evaluation | None:
+    def _end_epoch(self, folder: Path, bar: tqdm, log: RunLog) -> Any:
         """Close the epoch's account, evaluate where it is due, and save."""
         progress, config = self.progress, self.config
         started = time.perf_counter()
         epoch = progress["step"] // self.steps_per_epoch
         evaluation = None
+        scores: dict[str, float] = {}
         if epoch == config.epochs or epoch % config.evaluate_epochs == 0:
             evaluation = self._evaluate()
-            if not math.isfinite(evaluation.loss):
+            scores = evaluation.figures
+            if not math.isfinite(scores.get("loss", 0.0)):
                 raise LossNotFinite(
-                    f"the held-out loss became {evaluation.loss} after epoch {epoch}; {folder} "
+                    f"the held-out loss became {scores['loss']} after epoch {epoch}; {folder} "
                     "keeps what was saved before; a smaller learning_rate may help"
                 )
-        images = self.steps_per_epoch * self.images_per_step
         progress["seconds"] += time.perf_counter() - started
         row = {
             "epoch": epoch,
             "step": progress["step"],
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "training_loss": progress["epoch_loss"] / self.steps_per_epoch,
-            "training_accuracy": progress["epoch_right"] / self.steps_per_epoch,
-            "validation_loss": evaluation and evaluation.loss,
-            "validation_accuracy": evaluation and evaluation.accuracy,
-            "images_per_second": images / progress["epoch_seconds"],
+            "learning_rate": self.learning_rate,
+            **{f"training_{name}": value for name, value in self._epoch_means().items()},
+            **{f"validation_{name}": value for name, value in scores.items()},
+            "images_per_second": self.steps_per_epoch
+            * self.images_per_step
+            / progress["epoch_seconds"],
+            "waiting_share": progress["epoch_waiting"] / progress["epoch_seconds"],
             "seconds": progress["seconds"],
         }
         progress["rows"].append(row)
-        progress["epoch_loss"] = progress["epoch_right"] = progress["epoch_seconds"] = 0.0
+        progress["epoch_figures"] = {}
+        progress["epoch_seconds"] = progress["epoch_waiting"] = 0.0
         if self.is_main:
-            save_model(self.average.module, folder / "last.safetensors")
-            if evaluation is not None and evaluation.accuracy > progress["best_accuracy"]:
-                progress["best_accuracy"] = evaluation.accuracy
-                save_model(self.average.module, folder / "best.safetensors")
+            self.task.save(self.average.module, folder / "last.safetensors")
+            if evaluation is not None and scores[self.task.score] > progress["best_score"]:
+                progress["best_score"] = scores[self.task.score]
+                self.task.save(self.average.module, folder / "best.safetensors")
             write_metrics(folder, progress["rows"])
+            log.add_epoch(row)
             with bar.external_write_mode():
                 print(describe_epoch(row, config.epochs), flush=True)
-        save_state(folder, self.accelerator, progress)
+        save_state(folder, self)
         return evaluation
 
-    def _evaluate(self) -> Evaluation:
-        return evaluate(
-            self.average.module,
-            self.validation_loader,
-            len(self.data.class_names),
-            self.accelerator.device,
-        )
+    def _evaluate(self) -> Any:
+        share_buffers(self.average.module)
+        return self.task.evaluate(self.average.module, self.validation_loader, self.accelerator)
 
 
-def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """One line on an epoch for a person."""
-    line = (
-        f"epoch {row['epoch']}/{epochs}  loss {row['training_loss']:.3f}  "
-        f"accuracy {100 * row['training_accuracy']:.1f} %"
+def make_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int) -> Scheduler:
+    """The learning rate of every step."""
+    common: dict[str, Any] = {
+        "warmup_t": round(steps * config.warmup_share),
+        "warmup_lr_init": config.learning_rate * config.warmup_start_share,
+        "warmup_prefix": False,
+        "t_in_epochs": False,
+    }
+    if config.schedule == "steps":
+        decays = [round(steps * share) for share in config.decay_shares]
+        return MultiStepLRScheduler(optimizer, decays, decay_rate=0.1, **common)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=steps,
+        lr_min=config.learning_rate * config.final_learning_rate_share,
+        **common,
     )
-    if row["validation_accuracy"] is not None:
-        line += (
-            f"  held out: loss {row['validation_loss']:.3f}  "
-            f"accuracy {100 * row['validation_accuracy']:.1f} %"
-        )
-    return line
 
 
-def _make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
-    options: dict[str, Any] = {"image_size": config.image_size, **config.model_options}
-    try:
-        model = create_model(
-            config.model,
-            num_classes=len(data.class_names),
-            in_channels=config.in_channels,
-            backend=config.backend,
-            **options,
-        )
-    except TypeError as error:  # a text where a number belongs
-        raise ValueError(f"model_options {config.model_options} don't fit: {error}") from None
-    model.preprocessing = dataclasses.replace(
-        model.preprocessing, crop_share=config.central_crop_share
-    )
-    if config.in_channels == 1:
-        model.preprocessing = dataclasses.replace(model.preprocessing, mean=(0.45,), std=(0.225,))
-    if config.init is not None:
-        checkpoint = find_checkpoint(Path(config.init))
-        load_weights(model, checkpoint)
-        # As many classes may be others.
-        if load_model(checkpoint).class_names != data.class_names:
-            model.reset_classifier(len(data.class_names))
-    model.class_names = data.class_names
-    return model.to(memory_format=torch.channels_last)
-
-
-def _make_mix(config: TrainingConfig, num_classes: int) -> v2.Transform | None:
-    """Mixup, CutMix, one of them for each batch, or nothing."""
-    mixes: list[v2.Transform] = []
-    if config.mixup:
-        mixes.append(v2.MixUp(alpha=config.mixup, num_classes=num_classes))
-    if config.cutmix:
-        mixes.append(v2.CutMix(alpha=config.cutmix, num_classes=num_classes))
-    return v2.RandomChoice(mixes) if mixes else None
+def set_training(model: nn.Module, *, freeze_norms: bool) -> None:
+    """Put a model into training mode; frozen batch norms keep the statistics that they have."""
+    model.train()
+    if freeze_norms:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 @contextmanager

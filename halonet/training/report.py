@@ -1,6 +1,5 @@
 """What a run leaves for people: a page, pictures, and a table that a program can read."""
 
-import csv
 import html
 import json
 from collections.abc import Sequence
@@ -8,25 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from halonet.models.halonet import HaloNet
-from halonet.training.checkpoint import METRICS_NAME, write_atomically, write_text
+from halonet.training.checkpoint import write_atomically, write_text
 from halonet.training.data import LabelledImages
 from halonet.training.evaluate import Evaluation
 from halonet.training.images import read_image
 
 INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#c2410c", "#9aa5b1"
 SHOWN = 6  # images in a row of predictions.png
-
-
-def write_metrics(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the epochs' figures as CSV; an epoch without evaluation has empty fields."""
-
-    def write(path: Path) -> None:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(folder / METRICS_NAME, write)
 
 
 def write_report(
@@ -85,7 +72,7 @@ def summarize(
 def _draw_curves(path: Path, rows: Sequence[dict[str, Any]], data: LabelledImages) -> None:
     figure = _new_figure((9, 3.4))
     loss, accuracy = figure.subplots(1, 2)
-    evaluated = [row for row in rows if row["validation_loss"] is not None]
+    evaluated = [row for row in rows if "validation_loss" in row]
     for axes, kind, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
         for part, source, color in (("training", rows, BLUE), ("validation", evaluated, ORANGE)):
             axes.plot(

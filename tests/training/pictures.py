@@ -1,6 +1,7 @@
 """Small image folders and configurations, for runs of a second or two."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,15 @@ def small_config(folder: Path, **changes: Any) -> TrainingConfig:
         "epochs": 2,
     }
     return dataclasses.replace(get_recipe("small"), **(fields | changes))
+
+
+def make_words(config: TrainingConfig, output: Path) -> list[str]:
+    """The command line that trains by a configuration."""
+    fields = dataclasses.asdict(config)
+    fields |= {f"augmentation.{name}": value for name, value in fields.pop("augmentation").items()}
+    words = [
+        f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in fields.items()
+        if value is not None
+    ]
+    return ["train", "--output", str(output), *words]

@@ -17,12 +17,14 @@ from safetensors.torch import load_file
 
 import halonet
 from halonet.training import checkpoint, loop
+from halonet.training.classification import make_model, resume, train
 from halonet.training.config import check_config, make_config
-from halonet.training.loop import LossNotFinite, resume, train
+from halonet.training.data import load_data
+from halonet.training.loop import LossNotFinite
 from halonet.training.recipes import get_recipe
-from tests.training.pictures import draw_folder, small_config
+from tests.training.pictures import draw_folder, make_words, small_config
 
-TIMES = {"images_per_second", "seconds"}
+TIMES = {"images_per_second", "seconds", "waiting_share"}
 
 
 def read_rows(run):
@@ -55,11 +57,12 @@ def test_run_folder(whole_run):
         "report.html",
         "state",
         "summary.json",
+        "tensorboard",
     ]
     for path in run.glob("*.png"):
         with Image.open(path) as picture:
             assert min(picture.size) > 100
-    assert [path.name for path in (run / "state").iterdir()] == ["step_000000008"]
+    assert [path.name for path in (run / "state").iterdir()] == ["step_000000008.pt"]
     config = json.loads((run / "config.json").read_text())
     assert make_config(config) == small_config(
         Path(config["data"].removeprefix("folder:")), checkpoint_steps=1
@@ -104,7 +107,7 @@ def test_finished_run_resumes_to_itself(whole_run):
 def test_init_keeps_the_body_and_starts_another_classifier_from_zero(whole_run, tmp_path):
     other = draw_folder(tmp_path / "images", classes=3)
     config = small_config(other, init=str(whole_run.folder))
-    model = loop._make_model(config, loop.load_data(config.data))
+    model = make_model(config, load_data(config.data))
     source = load_file(whole_run.folder / "last.safetensors")
     assert model.class_names == ("blue", "green", "red")
     assert torch.equal(model.stem[0].weight, source["stem.0.weight"])
@@ -115,12 +118,12 @@ def test_init_from_as_many_other_classes_starts_the_classifier_from_zero(whole_r
     other = draw_folder(tmp_path / "images", classes=2)
     (other / "red").rename(other / "crimson")
     config = small_config(other, init=str(whole_run.folder / "best.safetensors"))
-    assert not loop._make_model(config, loop.load_data(config.data)).classifier.weight.any()
+    assert not make_model(config, load_data(config.data)).classifier.weight.any()
 
 
 def test_init_from_the_same_classes_keeps_the_classifier(whole_run, images):
     config = small_config(images, init=str(whole_run.folder))
-    assert loop._make_model(config, loop.load_data(config.data)).classifier.weight.any()
+    assert make_model(config, load_data(config.data)).classifier.weight.any()
 
 
 def test_existing_output_is_refused(whole_run, images, tmp_path):
@@ -134,40 +137,30 @@ def test_existing_output_is_refused(whole_run, images, tmp_path):
 
 # A run in a process of its own, that kills or interrupts itself in a step, as the arguments say.
 STOPPED_RUN = """
-import json, os, signal, sys
-from halonet.training import checkpoint, loop
-from halonet.training.config import make_config
+import os, signal, sys
 from halonet import cli
+from halonet.training import checkpoint, loop
 
-config, output, step, how = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
-original = loop._Run._step
+step, how, words = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+original = loop.Trainer._step
 
 def stop_in_step(run, *arguments):
     if run.progress["step"] + 1 == step:
         if how == "kill in writing":
-            checkpoint.write_text = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            checkpoint.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         if how == "interrupt":
             os.killpg(0, signal.SIGINT)
-    original(run, *arguments)
+    return original(run, *arguments)
 
-loop._Run._step = stop_in_step
+loop.Trainer._step = stop_in_step
 
-words = ["--output", output] + [
-    f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
-    for name, value in config.items()
-    if value is not None and name != "augmentation"
-]
-words += [
-    f"--augmentation.{name}={json.dumps(value)}" for name, value in config["augmentation"].items()
-]
-cli.main(["train", *words])
+cli.main(words)
 """
 
 
 def run_and_stop(config, output, step, how):
-    fields = json.dumps(dataclasses.asdict(config))
     return subprocess.run(
-        [sys.executable, "-c", STOPPED_RUN, fields, str(output), str(step), how],
+        [sys.executable, "-c", STOPPED_RUN, str(step), how, *make_words(config, output)],
         capture_output=True,
         text=True,
         start_new_session=True,
@@ -180,13 +173,14 @@ def run_and_stop(config, output, step, how):
 def steps_taken(monkeypatch):
     """The numbers of the steps that runs of this process take."""
     taken = []
-    original = loop._Run._step
+    original = loop.Trainer._step
 
     def note(run, *arguments):
-        original(run, *arguments)
+        figures = original(run, *arguments)
         taken.append(run.progress["step"])
+        return figures
 
-    monkeypatch.setattr(loop._Run, "_step", note)
+    monkeypatch.setattr(loop.Trainer, "_step", note)
     return taken
 
 
@@ -196,12 +190,14 @@ def test_run_killed_while_it_writes_a_state_resumes_bit_for_bit(
     run = tmp_path / "run"
     stopped = run_and_stop(small_config(images, checkpoint_steps=1), run, 7, "kill in writing")
     assert stopped.returncode == -signal.SIGKILL, stopped.stderr
-    left = {path.name for path in (run / "state").iterdir()}
-    assert left == {"step_000000006", ".step_000000007.tmp"}
+    left = sorted(
+        path.name.partition(".tmp.")[2] or path.name for path in (run / "state").iterdir()
+    )
+    assert left == ["step_000000006.pt", "step_000000007.pt"]
     resume(run)
     assert steps_taken == [7, 8]
     assert_same_run(run, whole_run.folder)
-    assert [path.name for path in (run / "state").iterdir()] == ["step_000000008"]
+    assert [path.name for path in (run / "state").iterdir()] == ["step_000000008.pt"]
 
 
 def test_ctrl_c_reaches_a_run_with_workers(whole_run, images, tmp_path, steps_taken):
@@ -217,15 +213,15 @@ def test_ctrl_c_reaches_a_run_with_workers(whole_run, images, tmp_path, steps_ta
 
 
 def test_stop_at_the_end_of_an_epoch_closes_its_account(whole_run, images, tmp_path, monkeypatch):
-    original = loop._Run._step
+    original = loop.Trainer._step
 
     def interrupt(run, *arguments):
-        original(run, *arguments)
-        if run.progress["step"] == 4:
+        if run.progress["step"] == 3:
             signal.raise_signal(signal.SIGINT)
+        return original(run, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_step", interrupt)
+        patch.setattr(loop.Trainer, "_step", interrupt)
         with pytest.raises(loop.TrainingInterrupted, match="stopped after step 4 of 8"):
             train(small_config(images), output=str(tmp_path / "run"))
     resume(tmp_path / "run")
@@ -233,14 +229,14 @@ def test_stop_at_the_end_of_an_epoch_closes_its_account(whole_run, images, tmp_p
 
 
 def test_loss_that_is_not_finite_keeps_what_was_saved(images, tmp_path, monkeypatch):
-    original = loop._Run._step
+    original = loop.Trainer._step
 
-    def spoil(run, batch, *arguments):
+    def spoil(run, batches, *arguments):
         if run.progress["step"] == 5:
-            batch = batch * float("nan")
-        original(run, batch, *arguments)
+            batches[0][0].fill_(float("nan"))
+        return original(run, batches, *arguments)
 
-    monkeypatch.setattr(loop._Run, "_step", spoil)
+    monkeypatch.setattr(loop.Trainer, "_step", spoil)
     with pytest.raises(LossNotFinite, match=r"loss became nan at step 6 of 8; .* keeps what was"):
         train(small_config(images), output=str(tmp_path / "run"))
     tensors = load_file(tmp_path / "run" / "last.safetensors")
@@ -260,20 +256,17 @@ def test_gradient_that_is_not_finite_stops_before_the_weights_change(images, tmp
 
 
 def test_full_disk_keeps_the_files_before(images, tmp_path, monkeypatch):
-    original = loop.save_state
+    original = torch.save
 
-    def fill_the_disk(folder, accelerator, progress):
-        if progress["step"] == 8:
-            accelerator.save_state = no_space
-        original(folder, accelerator, progress)
+    def fill_the_disk(content, path):
+        if json.loads(content["progress"])["step"] == 8:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(content, path)
 
-    def no_space(*arguments):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(loop, "save_state", fill_the_disk)
+    monkeypatch.setattr(torch, "save", fill_the_disk)
     with pytest.raises(OSError, match=r"state before is kept: .*No space left on device"):
         train(small_config(images), output=str(tmp_path / "run"))
-    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["step_000000004"]
+    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["step_000000004.pt"]
 
 
 def test_writing_fails_whole(tmp_path):
@@ -296,10 +289,9 @@ def test_damaged_configuration_and_state_are_named(whole_run, tmp_path):
     with pytest.raises(ValueError, match=r"config\.json is not a run's configuration"):
         resume(tmp_path)
     (tmp_path / "config.json").write_bytes((whole_run.folder / "config.json").read_bytes())
-    state = tmp_path / "state" / "step_000000004"
-    state.mkdir(parents=True)
-    (state / "progress.json").write_text("{}")
-    (state / "model.safetensors").write_bytes(b"rubbish")
+    state = tmp_path / "state" / "step_000000004.pt"
+    state.parent.mkdir()
+    state.write_bytes(b"rubbish")
     with pytest.raises(ValueError, match=r"can't go on from .*step_000000004"):
         resume(tmp_path)
 

@@ -1,0 +1,5 @@
+"""python -m halonet, which torchrun and accelerate launch with -m."""
+
+from halonet.cli import main
+
+main()

@@ -1,0 +1,220 @@
+"""Training a classifier: its data, its model, its loss and its scores."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from halonet.models.halonet import HaloNet, create_model
+from halonet.models.pretrained import load_model, load_weights, save_model
+from halonet.training.checkpoint import (
+    check_output,
+    find_checkpoint,
+    new_run_folder,
+    read_config,
+    write_config,
+)
+from halonet.training.config import TrainingConfig, check_config, make_config
+from halonet.training.data import LabelledImages, load_data
+from halonet.training.evaluate import Evaluation, find_answers, score
+from halonet.training.images import ImageDataset
+from halonet.training.loop import Trainer
+from halonet.training.parallel import do_once, make_accelerator, naming_lost_process
+from halonet.training.report import write_report
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run leaves: its folder, its data, and the last checkpoint's scores."""
+
+    folder: Path
+    data: LabelledImages
+    evaluation: Evaluation
+    minutes: float
+
+
+def train(config: TrainingConfig, *, output: str | None = None) -> TrainingResult:
+    """Train a classifier by a configuration, in a new run folder.
+
+    Under torchrun or `accelerate launch`, every process calls it with the same arguments.
+
+    Args:
+        config: from a recipe, see `halonet.training.recipes`.
+        output: the run folder; None means runs/RECIPE, or the first free runs/RECIPE-2, ...
+
+    Raises:
+        ValueError, FileNotFoundError: a configuration that can't run, or images that can't be read.
+        FileExistsError: `output` holds something.
+        ModuleNotFoundError: the data needs a package that isn't installed.
+        OSError: a file can't be written; what was saved before is kept.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
+        LossNotFinite: the loss or its gradient left the numbers.
+        ProcessLost: another process of the run ended; the last saved state is kept.
+    """
+    check_config(config)
+    return _run(config, output=output)
+
+
+def resume(folder: Path) -> TrainingResult:
+    """Go on with the run in `folder` from its last saved step, exactly.
+
+    With another number of processes the result is the same within rounding.
+
+    Raises:
+        FileNotFoundError: `folder` holds no run.
+        ValueError: its configuration or its state is damaged.
+        Others as `train` does.
+    """
+    config = read_config(folder, make_config)
+    check_config(config)
+    return _run(config, started=folder)
+
+
+def _run(
+    config: TrainingConfig, *, output: str | None = None, started: Path | None = None
+) -> TrainingResult:
+    accelerator = make_accelerator(config, ("Bottleneck",))
+    folder = started
+    with naming_lost_process(accelerator, lambda: folder):
+        if folder is None and output is not None:
+            do_once(accelerator, lambda: check_output(output))
+        task = Classification(config, accelerator)  # before the folder: what can't run leaves none
+        trainer = Trainer(task, accelerator)
+        if folder is None:
+            folder = do_once(accelerator, lambda: _start(config, output))
+        evaluation = trainer.go(folder)
+        rows, minutes = trainer.progress["rows"], trainer.progress["seconds"] / 60
+        if accelerator.is_main_process:
+            model = trainer.average.module
+            write_report(folder, model, task.data, evaluation, rows, minutes=minutes)
+    return TrainingResult(folder, task.data, evaluation, minutes)
+
+
+def _start(config: TrainingConfig, output: str | None) -> Path:
+    folder = new_run_folder(output, config.recipe)
+    write_config(folder, config)
+    return folder
+
+
+class Classification:
+    """The task of `halonet train`, see `halonet.training.loop.Task`."""
+
+    score = "accuracy"
+    resume_command = "halonet train --resume"
+    collate = None
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
+        self.config = config
+        self.device = accelerator.device
+        with accelerator.local_main_process_first():  # who alone downloads, where that is needed
+            self.data = load_data(
+                config.data, data_root=config.data_root, validation_share=config.validation_share
+            )
+        torch.manual_seed(config.seed)
+        self.model = make_model(config, self.data)
+        self.training = ImageDataset(
+            self.data.training,
+            self.model.preprocessing,
+            in_channels=config.in_channels,
+            augmentation=config.augmentation,
+            seed=config.seed,
+            broken_share=config.broken_share,
+        )
+        self.validation = ImageDataset(
+            self.data.validation,
+            self.model.preprocessing,
+            in_channels=config.in_channels,
+            broken_share=config.broken_share,
+        )
+        self.broken: set[int] = set()  # training images that this process met
+        self.training.prepare("training images", accelerator.is_main_process)
+        self.validation.prepare("held-out images", accelerator.is_main_process)
+        self.mix = make_mix(config, len(self.data.class_names))
+
+    def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of a batch, and the shares of right answers and of broken images.
+
+        Raises:
+            ValueError: more images can't be read than the configuration allows.
+        """
+        images, labels, broken = batch
+        self.broken.update(broken[broken >= 0].tolist())
+        self.training.check_broken(self.broken)
+        images = images.to(self.device, memory_format=torch.channels_last)
+        labels = labels.to(self.device)
+        targets = labels
+        if self.mix is not None:
+            images, targets = self.mix(images, labels)
+        logits = model(images)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        replaced = (broken >= 0).float().mean().to(self.device)
+        return loss, {"loss": loss, "accuracy": accuracy, "replaced_images": replaced}
+
+    def evaluate(
+        self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
+    ) -> Evaluation:
+        """Scores on all held-out images; every process looks at its part.
+
+        Raises:
+            ValueError: more images can't be read than the configuration allows.
+        """
+        answers = find_answers(model, loader, accelerator.device)
+        evaluation = score(gather_object([answers]), len(self.data.class_names))
+        self.validation.check_broken(evaluation.broken_indices)
+        return evaluation
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """Write the weights with all that `halonet.load_model` needs."""
+        assert isinstance(model, HaloNet)
+        save_model(model, path)
+
+
+def make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
+    """The model that a configuration asks for, for the classes of the data.
+
+    Raises:
+        ValueError: options that don't fit. FileNotFoundError: no checkpoint to start from.
+    """
+    options: dict[str, Any] = {"image_size": config.image_size, **config.model_options}
+    try:
+        model = create_model(
+            config.model,
+            num_classes=len(data.class_names),
+            in_channels=config.in_channels,
+            backend=config.backend,
+            **options,
+        )
+    except TypeError as error:  # a text where a number belongs
+        raise ValueError(f"model_options {config.model_options} don't fit: {error}") from None
+    model.preprocessing = dataclasses.replace(
+        model.preprocessing, crop_share=config.central_crop_share
+    )
+    if config.in_channels == 1:
+        model.preprocessing = dataclasses.replace(model.preprocessing, mean=(0.45,), std=(0.225,))
+    if config.init is not None:
+        checkpoint = find_checkpoint(Path(config.init))
+        load_weights(model, checkpoint)
+        # As many classes may be others.
+        if load_model(checkpoint).class_names != data.class_names:
+            model.reset_classifier(len(data.class_names))
+    model.class_names = data.class_names
+    return model.to(memory_format=torch.channels_last)
+
+
+def make_mix(config: TrainingConfig, num_classes: int) -> v2.Transform | None:
+    """Mixup, CutMix, one of them for each batch, or nothing."""
+    mixes: list[v2.Transform] = []
+    if config.mixup:
+        mixes.append(v2.MixUp(alpha=config.mixup, num_classes=num_classes))
+    if config.cutmix:
+        mixes.append(v2.CutMix(alpha=config.cutmix, num_classes=num_classes))
+    return v2.RandomChoice(mixes) if mixes else None
