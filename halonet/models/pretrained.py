@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from halonet.models.halonet import HaloNet, Preprocessing, get_variant
 from halonet.models.variants import VARIANTS, Variant
@@ -37,12 +37,19 @@ def save_model(model: HaloNet, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: the file can't be written.
     """
+    write_weights(path, model, METADATA_KEY, describe_model(model))
+
+
+def write_weights(
+    path: str | os.PathLike[str], model: nn.Module, key: str, description: dict[str, Any]
+) -> None:
+    """Write a state dict, and under `key` of the metadata a description, whole or not at all."""
     path = Path(path)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # Not save_file: it lets nobody else read the file.
-        temporary.write_bytes(save(tensors, {METADATA_KEY: json.dumps(describe_model(model))}))
+        temporary.write_bytes(save(tensors, {key: json.dumps(description)}))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -79,7 +86,7 @@ def load_model(
         FileNotFoundError: there is no such file.
         ValueError: the file isn't one of ours, or a change doesn't fit.
     """
-    tensors, description = _read(path)
+    tensors, description = read_weights(path, METADATA_KEY)
     classes = description["num_classes"] if num_classes is None else num_classes
     model = HaloNet(
         _variant_from(description["variant"], changes),
@@ -111,7 +118,7 @@ def load_weights(model: HaloNet, path: str | os.PathLike[str]) -> LoadReport:
         FileNotFoundError: there is no such file.
         ValueError: the file isn't one of ours, or its architecture is another.
     """
-    tensors, _ = _read(path)
+    tensors, _ = read_weights(path, METADATA_KEY)
     return _load(model, tensors, str(path))
 
 
@@ -167,7 +174,15 @@ def _load(model: HaloNet, tensors: Mapping[str, Tensor], path: str) -> LoadRepor
     return LoadReport(tuple(interpolated), tuple(zeros))
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(
+    path: str | os.PathLike[str], key: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file of `write_weights`, and the description under `key`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no safetensors file, or has no such description.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
@@ -176,9 +191,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, An
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
-    if METADATA_KEY not in metadata:
+    if key not in metadata:
         raise ValueError(f"{path} was not written by halonet: it doesn't name its model")
-    return tensors, json.loads(metadata[METADATA_KEY])
+    return tensors, json.loads(metadata[key])
 
 
 def _variant_from(fields: dict[str, Any], changes: dict[str, Any]) -> Variant:

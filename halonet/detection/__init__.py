@@ -1,0 +1,1 @@
+"""Detection and instance segmentation: torchvision's Mask R-CNN on our backbones."""

@@ -1,0 +1,142 @@
+"""Backbones for detection: a variant's feature maps, and the pyramid over them."""
+
+import dataclasses
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from halonet.models.halonet import STRIDES, HaloNet, create_model
+from halonet.models.pretrained import load_model, load_weights
+
+STAGES = 5  # the stem and the four that give feature maps
+# What a checkpoint may have otherwise than the backbone that starts from it.
+_FREE_FIELDS = {
+    "name", "source", "parameters", "image_size", "block_size", "halo_size", "dropout",
+    "stochastic_depth",
+}  # fmt: skip
+
+
+class PyramidBackbone(nn.Module):
+    """A HaloNet under torchvision's feature pyramid (FPN).
+
+    Args:
+        body: the network; its classifier and what stands before it are taken off.
+        channels: of each level of the pyramid.
+
+    Attributes:
+        body: the network without its classifier.
+        out_channels: channels of each level; torchvision's detectors read it.
+    """
+
+    def __init__(self, body: HaloNet, *, channels: int = 256) -> None:
+        super().__init__()
+        body.reset_classifier(0)
+        body.final = nn.Identity()
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(
+            [body.feature_channels[stride] for stride in STRIDES],
+            channels,
+            extra_blocks=LastLevelMaxPool(),
+        )
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Levels "4", "8", "16", "32" and "pool" of images [batch, 3, height, width].
+
+        The level of stride s is [batch, out_channels, ceil(height / s), ceil(width / s)]; "pool"
+        has every second pixel of the last.
+        """
+        maps = self.body.feature_maps(images.contiguous(memory_format=torch.channels_last))
+        return self.fpn({str(stride): found for stride, found in maps.items()})
+
+
+def make_backbone(
+    name: str,
+    *,
+    init: str | os.PathLike[str] | None = None,
+    trainable_stages: int = STAGES,
+    frozen_norms: bool = False,
+    pyramid_channels: int = 256,
+    backend: str | None = None,
+    **changes: Any,
+) -> PyramidBackbone:
+    """A variant as a backbone.
+
+    Args:
+        name: one of `halonet.list_models()`; the paper's are `resnet_50_se`,
+            `resnet_50_se_halo8`, `resnet_50_se_halo32`, `resnet_101_se` and `resnet_101_se_halo8`
+            (paper, detection). Their squeeze-and-excitation stands behind the 3x3 convolution or
+            the attention and before the last 1x1, with ReLU as in the paper's ablation, which has
+            SE and ReLU together; for detection the paper names no activation.
+        init: a classification checkpoint of ours to start from; its classifier is dropped, and
+            its relative tables are interpolated to the block and halo wanted. None starts from
+            fresh weights.
+        trainable_stages: stages that learn, counted from the last; the fifth is the stem. The
+            others keep their weights and norms, so that fewer than 5 need `init`.
+        frozen_norms: batch norms keep the statistics, scales and shifts that they start from, and
+            need `init`: with fresh weights the last scale of each bottleneck is 0, and would stay.
+        pyramid_channels: of each level of the pyramid.
+        backend: name of the operator's backend; None takes the fastest.
+        **changes: fields of `Variant` to change, such as `block_size`.
+
+    Raises:
+        ValueError: an unknown name or option, or a checkpoint of another architecture.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    if init is None and frozen_norms:
+        raise ValueError("frozen_norms needs init: norms of fresh weights have nothing to keep")
+    if init is None and trainable_stages < STAGES:
+        raise ValueError(
+            f"trainable_stages below {STAGES} needs init: fresh weights must learn, "
+            f"got {trainable_stages}"
+        )
+    body = create_model(name, num_classes=0, backend=backend, **changes)
+    if init is not None:
+        _start_from(body, init)
+    backbone = PyramidBackbone(body, channels=pyramid_channels)
+    freeze(backbone, trainable_stages=trainable_stages, frozen_norms=frozen_norms)
+    return backbone
+
+
+def freeze(backbone: PyramidBackbone, *, trainable_stages: int, frozen_norms: bool) -> None:
+    """Keep a backbone's first stages, or all its norms, as they are; in place.
+
+    Raises:
+        ValueError: `trainable_stages` isn't from 0 to 5.
+    """
+    if not 0 <= trainable_stages <= STAGES:
+        raise ValueError(f"trainable_stages must be from 0 to {STAGES}, got {trainable_stages}")
+    stages = [backbone.body.stem, *backbone.body.stages]
+    for stage in stages[: STAGES - trainable_stages]:
+        stage.requires_grad_(False)
+        freeze_norms(stage)
+    if frozen_norms:
+        freeze_norms(backbone.body)
+
+
+def freeze_norms(module: nn.Module) -> None:
+    """Put norms that only apply what they hold in place of all batch norms inside a module."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
+            frozen.load_state_dict(child.state_dict())
+            setattr(module, name, frozen)
+        else:
+            freeze_norms(child)
+
+
+def _start_from(body: HaloNet, path: str | os.PathLike[str]) -> None:
+    source = load_model(path)
+    for field in dataclasses.fields(body.variant):
+        there, here = (getattr(model.variant, field.name) for model in (source, body))
+        if field.name not in _FREE_FIELDS and there != here:
+            raise ValueError(
+                f"init {path} is a {source.variant.name} and doesn't fit {body.variant.name}: "
+                f"{field.name} is {there} there, {here} here"
+            )
+    load_weights(body, path)
+    body.preprocessing = source.preprocessing

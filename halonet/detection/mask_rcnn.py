@@ -1,0 +1,354 @@
+"""Mask R-CNN on our backbones: torchvision's, put together; its weights in and out."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
+
+from halonet.detection.backbone import STAGES, PyramidBackbone, freeze, make_backbone
+from halonet.models.halonet import STRIDES, Preprocessing, create_model
+from halonet.models.pretrained import read_weights, write_weights
+
+METADATA_KEY = "halonet_detector"
+LOSS_NAMES = (
+    "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """What a detector is made of, and what it keeps of its findings; saved with the weights.
+
+    Attributes:
+        image_size: pixels of an image's longer side as the network sees it.
+        anchor_sizes: pixels on a side of the anchors, one for each level of the pyramid, from
+            stride 4 to 64; small objects need small ones.
+        aspect_ratios: height to width of the anchors.
+        training_proposals: regions that go on to the second stage while training.
+        proposals: the same outside of training; more than the objects of an image.
+        detections: objects that an image may have in the end.
+        score_threshold: detections below it are dropped.
+        overlap_threshold: of two detections of one class that overlap more (IoU), one is dropped.
+        pyramid_channels: of each level of the pyramid.
+        trainable_stages: stages of the backbone that learn, from the last; the fifth is the stem.
+        frozen_norms: the backbone's batch norms stay as they start.
+    """
+
+    image_size: int = 1024
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    training_proposals: int = 2000
+    proposals: int = 1000
+    detections: int = 100
+    score_threshold: float = 0.05
+    overlap_threshold: float = 0.5
+    pyramid_channels: int = 256
+    trainable_stages: int = STAGES
+    frozen_norms: bool = False
+
+
+class Detector(MaskRCNN):
+    """torchvision's Mask R-CNN, whose loss of an image doesn't depend on its batch.
+
+    In training it takes images [3, height, width] of one size, from 0 to 1, and their targets, as
+    `CocoDataset` makes them, and returns torchvision's five losses, each the mean over images
+    (torchvision averages over the objects of the batch; with one image they are the same). The
+    backbone sees the batch, the heads one image after the other. A target that has a "seed" draws
+    its samples by it, so that a batch may be spread over processes.
+
+    In evaluation it takes images of any size and aspect, scales the longer side to
+    `options.image_size`, and returns torchvision's dicts: "boxes" [n, 4] as left, top, right,
+    bottom in pixels of the image, "labels" [n] from 1 on, "scores" [n] and "masks"
+    [n, 1, height, width] from 0 to 1, best scores first.
+
+    Attributes:
+        options: what it was made with.
+        num_classes: classes, without the background.
+        class_names: names of the classes 1, 2, ..., or None.
+        category_ids: their ids in COCO's files, or None.
+    """
+
+    transform: Any  # GeneralizedRCNNTransform
+    backbone: Any  # PyramidBackbone
+
+    def __init__(
+        self, backbone: PyramidBackbone, num_classes: int, options: DetectorOptions
+    ) -> None:
+        names = [str(stride) for stride in STRIDES]
+        anchors = AnchorGenerator(
+            tuple((size,) for size in options.anchor_sizes),
+            (options.aspect_ratios,) * len(options.anchor_sizes),
+        )
+        super().__init__(
+            backbone,
+            num_classes + 1,
+            min_size=options.image_size,
+            max_size=options.image_size,
+            image_mean=list(backbone.body.preprocessing.mean),
+            image_std=list(backbone.body.preprocessing.std),
+            # The stride of the last map: anchors lie right on every level. The operator pads to
+            # its blocks by itself.
+            size_divisible=STRIDES[-1],
+            rpn_anchor_generator=anchors,
+            rpn_pre_nms_top_n_train=options.training_proposals,
+            rpn_post_nms_top_n_train=options.training_proposals,
+            rpn_pre_nms_top_n_test=options.proposals,
+            rpn_post_nms_top_n_test=options.proposals,
+            box_roi_pool=_make_pool(names, 7),
+            mask_roi_pool=_make_pool(names, 14),
+            box_score_thresh=options.score_threshold,
+            box_nms_thresh=options.overlap_threshold,
+            box_detections_per_img=options.detections,
+        )
+        self.options = options
+        self.num_classes = num_classes
+        self.class_names: tuple[str, ...] | None = None
+        self.category_ids: tuple[int, ...] | None = None
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> Any:
+        """Losses by name in training, else a dict of detections for each image."""
+        if not self.training:
+            return super().forward(list(images))
+        if targets is None:
+            raise ValueError("targets must be given in training")
+        sizes = {(image.shape[1], image.shape[2]) for image in images}
+        if len(sizes) > 1:
+            raise ValueError(f"images must have one size in training, got {sorted(sizes)}")
+        size = sizes.pop()
+        pixels = [self.transform.normalize(image) for image in images]
+        batch = self.transform.batch_images(pixels, self.transform.size_divisible)
+        features = self.backbone(batch)
+        losses = []
+        for index, target in enumerate(targets):
+            seed = target.get("seed")
+            levels = {name: level[index : index + 1] for name, level in features.items()}
+            with torch.random.fork_rng(_devices(batch), enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(int(seed))
+                losses.append(self._image_losses(batch[index : index + 1], size, levels, target))
+        return {name: torch.stack([one[name] for one in losses]).mean() for name in LOSS_NAMES}
+
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """As in evaluation, with "masks" as [n, 1, 28, 28] within the boxes: little memory."""
+        originals = [(image.shape[1], image.shape[2]) for image in images]
+        batch, _ = self.transform(list(images))
+        features = self.backbone(batch.tensors)
+        proposals, _ = self.rpn(batch, features)
+        found, _ = self.roi_heads(features, proposals, batch.image_sizes)
+        for one, size, original in zip(found, batch.image_sizes, originals, strict=True):
+            one["boxes"] = resize_boxes(one["boxes"], list(size), list(original))
+        return found
+
+    def _image_losses(
+        self, image: Tensor, size: tuple[int, int], levels: dict[str, Tensor], target: dict
+    ) -> dict[str, Tensor]:
+        images = ImageList(image, [size])
+        proposals, losses = self.rpn(images, levels, [target])
+        _, head_losses = self.roi_heads(levels, proposals, images.image_sizes, [target])
+        return losses | head_losses
+
+
+def mask_rcnn(
+    backbone: str = "resnet_50_se_halo8",
+    *,
+    num_classes: int = 80,
+    init: str | os.PathLike[str] | None = None,
+    backend: str | None = None,
+    model_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Detector:
+    """Mask R-CNN with a feature pyramid on any of our variants.
+
+    Args:
+        backbone: one of `halonet.list_models()`; see `make_backbone` for the paper's.
+        num_classes: classes to tell apart, the background not counted.
+        init: a classification checkpoint of ours that the backbone starts from.
+        backend: name of the operator's backend; None takes the fastest.
+        model_options: fields of `Variant` to change in the backbone, such as `block_size`.
+        **options: fields of `DetectorOptions`.
+
+    Raises:
+        ValueError: an unknown name or option, or a value that doesn't fit.
+        FileNotFoundError: there is no such checkpoint.
+
+    Example:
+        >>> detector = mask_rcnn("resnet_50_se_halo8", num_classes=1, image_size=512,
+        ...                      anchor_sizes=(8, 16, 32, 64, 128), detections=400, proposals=2000)
+    """
+    chosen = make_options(options)
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
+    pyramid = make_backbone(
+        backbone,
+        init=init,
+        trainable_stages=chosen.trainable_stages,
+        frozen_norms=chosen.frozen_norms,
+        pyramid_channels=chosen.pyramid_channels,
+        backend=backend,
+        **(model_options or {}),
+    )
+    return Detector(pyramid, num_classes, chosen)
+
+
+def make_options(options: dict[str, Any]) -> DetectorOptions:
+    """Options from plain values, lists for tuples; ValueError for what doesn't fit."""
+    known = [one.name for one in dataclasses.fields(DetectorOptions)]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"options of a detector are {', '.join(known)}; got {name!r}")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    chosen = DetectorOptions(**values)
+    if len(chosen.anchor_sizes) != len(STRIDES) + 1:
+        raise ValueError(
+            f"anchor_sizes must have {len(STRIDES) + 1} entries, one for each level, "
+            f"got {list(chosen.anchor_sizes)}"
+        )
+    positive = ("training_proposals", "proposals", "detections", "pyramid_channels")
+    for name in positive:
+        if getattr(chosen, name) < 1:
+            raise ValueError(f"{name} must be positive, got {getattr(chosen, name)}")
+    for name in ("anchor_sizes", "aspect_ratios"):
+        if not getattr(chosen, name) or min(getattr(chosen, name)) <= 0:
+            raise ValueError(f"{name} must be positive, got {list(getattr(chosen, name))}")
+    if chosen.image_size < STRIDES[-1]:
+        raise ValueError(f"image_size must be {STRIDES[-1]} or more, got {chosen.image_size}")
+    for name in ("score_threshold", "overlap_threshold"):
+        if not 0 <= getattr(chosen, name) <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, got {getattr(chosen, name)}")
+    return chosen
+
+
+def sum_losses(losses: dict[str, Tensor]) -> Tensor:
+    """The loss to train on: the sum of torchvision's five."""
+    return torch.stack(list(losses.values())).sum()
+
+
+def save_detector(model: Detector, path: str | os.PathLike[str]) -> None:
+    """Write weights, architecture, options and classes to a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    body = model.backbone.body
+    description = {
+        "variant": dataclasses.asdict(body.variant),
+        "options": dataclasses.asdict(model.options),
+        "preprocessing": dataclasses.asdict(body.preprocessing),
+        "num_classes": model.num_classes,
+        "class_names": model.class_names,
+        "category_ids": model.category_ids,
+    }
+    write_weights(path, model, METADATA_KEY, description)
+
+
+def load_detector(
+    path: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    backend: str | None = None,
+    **changes: Any,
+) -> Detector:
+    """Create the detector that a file describes and load its weights. Nothing is unpickled.
+
+    Args:
+        path: a safetensors file written by `save_detector`.
+        num_classes: another class count starts the layers that tell classes apart anew.
+        backend: name of the operator's backend; None takes the fastest.
+        **changes: fields of `DetectorOptions` to change, such as `image_size` and `detections`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file isn't one of ours, or a change doesn't fit.
+    """
+    tensors, description = read_weights(path, METADATA_KEY)
+    variant = description["variant"]
+    changed = {name: variant[name] for name in variant if name not in _FIXED}
+    body = create_model(variant["name"], num_classes=0, backend=backend, **changed)
+    preprocessing: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in description["preprocessing"].items()
+    }
+    body.preprocessing = Preprocessing(**preprocessing)
+    options = make_options(description["options"] | changes)
+    backbone = PyramidBackbone(body, channels=options.pyramid_channels)
+    freeze(backbone, trainable_stages=options.trainable_stages, frozen_norms=options.frozen_norms)
+    classes = description["num_classes"] if num_classes is None else num_classes
+    model = Detector(backbone, classes, options)
+    if classes == description["num_classes"]:
+        for name in ("class_names", "category_ids"):
+            if description[name] is not None:
+                setattr(model, name, tuple(description[name]))
+    else:
+        fresh = model.state_dict()
+        tensors |= {name: fresh[name] for name in tensors if name.startswith(_OF_CLASSES)}
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} doesn't fit the options given: {error}") from None
+    return model
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's table of detection: COCO, 1024 px, pretrained on ImageNet.
+
+    Attributes:
+        name: as the paper has it.
+        backbone: our variant.
+        box_ap, mask_ap: in percent: all, small, medium and large objects.
+        milliseconds: the backbone's training step, 32 images on two cores of a TPUv3.
+    """
+
+    name: str
+    backbone: str
+    box_ap: tuple[float, float, float, float]
+    mask_ap: tuple[float, float, float, float]
+    milliseconds: int
+
+
+# fmt: off
+PAPER_ROWS = (
+    PaperRow("R50", "resnet_50",
+             (42.1, 22.5, 44.8, 59.1), (37.7, 18.3, 40.5, 54.9), 409),
+    PaperRow("R50 + SE", "resnet_50_se",
+             (44.5, 25.5, 47.7, 61.2), (39.6, 20.4, 42.6, 57.6), 446),
+    PaperRow("R50 + SE + halo, b = 8", "resnet_50_se_halo8",
+             (45.2, 25.4, 48.1, 63.3), (40.3, 20.5, 43.1, 59.0), 540),
+    PaperRow("R50 + SE + halo, b = 32", "resnet_50_se_halo32",
+             (45.4, 25.9, 48.2, 63.0), (40.5, 21.2, 43.5, 58.8), 613),
+    PaperRow("R101 + SE", "resnet_101_se",
+             (45.9, 25.8, 49.5, 62.9), (40.6, 20.9, 43.7, 58.7), 740),
+    PaperRow("R101 + SE + halo, b = 8", "resnet_101_se_halo8",
+             (46.8, 26.3, 50.0, 64.5), (41.2, 21.4, 44.3, 59.8), 799),
+)
+# fmt: on
+
+_FIXED = ("name", "source", "parameters")
+_OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+
+
+def _make_pool(names: list[str], size: int) -> MultiScaleRoIAlign:
+    """Pooling with the strides given: torchvision guesses them from the first image it sees."""
+    pool = MultiScaleRoIAlign(names, size, sampling_ratio=2)
+    levels = [stride.bit_length() - 1 for stride in STRIDES]
+    pool.scales = [1 / stride for stride in STRIDES]
+    pool.map_levels = LevelMapper(levels[0], levels[-1])
+    return pool
+
+
+def _devices(tensor: Tensor) -> list[torch.device]:
+    return [tensor.device] if tensor.is_cuda else []
