@@ -1,0 +1,344 @@
+"""Data in COCO's format: found in a folder, read, and checked before anything is trained."""
+
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from halonet.detection.annotations import Annotation, BadAnnotations, Problem, read_annotation
+from halonet.training.images import read_image
+
+POLICIES = ("skip", "refuse")
+TRAINING_NAMES = ("train",)
+VALIDATION_NAMES = ("val", "valid", "validation", "test")
+_PATTERNS = (
+    "annotations/instances_{part}*.json",
+    "annotations/{part}*.json",
+    "instances_{part}*.json",
+    "{part}*.json",
+    "{part}/_annotations.coco.json",
+)
+LAYOUTS = (
+    "annotations/instances_train2017.json with train2017 or images/train2017, or train.json with "
+    "train; and the same for val"
+)
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class, its id as in the file."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """An image file and the objects in it.
+
+    Attributes:
+        id, width, height: as in the file; pixels.
+        path: where it lies.
+        annotations: its objects, crowds among them; may be empty.
+    """
+
+    id: int
+    path: Path
+    width: int
+    height: int
+    annotations: tuple[Annotation, ...]
+
+
+@dataclass(frozen=True)
+class AnnotatedImages:
+    """The images of one annotation file.
+
+    Attributes:
+        source: the annotation file.
+        categories: in the order of their ids; the model's label of the first is 1.
+        images: those that can be used, in the order of the file.
+        problems: what was found wrong, and left out.
+    """
+
+    source: Path
+    categories: tuple[Category, ...]
+    images: tuple[AnnotatedImage, ...]
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """A data set with its training and its held-out part, of the same categories."""
+
+    name: str
+    training: AnnotatedImages
+    validation: AnnotatedImages
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """Those of both parts."""
+        return self.training.categories
+
+
+def load_coco(
+    name: str, *, bad_annotations: str = "skip", read_images: bool = True, progress: bool = True
+) -> DetectionData:
+    """Find, read and check a data set in COCO's format.
+
+    Args:
+        name: `coco:FOLDER`. The folder has annotations/instances_train2017.json with the images
+            in train2017 or images/train2017; or train.json with train; or
+            train/_annotations.coco.json beside its images; and the same for val.
+        bad_annotations: "skip" leaves out what is wrong and lists it in `problems`; "refuse"
+            raises.
+        read_images: decode each image once, so that a broken one is known before training.
+        progress: show how far reading is, on a terminal.
+
+    Raises:
+        FileNotFoundError: no folder, or no annotation file or images where they are looked for.
+        BadAnnotations: something is wrong, and is to be refused; a ValueError.
+        ValueError: another name or policy, a file that isn't COCO's format, or parts of different
+            categories.
+    """
+    if not name.startswith("coco:"):
+        raise ValueError(f"data must be coco:FOLDER, got {name!r}")
+    folder = Path(name.removeprefix("coco:"))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder at {folder}")
+    training, validation = (
+        read_coco(
+            find_annotations(folder, names),
+            bad_annotations=bad_annotations,
+            read_images=read_images,
+            progress=progress,
+        )
+        for names in (TRAINING_NAMES, VALIDATION_NAMES)
+    )
+    if training.categories != validation.categories:
+        different = set(training.categories) ^ set(validation.categories)
+        first = min(different, key=lambda one: one.id)
+        raise ValueError(
+            f"{training.source} and {validation.source} must have the same categories; "
+            f"{first.id} {first.name!r} is in one only"
+        )
+    return DetectionData(name, training, validation)
+
+
+def find_annotations(folder: Path, names: Sequence[str]) -> Path:
+    """The annotation file of a part, called by the first of `names` that there is.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: there are several.
+    """
+    for name in names:
+        for pattern in _PATTERNS:
+            found = sorted(folder.glob(pattern.format(part=name)))
+            if len(found) > 1:
+                raise ValueError(
+                    f"{folder} has several annotation files for {name}: "
+                    f"{', '.join(path.name for path in found)}; leave one of them there"
+                )
+            if found:
+                return found[0]
+    raise FileNotFoundError(f"{folder} has no annotation file for {names[0]}; looked for {LAYOUTS}")
+
+
+def read_coco(
+    annotations: Path,
+    images: Path | None = None,
+    *,
+    bad_annotations: str = "skip",
+    read_images: bool = True,
+    progress: bool = True,
+) -> AnnotatedImages:
+    """Read and check one annotation file; as `load_coco`.
+
+    An image that can't be read, has another size than the file says, or has nothing but bad
+    annotations, is left out; any other keeps its good ones.
+
+    Args:
+        annotations: the file.
+        images: the folder of the images; None looks for them where COCO and others have them.
+        bad_annotations, read_images, progress: as for `load_coco`.
+    """
+    if bad_annotations not in POLICIES:
+        raise ValueError(f"bad_annotations must be skip or refuse, got {bad_annotations!r}")
+    content = _read_json(annotations)
+    folder = find_images(annotations, content["images"]) if images is None else images
+    categories = _read_categories(content["categories"])
+    entries = {entry["id"]: entry for entry in content["images"]}
+    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    problems = []
+    for entry in content["annotations"]:
+        if entry.get("image_id") in entries:
+            by_image[entry["image_id"]].append(entry)
+        else:
+            problems.append(Problem(entry.get("image_id"), entry["id"], "the image is unknown"))
+
+    ids = {category.id for category in categories}
+    kept = []
+    for entry in tqdm(
+        entries.values(), f"checking {annotations.name}", leave=False,
+        disable=None if progress else True,  # None: off where it is no terminal
+    ):  # fmt: skip
+        image, found = _read_entry(entry, folder, by_image[entry["id"]], ids)
+        problems += found
+        if image is not None:
+            kept.append(image)
+    broken = _find_broken(kept, read_images, annotations.name, progress)
+    problems += broken
+    if problems and bad_annotations == "refuse":
+        raise BadAnnotations(str(annotations), problems)
+    left_out = {problem.image_id for problem in broken}
+    used = tuple(image for image in kept if image.id not in left_out)
+    if not used:
+        first = f": {problems[0]}" if problems else ""
+        raise ValueError(f"{annotations} has no image that can be used{first}")
+    return AnnotatedImages(annotations, categories, used, tuple(problems))
+
+
+def select_images(data: AnnotatedImages, indices: Sequence[int]) -> AnnotatedImages:
+    """The same data with some of its images only."""
+    return replace(data, images=tuple(data.images[index] for index in indices))
+
+
+def as_ground_truth(data: AnnotatedImages) -> dict[str, Any]:
+    """The data as COCO's format has it, masks as run lengths; annotations numbered from 1 on."""
+    annotations = []
+    for image in data.images:
+        for one in image.annotations:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # COCO's evaluation takes 0 for none
+                    "image_id": image.id,
+                    "category_id": one.category_id,
+                    "bbox": list(one.box),
+                    "area": one.area,
+                    "iscrowd": int(one.crowd),
+                    "segmentation": {
+                        "size": [image.height, image.width],
+                        "counts": one.counts.decode(),
+                    },
+                }
+            )
+    return {
+        "images": [
+            {
+                "id": image.id,
+                "file_name": image.path.name,
+                "width": image.width,
+                "height": image.height,
+            }
+            for image in data.images
+        ],
+        "categories": [{"id": one.id, "name": one.name} for one in data.categories],
+        "annotations": annotations,
+    }
+
+
+def find_images(annotations: Path, entries: Sequence[dict[str, Any]]) -> Path:
+    """The folder that the images of an annotation file lie in.
+
+    Raises:
+        FileNotFoundError: none of the first images is in any of the usual places.
+    """
+    stem = annotations.stem.removeprefix("instances_")
+    part = re.match("[a-z]*", stem)
+    names = dict.fromkeys((stem, part[0] if part else stem))
+    near = annotations.parent
+    roots = (near.parent, near) if near.name == "annotations" else (near,)
+    places = [root / "images" / name for root in roots for name in names]
+    places += [root / name for root in roots for name in names]
+    places += [root / "images" for root in roots] + list(roots)
+    for place in places:
+        # One missing image must not hide the folder.
+        if any((place / str(entry.get("file_name"))).is_file() for entry in entries[:20]):
+            return place
+    raise FileNotFoundError(
+        f"the images of {annotations}, the first of them {entries[0].get('file_name')!r}, lie in "
+        f"none of {', '.join(map(str, places))}"
+    )
+
+
+def _read_entry(
+    entry: dict[str, Any], folder: Path, annotations: Sequence[dict[str, Any]], ids: set[int]
+) -> tuple[AnnotatedImage | None, list[Problem]]:
+    """An image without its pixels, and what is wrong with its annotations."""
+    number, width, height = entry["id"], entry.get("width"), entry.get("height")
+    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+        reason = f"width and height must be positive, got {width!r} and {height!r}"
+        return None, [Problem(number, None, reason)]
+    good, problems = [], []
+    for annotation in annotations:
+        try:
+            good.append(read_annotation(annotation, height, width, ids))
+        except ValueError as error:
+            problems.append(Problem(number, annotation["id"], str(error)))
+    if problems and not good:
+        return None, problems
+    path = folder / str(entry.get("file_name"))
+    return AnnotatedImage(number, path, width, height, tuple(good)), problems
+
+
+def _find_broken(
+    images: Sequence[AnnotatedImage], read: bool, label: str, progress: bool
+) -> list[Problem]:
+    """What is wrong with the files: missing, and if they are read, broken or of another size."""
+
+    def check(image: AnnotatedImage) -> Problem | None:
+        if not image.path.is_file():
+            return Problem(image.id, None, f"no image at {image.path}")
+        if not read:
+            return None
+        try:
+            size = read_image(image.path).size
+        except (ValueError, FileNotFoundError) as error:
+            return Problem(image.id, None, str(error))
+        if size == (image.width, image.height):
+            return None
+        reason = (
+            f"{image.path} has {size[0]} x {size[1]} pixels, the annotations say "
+            f"{image.width} x {image.height}"
+        )
+        return Problem(image.id, None, reason)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        found = tqdm(
+            pool.map(check, images), f"reading the images of {label}", len(images), leave=False,
+            disable=None if progress else True,
+        )  # fmt: skip
+        return [problem for problem in found if problem is not None]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The content of an annotation file; its three lists are there, and their entries have ids."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    for part in ("images", "annotations", "categories"):
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+            raise ValueError(f"{path} is not in COCO's format: it has no list of {part}")
+        numbers = [entry.get("id") for entry in entries]
+        wrong = [one for one in numbers if not isinstance(one, int)]
+        if wrong:
+            raise ValueError(f"{path}: the id of each of {part} must be a number, got {wrong[0]!r}")
+        number, times = max(Counter(numbers).items(), key=lambda pair: pair[1], default=(0, 0))
+        if times > 1:
+            raise ValueError(f"{path}: {part} has the id {number} {times} times")
+        if not entries and part != "annotations":
+            raise ValueError(f"{path} has no {part}")
+    return content
+
+
+def _read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
+    named = (Category(entry["id"], str(entry.get("name", entry["id"]))) for entry in entries)
+    return tuple(sorted(named, key=lambda category: category.id))

@@ -1,0 +1,159 @@
+"""Images and their objects on the way to the detector, changed at random."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional
+
+from halonet.detection.annotations import Annotation, decode_masks, find_box
+from halonet.detection.coco import AnnotatedImage, AnnotatedImages
+from halonet.models.halonet import Preprocessing
+from halonet.training.images import mix_seed, read_image
+
+NO_JITTER = (1.0, 1.0)
+
+
+class CocoDataset(Dataset):
+    """Images with their objects on square canvases, changed at random as in the paper.
+
+    An image is scaled so that its longer side is `image_size` times a random factor, cut at a
+    random place where it is larger than the canvas, padded below and to the right with the mean
+    colour where it is smaller, and mirrored or not. Crowds and objects that the cut leaves nothing
+    of are left out. Masks are decoded for an item alone.
+
+    An item is asked for by (epoch, index), and depends on these and the seed alone: an image
+    [3, image_size, image_size] from 0 to 1, and a dict of
+        "boxes": [n, 4], left, top, right, bottom in pixels; n may be 0.
+        "labels": [n], from 1 on, in the order of the data's categories.
+        "masks": [n, image_size, image_size], 0 or 1.
+        "image_id": the image's id in the file.
+        "seed": for what the detector draws at random.
+
+    Args:
+        data: images and objects.
+        image_size: pixels on a side of the canvas.
+        scale_jitter: smallest and largest factor; the paper's are 4/5 and 5/4.
+        horizontal_flip: mirror half of the images.
+        preprocessing: of the backbone; its mean fills the canvas.
+        seed: of the random changes.
+
+    Raises:
+        ValueError: a value that doesn't fit; the message names it.
+    """
+
+    def __init__(
+        self,
+        data: AnnotatedImages,
+        image_size: int,
+        *,
+        scale_jitter: tuple[float, float] = (0.8, 1.25),
+        horizontal_flip: bool = True,
+        preprocessing: Preprocessing | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < scale_jitter[0] <= scale_jitter[1]:
+            raise ValueError(
+                f"scale_jitter must be two positive factors, the smaller first, "
+                f"got {list(scale_jitter)}"
+            )
+        if image_size < 1:
+            raise ValueError(f"image_size must be positive, got {image_size}")
+        self.data = data
+        self.image_size = image_size
+        self.scale_jitter = scale_jitter
+        self.horizontal_flip = horizontal_flip
+        self.fill = (preprocessing or Preprocessing(image_size)).mean
+        self.seed = seed
+        self.labels = {one.id: place for place, one in enumerate(data.categories, start=1)}
+
+    def __len__(self) -> int:
+        return len(self.data.images)
+
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
+        epoch, place = index
+        seed = mix_seed(self.seed, epoch, place)
+        generator = torch.Generator().manual_seed(seed)
+        stretch, shift, flip = torch.rand(3, generator=generator).tolist()
+        entry = self.data.images[place]
+
+        low, high = self.scale_jitter
+        side = self.image_size * (low + (high - low) * stretch)
+        scale = side / max(entry.width, entry.height)
+        width, height = (max(1, round(scale * one)) for one in (entry.width, entry.height))
+        left, top = (round(shift * max(0, one - self.image_size)) for one in (width, height))
+        mirrored = self.horizontal_flip and flip < 0.5
+
+        image = read_image(entry.path).resize((width, height), Image.Resampling.BILINEAR)
+        image = image.crop(
+            (left, top, min(width, left + self.image_size), min(height, top + self.image_size))
+        )
+        canvas = torch.tensor(self.fill)[:, None, None].repeat(1, self.image_size, self.image_size)
+        pixels = functional.to_dtype(functional.pil_to_tensor(image), scale=True)
+        canvas[:, : image.height, : image.width] = pixels.flip(2) if mirrored else pixels
+
+        rows = _sources(entry.height, height, top, image.height)
+        columns = _sources(entry.width, width, left, image.width)
+        objects = [one for one in entry.annotations if not one.crowd]
+        found = [_move(one, entry, rows, columns, mirrored) for one in objects]
+        seen = [(one, *moved) for one, moved in zip(objects, found, strict=True) if moved]
+        masks = torch.zeros(len(seen), self.image_size, self.image_size, dtype=torch.uint8)
+        boxes = torch.zeros(len(seen), 4)
+        for number, (_, x, y, patch) in enumerate(seen):
+            bottom, right = y + patch.shape[0], x + patch.shape[1]
+            masks[number, y:bottom, x:right] = torch.from_numpy(patch)
+            boxes[number] = torch.tensor([x, y, right, bottom])
+        labels = [self.labels[one.category_id] for one, *_ in seen]
+        return canvas, {
+            "boxes": boxes,
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "masks": masks,
+            "image_id": torch.tensor(entry.id),
+            "seed": torch.tensor(seed),
+        }
+
+
+def collate(
+    items: Sequence[tuple[Tensor, dict[str, Tensor]]],
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """A batch as the detector takes it: a list of images and one of targets."""
+    return [image for image, _ in items], [target for _, target in items]
+
+
+def _sources(size: int, scaled: int, start: int, count: int) -> np.ndarray:
+    """The pixels of an axis that `count` pixels from `start` on, of the scaled axis, come from."""
+    places = (np.arange(start, start + count) + 0.5) * size / scaled
+    return places.astype(np.int64).clip(max=size - 1)
+
+
+def _move(
+    one: Annotation, image: AnnotatedImage, rows: np.ndarray, columns: np.ndarray, mirrored: bool
+) -> tuple[int, int, np.ndarray] | None:
+    """Left, top and mask of an object after scaling, cutting and mirroring; None if none is left.
+
+    Args:
+        one: the object.
+        image: what it is in.
+        rows, columns: the pixels of the image that those of the result come from, rising.
+        mirrored: the result is turned left to right.
+    """
+    mask = decode_masks([one], image.height, image.width)[:, :, 0]
+    # The rest of the image is empty: only what the box holds is gathered.
+    x, y, width, height = (int(value) for value in find_box(one, image.height, image.width))
+    first_row, last_row = np.searchsorted(rows, (y, y + height))
+    first_column, last_column = np.searchsorted(columns, (x, x + width))
+    patch = mask[rows[first_row:last_row]][:, columns[first_column:last_column]]
+    covered_rows = np.flatnonzero(np.max(patch, axis=1, initial=0))
+    covered_columns = np.flatnonzero(np.max(patch, axis=0, initial=0))
+    if not covered_rows.size:
+        return None
+    top, bottom = covered_rows[0], covered_rows[-1] + 1
+    left, right = covered_columns[0], covered_columns[-1] + 1
+    patch = patch[top:bottom, left:right]
+    top, left = int(first_row + top), int(first_column + left)
+    if mirrored:
+        left, patch = len(columns) - left - patch.shape[1], patch[:, ::-1]
+    return left, top, patch.copy()

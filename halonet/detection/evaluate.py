@@ -1,0 +1,251 @@
+"""COCO's metrics, and the detections of a model as COCO's results."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.transforms.v2 import functional
+
+from halonet.detection.coco import AnnotatedImages, as_ground_truth
+from halonet.detection.mask_rcnn import Detector
+from halonet.training.images import read_image
+
+KINDS = {"box": "bbox", "mask": "segm"}
+MASKS_AT_ONCE = 16  # a mask of the whole image takes 4 bytes a pixel
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """COCO's metrics of boxes or of masks, each from 0 to 1, or None where nothing counts.
+
+    Attributes:
+        all: the mean over overlaps (IoU) from 0.5 to 0.95 and over categories: COCO's AP.
+        at_50, at_75: at one overlap.
+        small, medium, large: of objects below 32 x 32, up to 96 x 96, and above.
+        recall: the mean over overlaps of the share of objects found.
+        categories: AP of each category by name.
+    """
+
+    all: float | None
+    at_50: float | None
+    at_75: float | None
+    small: float | None
+    medium: float | None
+    large: float | None
+    recall: float | None
+    categories: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class DetectionMetrics:
+    """What `score` found.
+
+    Attributes:
+        box, mask: the metrics.
+        max_detections: detections of an image that counted.
+        images: how many.
+    """
+
+    box: AveragePrecision
+    mask: AveragePrecision
+    max_detections: int
+    images: int
+
+
+def detect_images(
+    model: Detector, data: AnnotatedImages, indices: Iterable[int] | None = None
+) -> list[dict[str, Any]]:
+    """Detections of a model in COCO's result format, one image after the other.
+
+    Each is a dict of "image_id", "category_id" as in the data, "bbox" [left, top, width, height]
+    in pixels, "score", and "segmentation" as compressed run lengths in text. The model is in
+    evaluation mode afterwards only if it was before.
+
+    Args:
+        model: of the data's categories.
+        data: images; their annotations aren't looked at.
+        indices: which images; None for all. Processes that share an evaluation take different
+            ones, and `merge_results` puts their lists together.
+
+    Raises:
+        ValueError: the model has another number of classes than the data, or an image can't be
+            read.
+    """
+    check_categories(model, data)
+    ids = [category.id for category in data.categories]
+    results = []
+    with evaluation_mode(model):
+        for index in range(len(data.images)) if indices is None else indices:
+            image = data.images[index]
+            found = detect_one(model, as_pixels(read_image(image.path)))
+            results += as_results(found, (image.height, image.width), image.id, ids)
+    return results
+
+
+def merge_results(parts: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The results of several processes as one list, in an order that doesn't depend on theirs."""
+    everything = [one for part in parts for one in part]
+    return sorted(
+        everything,
+        key=lambda one: (one["image_id"], -one["score"], one["category_id"], one["bbox"]),
+    )
+
+
+def score(
+    data: AnnotatedImages, results: Sequence[dict[str, Any]], *, max_detections: int = 100
+) -> DetectionMetrics:
+    """Box and mask metrics of results, as COCO's own evaluation has them.
+
+    Args:
+        data: the truth.
+        results: as from `detect_images`.
+        max_detections: how many count in an image and category, the best first; COCO's is 100.
+
+    Raises:
+        ValueError: a result of an image that the data doesn't have, or `max_detections` below 1.
+    """
+    if max_detections < 1:
+        raise ValueError(f"max_detections must be positive, got {max_detections}")
+    known = {image.id for image in data.images}
+    unknown = [one["image_id"] for one in results if one["image_id"] not in known]
+    if unknown:
+        raise ValueError(f"results must be of images in {data.source}, got image {unknown[0]}")
+    box, mask = (_score_kind(data, results, kind, max_detections) for kind in KINDS.values())
+    return DetectionMetrics(box, mask, max_detections, len(data.images))
+
+
+def check_categories(model: Detector, data: AnnotatedImages) -> None:
+    """Raise ValueError unless a model tells the data's categories apart, in their order."""
+    ids, names = zip(*((one.id, one.name) for one in data.categories), strict=True)
+    if model.num_classes != len(ids):
+        raise ValueError(f"the model has {model.num_classes} classes, {data.source} {len(ids)}")
+    if model.class_names is not None and model.class_names != names:
+        mine, theirs = next(
+            pair for pair in zip(model.class_names, names, strict=True) if pair[0] != pair[1]
+        )
+        raise ValueError(
+            f"the model's classes aren't those of {data.source}: {mine!r} there is {theirs!r}"
+        )
+
+
+@contextmanager
+def evaluation_mode(model: Detector) -> Iterator[None]:
+    """Within it a model is in evaluation mode; afterwards in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def detect_one(model: Detector, image: Tensor) -> dict[str, Tensor]:
+    """What `Detector.detect` finds in an image [3, height, width] from 0 to 1.
+
+    The image goes to the model's device and the result stays there.
+    """
+    device = next(model.parameters()).device
+    return model.detect([image.to(device)])[0]
+
+
+def paste_masks(found: dict[str, Tensor], size: tuple[int, int]) -> Iterator[Tensor]:
+    """Masks [n, height, width] of bools over the whole image, a few at a time.
+
+    Args:
+        found: as from `detect_one`.
+        size: height and width of the image in pixels.
+    """
+    chunks = zip(
+        found["masks"].split(MASKS_AT_ONCE), found["boxes"].split(MASKS_AT_ONCE), strict=True
+    )
+    for masks, boxes in chunks:
+        yield paste_masks_in_image(masks, boxes, size)[:, 0] > 0.5
+
+
+def as_results(
+    found: dict[str, Tensor], size: tuple[int, int], image_id: int, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Detections in one image, in COCO's result format.
+
+    Args:
+        found: as from `detect_one`.
+        size: height and width of the image in pixels.
+        image_id: as in the data.
+        category_ids: those of the labels 1, 2, ...
+    """
+    from faster_coco_eval import mask as encoder
+
+    masks = []
+    for pasted in paste_masks(found, size):
+        by_column = np.asfortranarray(pasted.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+        masks += encoder.encode(by_column)
+    results = []
+    for box, score_, label, mask in zip(
+        found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), masks,
+        strict=True,
+    ):  # fmt: skip
+        left, top, right, bottom = box
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": category_ids[label - 1],
+                "bbox": [round(one, 3) for one in (left, top, right - left, bottom - top)],
+                "score": round(score_, 6),
+                "segmentation": {"size": list(size), "counts": mask["counts"].decode()},
+            }
+        )
+    return results
+
+
+def as_pixels(image: object) -> Tensor:
+    """A Pillow image in colour as [3, height, width] from 0 to 1."""
+    return functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
+
+
+def _score_kind(
+    data: AnnotatedImages, results: Sequence[dict[str, Any]], kind: Any, max_detections: int
+) -> AveragePrecision:
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    # The evaluation writes into what it gets.
+    copies = [dict(one, segmentation=dict(one["segmentation"])) for one in results]
+    if kind == "segm":
+        for one in copies:  # so that a detection is small or large by its mask
+            del one["bbox"]
+    else:
+        for one in copies:
+            del one["segmentation"]
+    truth = COCO(as_ground_truth(data))
+    evaluation = COCOeval_faster(truth, truth.loadRes(copies), kind)
+    evaluation.params.maxDets = [max_detections]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # Overlaps, recalls, categories, areas (all, small, medium, large), limits.
+    precision = np.asarray(evaluation.eval["precision"])[..., -1]
+    recall = np.asarray(evaluation.eval["recall"])[..., 0, -1]
+    names = {
+        category.name: _mean(precision[:, :, place, 0])
+        for place, category in enumerate(data.categories)
+    }
+    return AveragePrecision(
+        all=_mean(precision[..., 0]),
+        at_50=_mean(precision[0, ..., 0]),
+        at_75=_mean(precision[5, ..., 0]),
+        small=_mean(precision[..., 1]),
+        medium=_mean(precision[..., 2]),
+        large=_mean(precision[..., 3]),
+        recall=_mean(recall),
+        categories=names,
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean of what counts: -1 stands where there is no object."""
+    counted = values[values > -1]
+    return float(counted.mean()) if counted.size else None

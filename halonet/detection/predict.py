@@ -1,0 +1,126 @@
+"""Objects in image files, and pictures of them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from halonet.detection.annotations import decode_masks
+from halonet.detection.coco import AnnotatedImage, Category
+from halonet.detection.evaluate import (
+    as_pixels,
+    as_results,
+    detect_one,
+    evaluation_mode,
+    paste_masks,
+)
+from halonet.detection.mask_rcnn import Detector
+from halonet.training.images import read_image
+
+# Told apart with most kinds of colour blindness (Okabe and Ito); classes take turns.
+COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What was found in an image, best scores first.
+
+    Attributes:
+        path: the image file.
+        size: its height and width in pixels, upright.
+        boxes: [n, 4], left, top, right, bottom in pixels.
+        labels: [n], from 1 on.
+        scores: [n], from 0 to 1.
+        masks: [n, 1, 28, 28] within the boxes, from 0 to 1.
+        class_names: of the labels 1, 2, ...
+        category_ids: their ids in COCO's files.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    masks: Tensor
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def as_results(self, image_id: int) -> list[dict[str, Any]]:
+        """The objects in COCO's result format."""
+        return as_results(self._found(), self.size, image_id, self.category_ids)
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """A copy of the image with masks, boxes, names and scores."""
+        colors: list[Any] = [COLORS[(label - 1) % len(COLORS)] for label in self.labels.tolist()]
+        captions = [
+            f"{self.class_names[label - 1]} {score:.2f}"
+            for label, score in zip(self.labels.tolist(), self.scores.tolist(), strict=True)
+        ]
+        pixels = functional.pil_to_tensor(image.convert("RGB"))
+        if not colors:
+            return functional.to_pil_image(pixels)
+        first = 0
+        for masks in paste_masks(self._found(), self.size):
+            chosen = colors[first : first + len(masks)]
+            pixels = draw_segmentation_masks(pixels, masks, alpha=0.45, colors=chosen)
+            first += len(masks)
+        pixels = draw_bounding_boxes(pixels, self.boxes, captions, colors)
+        return functional.to_pil_image(pixels)
+
+    def _found(self) -> dict[str, Tensor]:
+        return {"boxes": self.boxes, "masks": self.masks, "scores": self.scores,
+                "labels": self.labels}  # fmt: skip
+
+
+def predict(
+    model: Detector, paths: Iterable[Path], *, score_threshold: float = 0.5
+) -> Iterator[tuple[Path, Objects | str]]:
+    """Objects in image files, or for a file that can't be read the reason.
+
+    Args:
+        model: a detector.
+        paths: image files.
+        score_threshold: objects with lower scores are left out.
+
+    Raises:
+        ValueError: `score_threshold` isn't from 0 to 1.
+    """
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f"score_threshold must be from 0 to 1, got {score_threshold}")
+    numbers = range(1, model.num_classes + 1)
+    names = model.class_names or tuple(map(str, numbers))
+    ids = model.category_ids or tuple(numbers)
+    with evaluation_mode(model):
+        for path in paths:
+            try:
+                image = read_image(path)
+            except (ValueError, FileNotFoundError) as error:
+                yield path, str(error)
+                continue
+            found = {name: one.cpu() for name, one in detect_one(model, as_pixels(image)).items()}
+            kept = found["scores"] >= score_threshold
+            found = {name: one[kept] for name, one in found.items()}
+            size = (image.height, image.width)
+            yield path, Objects(path, size, **found, class_names=names, category_ids=ids)
+
+
+def draw_truth(image: AnnotatedImage, categories: Sequence[Category]) -> Image.Image:
+    """An image with its annotations as `Objects.draw` has them, without scores."""
+    places = {category.id: place for place, category in enumerate(categories)}
+    colors: list[Any] = [COLORS[places[one.category_id] % len(COLORS)] for one in image.annotations]
+    names = [categories[places[one.category_id]].name for one in image.annotations]
+    pixels = functional.pil_to_tensor(read_image(image.path))
+    if not colors:
+        return functional.to_pil_image(pixels)
+    for one, color in zip(image.annotations, colors, strict=True):
+        mask = torch.from_numpy(decode_masks([one], image.height, image.width)).permute(2, 0, 1)
+        pixels = draw_segmentation_masks(pixels, mask.bool(), alpha=0.45, colors=color)
+    boxes = torch.tensor([one.box for one in image.annotations])
+    boxes[:, 2:] += boxes[:, :2]
+    return functional.to_pil_image(draw_bounding_boxes(pixels, boxes, names, colors))
