@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from halonet.layers.normalization import normalize_and_activate
 from halonet.layers.pointwise import PointwiseConvolution
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -49,10 +50,14 @@ class StochasticDepth(nn.Module):
         self.probability = probability
 
     def forward(self, maps: Tensor) -> Tensor:
-        if not self.training or self.probability == 0:
+        if not self.drops():
             return maps
         kept = 1 - self.probability
         return maps * torch.empty_like(maps[:, :1, :1, :1]).bernoulli_(kept) / kept
+
+    def drops(self) -> bool:
+        """Whether it does anything now."""
+        return self.training and self.probability > 0
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"
@@ -113,8 +118,11 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, maps: Tensor) -> Tensor:
-        branch = self.activation(self.reduce_norm(self.reduce(maps)))
-        branch = self.activation(self.spatial_norm(self.spatial(branch)))
-        branch = self.squeeze_excitation(branch)
-        branch = self.expand_norm(self.expand(branch))
-        return self.activation(self.stochastic_depth(branch) + self.shortcut(maps))
+        branch = normalize_and_activate(self.reduce(maps), self.reduce_norm, self.activation)
+        branch = normalize_and_activate(self.spatial(branch), self.spatial_norm, self.activation)
+        branch = self.expand(self.squeeze_excitation(branch))
+        shortcut = self.shortcut(maps)
+        if self.stochastic_depth.drops():
+            branch = self.stochastic_depth(self.expand_norm(branch))
+            return self.activation(branch + shortcut)
+        return normalize_and_activate(branch, self.expand_norm, self.activation, shortcut)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from halonet.layers.attention import HaloAttention
 from halonet.layers.bottleneck import Bottleneck, average_pixels, make_activation
 from halonet.layers.fusion import fuse_bottleneck, fuse_sequential
+from halonet.layers.normalization import NormalizedSequence
 from halonet.layers.pointwise import PointwiseConvolution
 from halonet.models.variants import VARIANTS, Variant
 
@@ -97,7 +98,7 @@ class HaloNet(nn.Module):
         if variant.final_width is None:
             self.final: nn.Module = nn.Identity()
         else:
-            self.final = nn.Sequential(
+            self.final = NormalizedSequence(
                 PointwiseConvolution(channels, variant.final_width),
                 nn.BatchNorm2d(variant.final_width),
                 make_activation(variant.activation),
@@ -220,7 +221,7 @@ class HaloNet(nn.Module):
         return maps
 
 
-class PatchStem(nn.Sequential):
+class PatchStem(NormalizedSequence):
     """4x4 patches, each projected linearly (paper section 4.4); what doesn't fill one is padded."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
@@ -237,7 +238,7 @@ def make_stem(variant: Variant, in_channels: int) -> nn.Sequential:
             nn.BatchNorm2d(width),
             make_activation(variant.activation),
         )
-    return nn.Sequential(
+    return NormalizedSequence(
         nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False),
         nn.BatchNorm2d(width),
         make_activation(variant.activation),

@@ -27,8 +27,10 @@ def revive(model: halonet.HaloNet) -> halonet.HaloNet:
     """Undo the zero start of the residual branches, so that every layer matters."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+            # Not one stream for all: torch.fx lists the modules of a model in another order.
+            numbers = torch.Generator().manual_seed(module.num_features)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5, numbers)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5, numbers)
     return model
 
 
