@@ -57,6 +57,7 @@ TRAIN_OPTIONS = [
     "seed",
     "shard_weights",
     "tensorboard",
+    "validation_data",
     "validation_share",
     "warmup_share",
     "warmup_start_share",

@@ -116,7 +116,11 @@ class Classification:
         self.device = accelerator.device
         with accelerator.local_main_process_first():  # who alone downloads, where that is needed
             self.data = load_data(
-                config.data, data_root=config.data_root, validation_share=config.validation_share
+                config.data,
+                data_root=config.data_root,
+                validation_share=config.validation_share,
+                validation_data=config.validation_data,
+                show_progress=accelerator.is_main_process,
             )
         torch.manual_seed(config.seed)
         self.model = make_model(config, self.data)

@@ -111,6 +111,7 @@ class TrainingConfig(RunConfig):
         data: elpv, folder:PATH, shards:PATH, hf:NAME, cifar10, flowers102 or oxford_pets.
         data_root: where downloaded data sets and shards lie.
         validation_share: share held out of data that has no held-out part.
+        validation_data: held-out tar files as shards:TAR_FILES, where `data` is of tar files too.
         model: one of `halonet models`.
         in_channels: 3 for colour images, 1 for grey ones.
         image_size: pixels on a side of the images.
@@ -125,6 +126,7 @@ class TrainingConfig(RunConfig):
     data: str = "elpv"
     data_root: str = "data"
     validation_share: float = 0.2
+    validation_data: str | None = None
     model: str = "halonet_tiny"
     in_channels: int = 3
     image_size: int = 96
@@ -133,6 +135,49 @@ class TrainingConfig(RunConfig):
     mixup: float = 0.0
     cutmix: float = 0.0
     label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration to start from, and what it is for.
+
+    Attributes:
+        config: the values; its `recipe` is the recipe's name.
+        reproduces: the result that it is for.
+        expected: the figure that its source states.
+        data: what it trains on.
+        hardware: what it was run on.
+        command: that runs it.
+        ours: values that decide the result, that its source doesn't state, and that we chose.
+    """
+
+    config: TrainingConfig
+    reproduces: str
+    expected: str
+    data: str
+    hardware: str
+    command: str
+    ours: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As the command line calls it."""
+        return self.config.recipe
+
+
+def flatten_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's plain values by the names of the command line's options.
+
+    Those of a field's own fields stand in its place, as augmentation.crop_share.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            inner = flatten_fields(value)
+            flat |= {f"{name}.{own}": value for own, value in inner.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def make_config(fields: Mapping[str, Any]) -> TrainingConfig:

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -13,12 +15,24 @@ IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tif
 TORCHVISION_NAMES = ("cifar10", "flowers102", "oxford_pets")
 PART_NAMES = {"test", "train", "training", "val", "valid", "validation"}
 
-Source = Path | Callable[[], Image.Image]
+
+class StoredImage(Protocol):
+    """An image's bytes, wherever they are; a path is one."""
+
+    def read_bytes(self) -> bytes:
+        """The image as it is stored, encoded."""
+        ...
+
+
+Source = StoredImage | Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their labels; a source is a path, or a function that gives the image."""
+    """Images and their labels; a source gives bytes, as a path does, or is called for the image.
+
+    Both may be sequences that make their items when asked.
+    """
 
     sources: Sequence[Source]
     labels: Sequence[int]
@@ -42,29 +56,63 @@ class LabelledImages:
 
 
 def load_data(
-    name: str, *, data_root: str = "data", validation_share: float = 0.2
+    name: str,
+    *,
+    data_root: str = "data",
+    validation_share: float = 0.2,
+    validation_data: str | None = None,
+    show_progress: bool = True,
 ) -> LabelledImages:
     """Find the images called `name`.
 
     Args:
-        name: `elpv`, `folder:PATH`, `cifar10`, `flowers102` or `oxford_pets`. A folder has a
-            folder of images for each class, either itself or in both `train` and `val`.
-        data_root: where torchvision's data sets lie or are downloaded to.
-        validation_share: part of a folder without `train` and `val` that is held out, in each
-            class; the same images every time.
+        name: `elpv`, `folder:PATH`, `shards:PATH_OR_URL`, `hf:NAME`, `cifar10`, `flowers102` or
+            `oxford_pets`. A folder has a folder of images for each class, either itself or in both
+            `train` and `val`. Shards are a folder that `halonet.training.shard_writer` wrote, or
+            tar files of others, as `shards:/data/train-{000..146}.tar`. `hf:` takes a Hugging Face
+            data set by its name, as `hf:NAME` or `hf:NAME:CONFIGURATION`, or its folder.
+        data_root: where torchvision's data sets and shards at URLs are downloaded to.
+        validation_share: part that is held out of data without a held-out part, in each class; the
+            same images every time.
+        validation_data: held-out tar files, as `shards:/data/val-{00..12}.tar`, where `name` is of
+            tar files too.
+        show_progress: show bars on a terminal where something takes long.
 
     Raises:
         FileNotFoundError, ValueError, ModuleNotFoundError: a missing folder, a class without
             images, an unknown name, a package that isn't installed.
     """
+    kind, _, place = name.partition(":")
+    if validation_data is not None and not (
+        kind == "shards" and validation_data.startswith("shards:")
+    ):
+        raise ValueError(
+            "validation_data must be shards:TAR_FILES, and data too; got "
+            f"{validation_data!r} for {name!r}"
+        )
     if name == "elpv":
         return _load_elpv()
-    if name.startswith("folder:"):
-        return _load_folder(Path(name.removeprefix("folder:")), validation_share)
+    if kind == "folder":
+        return _load_folder(Path(place), validation_share)
+    if kind == "shards":
+        from halonet.training.shards import load_shards
+
+        return load_shards(
+            place,
+            data_root=data_root,
+            validation_share=validation_share,
+            validation_location=validation_data and validation_data.removeprefix("shards:"),
+            show_progress=show_progress,
+        )
+    if kind == "hf":
+        from halonet.training.hub_data import load_hub_data
+
+        return load_hub_data(place, validation_share=validation_share)
     if name in TORCHVISION_NAMES:
         return _load_torchvision(name, data_root)
     raise ValueError(
-        f"data must be elpv, folder:PATH, {', '.join(TORCHVISION_NAMES)}; got {name!r}"
+        "data must be elpv, folder:PATH, shards:PATH, hf:NAME, "
+        f"{', '.join(TORCHVISION_NAMES)}; got {name!r}"
     )
 
 
@@ -86,7 +134,7 @@ def _load_elpv() -> LabelledImages:
     paths = [folder / row[0] for row in rows]
     labels = [int(float(row[1]) >= 0.5) for row in rows]
     strata = [f"{row[1]} {row[2]}" for row in rows]
-    training, validation = _split_in_strata(paths, labels, strata, 0.25)
+    training, validation = hold_out(Split(paths, labels), strata, 0.25)
     return LabelledImages(
         "elpv",
         ("intact", "defective"),
@@ -119,8 +167,6 @@ def _load_folder(folder: Path, validation_share: float) -> LabelledImages:
             training,
             _read_class_folders(folder / "val", class_names),
         )
-    if not 0 < validation_share < 1:
-        raise ValueError(f"validation_share must be between 0 and 1, got {validation_share}")
     class_names = _class_folders(folder)
     if set(class_names) <= PART_NAMES:
         raise ValueError(
@@ -129,9 +175,7 @@ def _load_folder(folder: Path, validation_share: float) -> LabelledImages:
         )
     everything = _read_class_folders(folder, class_names)
     strata = [class_names[label] for label in everything.labels]
-    training, validation = _split_in_strata(
-        everything.sources, everything.labels, strata, validation_share
-    )
+    training, validation = hold_out(everything, strata, validation_share)
     return LabelledImages(f"folder:{folder}", class_names, training, validation)
 
 
@@ -174,32 +218,50 @@ def _visible(path: Path) -> bool:
     return not any(part.startswith(".") for part in path.parts)
 
 
-def _split_in_strata(
-    sources: Sequence[Source],
-    labels: Sequence[int],
-    strata: Sequence[str],
-    validation_share: float,
-) -> tuple[Split, Split]:
-    """Hold out a share of each stratum, at least one image; the same ones every time."""
-    members: dict[str, list[int]] = {}
-    for index, stratum in enumerate(strata):
-        members.setdefault(stratum, []).append(index)
-    held_out = set()
+def hold_out(split: Split, strata: Sequence[str], validation_share: float) -> tuple[Split, Split]:
+    """Hold out a share of each stratum, at least one image; the same ones every time.
+
+    Raises:
+        ValueError: a share that isn't between 0 and 1, or a stratum of one image.
+    """
+    if not 0 < validation_share < 1:
+        raise ValueError(f"validation_share must be between 0 and 1, got {validation_share}")
+    names, members, counts = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
+    held_out = []
     generator = torch.Generator().manual_seed(0)
-    for stratum in sorted(members):
-        indices = members[stratum]
+    groups = np.split(np.argsort(members, kind="stable"), np.cumsum(counts)[:-1])
+    for name, indices in zip(names, groups, strict=True):
         if len(indices) < 2:
-            raise ValueError(f"class {stratum!r} has one image; it takes two to hold one out")
+            raise ValueError(f"class {str(name)!r} has one image; it takes two to hold one out")
         count = min(max(1, round(len(indices) * validation_share)), len(indices) - 1)
-        order = torch.randperm(len(indices), generator=generator).tolist()
-        held_out.update(indices[place] for place in order[:count])
-    kept = [index for index in range(len(sources)) if index not in held_out]
-    parts = kept, sorted(held_out)
-    training, validation = (
-        Split([sources[index] for index in part], [labels[index] for index in part])
-        for part in parts
-    )
-    return training, validation
+        order = torch.randperm(len(indices), generator=generator).numpy()
+        held_out.append(indices[order[:count]])
+    chosen = np.zeros(len(strata), dtype=bool)
+    chosen[np.concatenate(held_out)] = True
+    return _choose(split, np.flatnonzero(~chosen)), _choose(split, np.flatnonzero(chosen))
+
+
+def _choose(split: Split, indices: np.ndarray) -> Split:
+    labels = [split.labels[index] for index in indices]
+    if isinstance(split.sources, list):
+        return Split([split.sources[index] for index in indices], labels)
+    return Split(ChosenSources(split.sources, indices), labels)
+
+
+class ChosenSources(Sequence):
+    """Some sources of a sequence that makes them when asked."""
+
+    def __init__(self, sources: Sequence[Source], indices: np.ndarray) -> None:
+        self.sources = sources
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return ChosenSources(self.sources, self.indices[index])
+        return self.sources[int(self.indices[index])]
 
 
 def _load_torchvision(name: str, data_root: str) -> LabelledImages:

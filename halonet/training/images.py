@@ -28,7 +28,7 @@ def read_image(source: Source | str, in_channels: int = 3) -> Image.Image:
     """Read an image as a person sees it: upright, 8 bits, on white where it is transparent.
 
     Args:
-        source: a path, or a function that gives an image.
+        source: a path or other stored bytes, or a function that gives an image.
         in_channels: 3 for colour, 1 for grey.
 
     Raises:
@@ -39,7 +39,7 @@ def read_image(source: Source | str, in_channels: int = 3) -> Image.Image:
         if callable(source):
             image = source()
         else:
-            content = Path(source).read_bytes()
+            content = Path(source).read_bytes() if isinstance(source, str) else source.read_bytes()
             if not content:
                 raise ValueError("it is empty")
             image = Image.open(io.BytesIO(content))
@@ -101,10 +101,9 @@ class ImageDataset(Dataset):
     on these two numbers and the seed alone, so that any item of any epoch can be made again, in
     any process.
 
-    `broken` is -1, or the index asked for where that image can't be read. A training image is then
-    replaced by the next that can; a held-out one is blank and has the label -1, and so is a
-    training image where more neighbours in a row are broken than `broken_share` allows in all.
-    Whoever takes the items hands the indices to `check_broken`.
+    `broken` is -1, or the index asked for where that image can't be read. Whoever takes the items
+    hands these indices to `check_broken`. A training image is replaced by the next that can be
+    read; a held-out one is blank and has the label -1, as has any where none may be broken.
 
     Args:
         split: images and labels.
@@ -173,6 +172,8 @@ class ImageDataset(Dataset):
             pixels = self._try_read(found) if self.cached is None else self.cached[found]
             if isinstance(pixels, Tensor):
                 return found, pixels
+        if steps:
+            self.check_broken({(place + step) % len(self) for step in range(steps + 1)})
         return place, None
 
     def read(self, index: int) -> Tensor:

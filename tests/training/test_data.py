@@ -116,7 +116,10 @@ def test_missing_folder(tmp_path):
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"data must be elpv, folder:PATH, cifar10.* got 'cifar'"):
+    with pytest.raises(
+        ValueError,
+        match=r"data must be elpv, folder:PATH, shards:PATH, hf:NAME, cifar10.* got 'cifar'",
+    ):
         load_data("cifar")
 
 

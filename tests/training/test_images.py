@@ -235,13 +235,26 @@ def test_more_broken_images_than_allowed_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "CACHE_LIMIT_BYTES", 0)
     dataset = ImageDataset(split, Preprocessing(32), **options)
     dataset.prepare("images", show_progress=False)
-    loader = make_loader(dataset, InOrder(5), 5, 1)
-    pixels, labels, broken = next(iter(loader))
-    # The next of image 1 is broken too, and the search ends where the run must.
-    assert labels.tolist() == [0, -1, 1, 1, 0]
-    assert broken.tolist() == [-1, 1, 2, -1, -1]
-    assert not pixels[1].any()
+    assert dataset[0, 2][1:] == (1, 2)
+    dataset.check_broken({2})
     with pytest.raises(ValueError, match=expected):
+        dataset.check_broken({1, 2})
+    with pytest.raises(ValueError, match=expected):  # its next is broken too
+        dataset[0, 1]
+
+
+def test_one_broken_image_stops_where_none_may_be(tmp_path, monkeypatch):
+    split = draw_split(tmp_path, 3)
+    split.sources[1].write_bytes(b"rubbish")
+    monkeypatch.setattr(images, "CACHE_LIMIT_BYTES", 0)
+    dataset = ImageDataset(split, Preprocessing(32), augmentation=ALL_CHANGES)
+    dataset.prepare("images", show_progress=False)
+    # Told by the item: an error of a worker would come with the worker's traceback.
+    pixels, labels, broken = next(iter(make_loader(dataset, InOrder(3), 3, 1)))
+    assert labels.tolist() == [0, -1, 0]
+    assert broken.tolist() == [-1, 1, -1]
+    assert not pixels[1].any()
+    with pytest.raises(ValueError, match=r"1 images can't be read: .*1\.png is not an image"):
         dataset.check_broken(broken[broken >= 0].tolist())
 
 

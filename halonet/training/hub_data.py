@@ -1,0 +1,126 @@
+"""Hugging Face data sets, by name or folder."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halonet.training.data import LabelledImages, Split, hold_out
+from halonet.training.shards import VALIDATION_NAMES
+
+
+@dataclass(frozen=True)
+class HubImage:
+    """An image of a data set of the package datasets."""
+
+    dataset: Any
+    column: str
+    index: int
+
+    def read_bytes(self) -> bytes:
+        """The image as it was stored."""
+        stored = self.dataset[self.index][self.column]
+        if stored is None:
+            raise ValueError("there is none")
+        return stored["bytes"] or Path(stored["path"]).read_bytes()
+
+    def __str__(self) -> str:
+        return f"image {self.index} of {self.dataset.info.dataset_name or 'the data set'}"
+
+
+class HubImages(Sequence):
+    """The images of a column."""
+
+    def __init__(self, dataset: Any, column: str) -> None:
+        self.dataset = dataset
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        return HubImage(self.dataset, self.column, range(len(self))[index])
+
+
+def load_hub_data(name: str, *, validation_share: float) -> LabelledImages:
+    """Find a Hugging Face data set's images and class labels by the types of its columns.
+
+    Args:
+        name: a data set's name on the Hub, also with its configuration as `NAME:CONFIGURATION`; or
+            a folder that the package datasets reads or has saved.
+        validation_share: part held out where there is no validation or test split.
+
+    Raises:
+        ModuleNotFoundError: the package isn't installed.
+        FileNotFoundError: there is no such data set, or it can't be downloaded.
+        ValueError: it has no training split, no image or no class label, or more than one.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "data hf:NAME needs the package datasets: pip install 'halonet[data]'"
+        ) from None
+    try:
+        parts = _load_parts(name)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"data hf:{name} can't be had: {error}") from error
+    if "train" not in parts:
+        raise ValueError(f"hf:{name} must have a split train, has {', '.join(parts)}")
+    features = parts["train"].features
+    image = _find_column(name, features, datasets.Image, ("image",))
+    label = _find_column(name, features, datasets.ClassLabel, ("label", "labels"))
+    class_names = tuple(features[label].names)
+    used = ["train", *(part for part in VALIDATION_NAMES if part in parts)][:2]
+    for part in used:
+        if image not in parts[part].features or parts[part].features.get(label) != features[label]:
+            raise ValueError(f"hf:{name}: split {part} must have {image} and {label} as train has")
+    splits = [_make_split(f"split {part} of hf:{name}", parts[part], image, label) for part in used]
+    if len(splits) == 1:
+        strata = [class_names[index] for index in splits[0].labels]
+        splits = hold_out(splits[0], strata, validation_share)
+    return LabelledImages(f"hf:{name}", class_names, splits[0], splits[1])
+
+
+def _load_parts(name: str) -> Any:
+    """The splits by name."""
+    import datasets
+
+    folder = Path(name)
+    if (folder / "state.json").is_file():
+        return {"train": datasets.load_from_disk(name)}
+    if (folder / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(name)
+    if folder.exists():
+        return datasets.load_dataset(name)
+    dataset, _, configuration = name.partition(":")
+    return datasets.load_dataset(dataset, configuration or None)
+
+
+def _find_column(name: str, features: Any, kind: type, preferred: Sequence[str]) -> str:
+    """The one column of a type, or the one of several that has a usual name."""
+    found = [column for column, feature in features.items() if isinstance(feature, kind)]
+    usual = [column for column in preferred if column in found]
+    if len(found) != 1 and not usual:
+        raise ValueError(
+            f"hf:{name} must have one column of type {kind.__name__}, has "
+            f"{', '.join(found) or f'none among {list(features)}'}"
+        )
+    return (usual or found)[0]
+
+
+def _make_split(name: str, part: Any, image: str, label: str) -> Split:
+    from datasets import Image
+
+    labels = part.select_columns([label]).with_format("arrow")[:].column(label).fill_null(-1)
+    found = labels.to_numpy().astype(np.intc)
+    if (found < 0).any():
+        place = int(np.flatnonzero(found < 0)[0])
+        raise ValueError(f"{name} has no class for image {place}")
+    stored = part.select_columns([image]).cast_column(image, Image(decode=False))
+    return Split(HubImages(stored, image), array("i", found.tobytes()))

@@ -1,0 +1,107 @@
+"""Hugging Face data sets, made here and saved."""
+
+import sys
+
+import pytest
+from PIL import Image
+
+from halonet.training.data import load_data
+from halonet.training.images import read_image
+from halonet.training.shard_writer import write_shards
+from tests.training.pictures import draw_folder
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def make_part(labels, **columns):
+    images = [Image.new("RGB", (40, 36), (10 * index, 0, 0)) for index in range(len(labels))]
+    features = {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])}
+    features |= {name: values[0] for name, values in columns.items()}
+    return datasets.Dataset.from_dict(
+        {"picture": images, "kind": labels, **{name: one[1] for name, one in columns.items()}},
+        features=datasets.Features(features),
+    )
+
+
+def save(folder, **parts):
+    datasets.DatasetDict(parts).save_to_disk(str(folder))
+    return f"hf:{folder}"
+
+
+def test_columns_are_found_by_type(tmp_path):
+    name = save(
+        tmp_path / "saved",
+        train=make_part([0, 1, 1], number=(datasets.Value("int64"), [1, 2, 3])),
+        test=make_part([1, 0]),
+        validation=make_part([1]).select([0]),
+    )
+    data = load_data(name)
+    assert data.class_names == ("cat", "dog")
+    assert list(data.training.labels) == [0, 1, 1]
+    assert list(data.validation.labels) == [1]
+    assert read_image(data.training.sources[2]).getpixel((0, 0)) == (20, 0, 0)
+    assert str(data.training.sources[2]).startswith("image 2 of ")
+    assert [len(data.training.sources), len(data.training.sources[1:])] == [3, 2]
+    write_shards(data, tmp_path / "shards")
+    again = load_data(f"shards:{tmp_path / 'shards'}")
+    stored = [one.read_bytes() for one in again.training.sources]
+    assert stored == [one.read_bytes() for one in data.training.sources]
+
+
+def test_share_is_held_out_where_there_is_no_other_part(tmp_path):
+    shuffled = make_part([1] * 4 + [0] * 8).select([*range(11, -1, -1)])
+    shuffled.save_to_disk(str(tmp_path / "single"))
+    data = load_data(f"hf:{tmp_path / 'single'}", validation_share=0.25)
+    assert list(data.training.labels) == [0] * 6 + [1] * 3
+    assert list(data.validation.labels) == [0, 0, 1]
+    for split in (data.training, data.validation):
+        for source, label in zip(split.sources, split.labels, strict=True):
+            assert (read_image(source).getpixel((0, 0))[0] < 40) == label
+
+
+def test_folder_of_images(tmp_path, monkeypatch):
+    draw_folder(tmp_path / "images" / "train", images=2)
+    draw_folder(tmp_path / "images" / "validation", images=1)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data = load_data(f"hf:{tmp_path / 'images'}")
+    assert data.class_names == ("green", "red")
+    assert list(data.training.labels) == [0, 0, 1, 1]
+    assert read_image(data.validation.sources[1]).getpixel((10, 10)) == (255, 0, 0)
+
+
+def test_missing_columns_and_labels_are_named(tmp_path):
+    part = make_part([0, 1])
+    with pytest.raises(ValueError, match="one column of type ClassLabel, has none among"):
+        load_data(save(tmp_path / "no_label", train=part.remove_columns("kind")))
+    second = part.rename_column("kind", "coarse").features["coarse"]
+    several = make_part([0, 1], coarse=(second, [1, 1]))
+    with pytest.raises(ValueError, match="one column of type ClassLabel, has kind, coarse"):
+        load_data(save(tmp_path / "two_labels", train=several))
+    named = save(tmp_path / "named", train=several.rename_column("kind", "label"), test=part)
+    with pytest.raises(ValueError, match="split test must have picture and label as train has"):
+        load_data(named)
+    with pytest.raises(ValueError, match="must have a split train, has test"):
+        load_data(save(tmp_path / "test_only", test=part))
+    with pytest.raises(ValueError, match=r"split train of hf:.* has no class for image 1"):
+        load_data(save(tmp_path / "unlabelled", train=make_part([0, -1, None])))
+
+
+def test_unknown_name(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="data hf:halonet/no-such-data can't be had"):
+        load_data("hf:halonet/no-such-data")
+
+
+def test_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"package datasets: pip install 'halonet\[data\]'"
+    ):
+        load_data("hf:beans")
