@@ -19,6 +19,13 @@ EFFICIENTNETS = {
     "halonet_h1": ("efficientnet_b1", 240),
     "halonet_h4": ("efficientnet_b4", 380),
 }
+# The paper's table of detection, all beside R50 + SE; ours with timm's layer in its place too.
+DETECTION_BACKBONES = {
+    "convolutions": ["resnet_50", "resnet_101_se"],
+    "resnet_50_halo8": ["resnet_50_se_halo8", "resnet_50_se_halo8/timm-layer"],
+    "resnet_50_halo32": ["resnet_50_se_halo32", "resnet_50_se_halo32/timm-layer"],
+    "resnet_101_halo8": ["resnet_101_se_halo8", "resnet_101_se_halo8/timm-layer"],
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ def list_cases() -> dict[str, list[str]]:
         for mode in ("inference1", "inference4", "training8"):
             cases[f"model/{model}/{mode}"] = ["cpu", *peers]
     cases["model/halonet_h1/inference4_bfloat16"] = ["cpu", "cpu-float32"]
+    for row, backbones in DETECTION_BACKBONES.items():
+        cases[f"detection/{row}/training1"] = ["resnet_50_se", *backbones]
     for model in TIMM_CHECKPOINTS:
         for mode in ("inference1", "inference4"):
             cases[f"timm/{model}/{mode}"] = ["cpu", "timm", "floor"]
@@ -103,6 +112,8 @@ def build(case: str, contestant: str, compiled: bool) -> Contestant:
         return _operator(rest[0], rest[1], rest[2], contestant)
     if kind == "timm":
         return _timm_checkpoint(rest[0], rest[1], contestant, compiled)
+    if kind == "detection":
+        return _detection_backbone(contestant, compiled)
     if kind == "layer":
         return _layer(rest[0], rest[1], rest[2], contestant, compiled)
     return _model(rest[0], rest[1], contestant, compiled)
@@ -304,6 +315,28 @@ def put_in_timms_layer(network: nn.Module) -> None:
             )
 
 
+def _detection_backbone(peer: str, compiled: bool) -> Contestant:
+    """Forward and backward of a backbone's four maps, one image of 1024 px."""
+    import halonet
+
+    name, _, layer = peer.partition("/")
+    network = halonet.create_model(name, num_classes=0)
+    if layer == "timm-layer":
+        put_in_timms_layer(network)
+    network = network.to(memory_format=torch.channels_last).train()
+    images = torch.randn(1, 3, 1024, 1024).to(memory_format=torch.channels_last)
+    run = torch.compile(network.feature_maps) if compiled else network.feature_maps
+    gradients = [torch.ones_like(maps) for maps in run(images).values()]
+
+    def step() -> object:
+        network.zero_grad()
+        torch.autograd.backward(list(run(images).values()), gradients)
+        return None
+
+    millions = sum(one.numel() for one in network.parameters()) / 1e6
+    return Contestant(step, f"{millions:.2f} M parameters, without classifier")
+
+
 def _timm_checkpoint(name: str, mode: str, peer: str, compiled: bool) -> Contestant:
     """One of timm's models at its own image size: with our layers, with its own, and with its
     projections alone (the floor: what no attention operator can go below)."""
@@ -375,5 +408,5 @@ def available(contestant: str) -> bool:
         "timm-halonet_h1": "timm",
         "efficientnet": "timm",
         "halonet-pytorch": "halonet_pytorch",
-    }.get(contestant)
+    }.get(contestant.partition("/")[2] or contestant)
     return package is None or importlib.util.find_spec(package) is not None
