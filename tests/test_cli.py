@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from halonet import cli
+from halonet.cli import classification, models
 
 TRAIN_OPTIONS = [
     "accumulation_steps",
@@ -69,11 +70,14 @@ TRAIN_OPTIONS = [
 @pytest.mark.parametrize(
     ("parser", "options"),
     [
-        (cli.make_train_parser("elpv"), TRAIN_OPTIONS),
-        (cli.make_evaluate_parser(), ["data", "data_root", "help", "output", "validation_share"]),
-        (cli.make_predict_parser(), ["format", "help", "output", "top_k"]),
+        (classification.make_train_parser("elpv"), TRAIN_OPTIONS),
         (
-            cli.make_models_parser(),
+            classification.make_evaluate_parser(),
+            ["data", "data_root", "help", "output", "validation_share"],
+        ),
+        (classification.make_predict_parser(), ["format", "help", "output", "top_k"]),
+        (
+            models.make_models_parser(),
             ["format", "help", "image_size", "max_flops", "max_image_size", "max_parameters"],
         ),
     ],
@@ -97,7 +101,7 @@ def test_overview_names_every_command(capsys):
 
 def test_help_of_train_needs_no_training_library():
     code = (
-        "import sys; from halonet import cli; cli.make_train_parser('elpv').format_help();"
+        "import sys; from halonet.cli import classification; classification.make_train_parser('elpv').format_help();"
         "heavy = {'torchvision', 'timm', 'accelerate', 'matplotlib', 'torchmetrics', 'PIL'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -269,14 +273,14 @@ def test_models_filter(capsys):
     ],
 )
 def test_recipe_follows_the_data(words, recipe):
-    assert cli._recipe_name(words) == recipe
+    assert classification._recipe_name(words) == recipe
 
 
 def test_reader_that_leaves_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)
     shown = subprocess.run(
-        [sys.executable, "-m", "halonet.cli", "models"],
+        [sys.executable, "-m", "halonet", "models"],
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
@@ -292,7 +296,7 @@ def test_reader_that_leaves_is_no_error():
 def test_full_disk_is_one_line(unbuffered):
     with open("/dev/full", "w") as full:
         shown = subprocess.run(
-            [sys.executable, "-m", "halonet.cli", "models"],
+            [sys.executable, "-m", "halonet", "models"],
             env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,

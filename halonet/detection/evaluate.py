@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms.v2 import functional
+from tqdm import tqdm
 
 from halonet.detection.coco import AnnotatedImages, as_ground_truth
 from halonet.detection.mask_rcnn import Detector
@@ -58,7 +59,11 @@ class DetectionMetrics:
 
 
 def detect_images(
-    model: Detector, data: AnnotatedImages, indices: Iterable[int] | None = None
+    model: Detector,
+    data: AnnotatedImages,
+    indices: Sequence[int] | None = None,
+    *,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Detections of a model in COCO's result format, one image after the other.
 
@@ -71,6 +76,7 @@ def detect_images(
         data: images; their annotations aren't looked at.
         indices: which images; None for all. Processes that share an evaluation take different
             ones, and `merge_results` puts their lists together.
+        progress: show how far it is, on a terminal.
 
     Raises:
         ValueError: the model has another number of classes than the data, or an image can't be
@@ -80,7 +86,10 @@ def detect_images(
     ids = [category.id for category in data.categories]
     results = []
     with evaluation_mode(model):
-        for index in range(len(data.images)) if indices is None else indices:
+        for index in tqdm(
+            range(len(data.images)) if indices is None else indices, "detecting", leave=False,
+            disable=None if progress else True,  # None: off where it is no terminal
+        ):  # fmt: skip
             image = data.images[index]
             found = detect_one(model, as_pixels(read_image(image.path)))
             results += as_results(found, (image.height, image.width), image.id, ids)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
@@ -40,6 +42,11 @@ class DetectorOptions:
         score_threshold: detections below it are dropped.
         overlap_threshold: of two detections of one class that overlap more (IoU), one is dropped.
         pyramid_channels: of each level of the pyramid.
+        box_channels: of the two layers that classify a region.
+        mask_channels: of the convolutions that draw a region's mask: most of a small detector's
+            work.
+        training_regions: regions of an image that the second stage learns from, a quarter of them
+            objects.
         trainable_stages: stages of the backbone that learn, from the last; the fifth is the stem.
         frozen_norms: the backbone's batch norms stay as they start.
     """
@@ -53,6 +60,9 @@ class DetectorOptions:
     score_threshold: float = 0.05
     overlap_threshold: float = 0.5
     pyramid_channels: int = 256
+    box_channels: int = 1024
+    mask_channels: int = 256
+    training_regions: int = 512
     trainable_stages: int = STAGES
     frozen_norms: bool = False
 
@@ -91,7 +101,6 @@ class Detector(MaskRCNN):
         )
         super().__init__(
             backbone,
-            num_classes + 1,
             min_size=options.image_size,
             max_size=options.image_size,
             image_mean=list(backbone.body.preprocessing.mean),
@@ -105,7 +114,14 @@ class Detector(MaskRCNN):
             rpn_pre_nms_top_n_test=options.proposals,
             rpn_post_nms_top_n_test=options.proposals,
             box_roi_pool=_make_pool(names, 7),
+            box_head=TwoMLPHead(backbone.out_channels * 7**2, options.box_channels),
+            box_predictor=FastRCNNPredictor(options.box_channels, num_classes + 1),
+            box_batch_size_per_image=options.training_regions,
             mask_roi_pool=_make_pool(names, 14),
+            mask_head=MaskRCNNHeads(backbone.out_channels, (options.mask_channels,) * 4, 1),
+            mask_predictor=MaskRCNNPredictor(
+                options.mask_channels, options.mask_channels, num_classes + 1
+            ),
             box_score_thresh=options.score_threshold,
             box_nms_thresh=options.overlap_threshold,
             box_detections_per_img=options.detections,
@@ -217,7 +233,10 @@ def make_options(options: dict[str, Any]) -> DetectorOptions:
             f"anchor_sizes must have {len(STRIDES) + 1} entries, one for each level, "
             f"got {list(chosen.anchor_sizes)}"
         )
-    positive = ("training_proposals", "proposals", "detections", "pyramid_channels")
+    positive = (
+        *("training_proposals", "proposals", "detections", "pyramid_channels"),
+        *("box_channels", "mask_channels", "training_regions"),
+    )
     for name in positive:
         if getattr(chosen, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(chosen, name)}")

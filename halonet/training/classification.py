@@ -15,19 +15,12 @@ from torchvision.transforms import v2
 
 from halonet.models.halonet import HaloNet, create_model
 from halonet.models.pretrained import load_model, load_weights, save_model
-from halonet.training.checkpoint import (
-    check_output,
-    find_checkpoint,
-    new_run_folder,
-    read_config,
-    write_config,
-)
+from halonet.training.checkpoint import find_checkpoint, read_config
 from halonet.training.config import TrainingConfig, check_config, make_config
 from halonet.training.data import LabelledImages, load_data
 from halonet.training.evaluate import Evaluation, find_answers, score
 from halonet.training.images import ImageDataset
-from halonet.training.loop import Trainer
-from halonet.training.parallel import do_once, make_accelerator, naming_lost_process
+from halonet.training.loop import run_task
 from halonet.training.report import write_report
 
 
@@ -81,27 +74,19 @@ def resume(folder: Path) -> TrainingResult:
 def _run(
     config: TrainingConfig, *, output: str | None = None, started: Path | None = None
 ) -> TrainingResult:
-    accelerator = make_accelerator(config, ("Bottleneck",))
-    folder = started
-    with naming_lost_process(accelerator, lambda: folder):
-        if folder is None and output is not None:
-            do_once(accelerator, lambda: check_output(output))
-        task = Classification(config, accelerator)  # before the folder: what can't run leaves none
-        trainer = Trainer(task, accelerator)
-        if folder is None:
-            folder = do_once(accelerator, lambda: _start(config, output))
-        evaluation = trainer.go(folder)
-        rows, minutes = trainer.progress["rows"], trainer.progress["seconds"] / 60
-        if accelerator.is_main_process:
-            model = trainer.average.module
-            write_report(folder, model, task.data, evaluation, rows, minutes=minutes)
-    return TrainingResult(folder, task.data, evaluation, minutes)
-
-
-def _start(config: TrainingConfig, output: str | None) -> Path:
-    folder = new_run_folder(output, config.recipe)
-    write_config(folder, config)
-    return folder
+    trainer, folder, evaluation = run_task(
+        lambda accelerator: Classification(config, accelerator),
+        config,
+        sharded_modules=("Bottleneck",),
+        output=output,
+        started=started,
+    )
+    data = trainer.task.data
+    minutes = trainer.progress["seconds"] / 60
+    if trainer.is_main:
+        model, rows = trainer.average.module, trainer.progress["rows"]
+        write_report(folder, model, data, evaluation, rows, minutes=minutes)
+    return TrainingResult(folder, data, evaluation, minutes)
 
 
 class Classification:

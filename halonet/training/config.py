@@ -184,8 +184,10 @@ def make_config(fields: Mapping[str, Any]) -> TrainingConfig:
     """A configuration from plain values, as JSON or the command line has them.
 
     Raises:
-        KeyError, TypeError: a field is missing or unknown.
+        KeyError, TypeError, ValueError: a field is missing or unknown, or it is a detector's.
     """
+    if "detector" in fields:
+        raise ValueError("it is a detector's")
     values = dict(fields)
     augmentation = dict(values["augmentation"])
     augmentation["crop_share"] = tuple(augmentation["crop_share"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from halonet.training.config import TrainingConfig
+from halonet.training.config import RunConfig, TrainingConfig
 from halonet.training.recipes import get_recipe
 
 COLORS = ("red", "green", "blue")
@@ -45,13 +45,14 @@ def small_config(folder: Path, **changes: Any) -> TrainingConfig:
     return dataclasses.replace(get_recipe("small"), **(fields | changes))
 
 
-def make_words(config: TrainingConfig, output: Path) -> list[str]:
-    """The command line that trains by a configuration."""
+def make_words(config: RunConfig, output: Path) -> list[str]:
+    """The options that train by a configuration."""
     fields = dataclasses.asdict(config)
-    fields |= {f"augmentation.{name}": value for name, value in fields.pop("augmentation").items()}
+    for group in ("augmentation", "detector"):
+        fields |= {f"{group}.{name}": value for name, value in fields.pop(group, {}).items()}
     words = [
         f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in fields.items()
         if value is not None
     ]
-    return ["train", "--output", str(output), *words]
+    return ["--output", str(output), *words]

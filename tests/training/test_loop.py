@@ -160,7 +160,7 @@ cli.main(words)
 
 def run_and_stop(config, output, step, how):
     return subprocess.run(
-        [sys.executable, "-c", STOPPED_RUN, str(step), how, *make_words(config, output)],
+        [sys.executable, "-c", STOPPED_RUN, str(step), how, "train", *make_words(config, output)],
         capture_output=True,
         text=True,
         start_new_session=True,

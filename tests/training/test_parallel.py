@@ -1,34 +1,13 @@
 """Runs of two processes: the same as one, whether split weights or not, and after one is killed."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from halonet.training.checkpoint import find_states
 from halonet.training.classification import resume, train
 from tests.training.pictures import make_words, small_config
-
-# A run whose process 1 kills itself in a step, if one is given.
-PROGRAM = """
-import os, signal, sys
-from halonet import cli
-from halonet.training import loop
-
-step = int(sys.argv[1])
-original = loop.Trainer._step
-
-def stop_in_step(trainer, *arguments):
-    if trainer.progress["step"] + 1 == step and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(trainer, *arguments)
-
-loop.Trainer._step = stop_in_step
-cli.main(sys.argv[2:])
-"""
+from tests.training.processes import assert_close_runs, assert_equal_runs, launch
 
 
 def make_trial(images, **changes):
@@ -47,34 +26,6 @@ def make_trial(images, **changes):
     )
 
 
-def launch(tmp_path, words, *, kill_in_step=0):
-    """Two processes of the command line."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", str(program), str(kill_in_step), *words),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def assert_close_runs(run, other):
-    one, two = load_file(run / "last.safetensors"), load_file(other / "last.safetensors")
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-6, msg=name)
-
-
-def assert_equal_runs(run, other):
-    one, two = load_file(run / "last.safetensors"), load_file(other / "last.safetensors")
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
 @pytest.fixture(scope="session")
 def alone(images, tmp_path_factory):
     """A trial by one process."""
@@ -90,7 +41,7 @@ def test_accumulated_batches_equal_one_batch(alone, images, tmp_path):
 @pytest.mark.parametrize("shard_weights", [False, True], ids=["ddp", "fsdp"])
 def test_two_processes_equal_one_and_survive_a_lost_one(alone, images, tmp_path, shard_weights):
     config = make_trial(images, shard_weights=shard_weights)
-    whole = launch(tmp_path, make_words(config, tmp_path / "whole"))
+    whole = launch(tmp_path, ["train", *make_words(config, tmp_path / "whole")])
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("held-out accuracy") == 1
     assert_close_runs(tmp_path / "whole", alone.folder)
@@ -98,7 +49,7 @@ def test_two_processes_equal_one_and_survive_a_lost_one(alone, images, tmp_path,
     assert summary["loss"] == pytest.approx(alone.evaluation.loss, rel=1e-5)
     assert summary["accuracy"] == alone.evaluation.accuracy
 
-    killed = launch(tmp_path, make_words(config, tmp_path / "killed"), kill_in_step=7)
+    killed = launch(tmp_path, ["train", *make_words(config, tmp_path / "killed")], kill_in_step=7)
     assert killed.returncode != 0
     lost = [line for line in killed.stderr.splitlines() if line.startswith("halonet:")]
     assert lost == [
@@ -112,7 +63,7 @@ def test_two_processes_equal_one_and_survive_a_lost_one(alone, images, tmp_path,
 
 def test_run_goes_on_with_another_number_of_processes(alone, images, tmp_path):
     config = make_trial(images)
-    killed = launch(tmp_path, make_words(config, tmp_path / "run"), kill_in_step=6)
+    killed = launch(tmp_path, ["train", *make_words(config, tmp_path / "run")], kill_in_step=6)
     assert killed.returncode != 0
     assert [path.name for path in find_states(tmp_path / "run")] == ["step_000000005.pt"]
     result = resume(tmp_path / "run")

@@ -1,0 +1,207 @@
+"""halonet train | evaluate | predict: classifiers."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from halonet.cli.parser import (
+    CommandParser,
+    fail,
+    find_option,
+    list_given_images,
+    make_table,
+    one_line,
+    refuse_options_beside_resume,
+)
+from halonet.models.pretrained import load_model
+
+PURPOSES = {
+    "train": "train a model on images, evaluate it, show predictions",
+    "evaluate": "score a checkpoint on held-out images",
+    "predict": "say what is in images",
+}
+
+
+def train_command(words: Sequence[str]) -> None:
+    """halonet train"""
+    parser = make_train_parser(_recipe_name(words))
+    fields = parser.parse_words(words).as_dict()
+    output, run = fields.pop("output"), fields.pop("resume")
+    if run is not None:
+        refuse_options_beside_resume(parser, words)
+    from accelerate import PartialState
+
+    from halonet.training.classification import resume, train
+    from halonet.training.config import make_config
+    from halonet.training.loop import LossNotFinite, TrainingInterrupted
+    from halonet.training.parallel import ProcessLost
+
+    try:
+        result = train(make_config(fields), output=output) if run is None else resume(Path(run))
+    except (TrainingInterrupted, LossNotFinite, ProcessLost) as stopped:
+        fail(one_line(stopped), 130 if isinstance(stopped, TrainingInterrupted) else 1)
+    if not PartialState().is_main_process:
+        return
+    accuracy, majority = result.evaluation.accuracy, result.data.majority_share
+    print(
+        f"\nheld-out accuracy {100 * accuracy:.1f} % of {len(result.data.validation.labels)} images"
+    )
+    print(f"always answering the most frequent class: {100 * majority:.1f} %")
+    if result.data.note:
+        print(result.data.note)
+    print(f"trained in {result.minutes:.1f} minutes; open {result.folder / 'report.html'}")
+
+
+def make_train_parser(recipe: str) -> CommandParser:
+    """The options of `halonet train`, their defaults from a recipe."""
+    from halonet.training.config import TrainingConfig
+    from halonet.training.recipes import RECIPES, get_recipe
+
+    parser = CommandParser(prog="halonet train", description=PURPOSES["train"])
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        help="the run's folder; without it runs/RECIPE, or the next free",
+    )
+    parser.add_argument(
+        "--resume", type=str | None, help="folder of a run to go on with, from its last saved step"
+    )
+    parser.add_class_arguments(TrainingConfig, as_group=False)
+    parser.set_defaults(dataclasses.asdict(get_recipe(recipe)))
+    parser.epilog = f"recipes: {', '.join(RECIPES)}"
+    return parser
+
+
+def _recipe_name(words: Sequence[str]) -> str:
+    """The recipe asked for; without one, elpv for its own data and small for any other."""
+    data = find_option(words, "data") or "elpv"
+    return find_option(words, "recipe") or ("elpv" if data == "elpv" else "small")
+
+
+def evaluate_command(words: Sequence[str]) -> None:
+    """halonet evaluate"""
+    parser = make_evaluate_parser()
+    options = parser.parse_words(words)
+    from halonet.training.checkpoint import find_checkpoint, find_run, read_config
+    from halonet.training.config import TrainingConfig, make_config
+    from halonet.training.data import load_data
+    from halonet.training.evaluate import evaluate_on
+    from halonet.training.report import write_report
+
+    checkpoint = find_checkpoint(Path(options.checkpoint))
+    run = find_run(checkpoint)
+    config = None if run is None else read_config(run, make_config)
+    if options.data is None and config is None:
+        parser.error(f"{checkpoint} lies in no run folder: say which --data")
+    config = config or TrainingConfig()
+    given = {name: options[name] for name in ("data", "data_root", "validation_share")}
+    config = dataclasses.replace(
+        config, **{name: value for name, value in given.items() if value is not None}
+    )
+    data = load_data(
+        config.data, data_root=config.data_root, validation_share=config.validation_share
+    )
+    model = load_model(checkpoint)
+    evaluation = evaluate_on(model, data)
+    output = Path(options.output or checkpoint.parent / "evaluation")
+    output.mkdir(parents=True, exist_ok=True)
+    write_report(output, model, data, evaluation)
+    print(f"accuracy {100 * evaluation.accuracy:.1f} % of {len(data.validation.labels)} images")
+    print(f"loss {evaluation.loss:.3f}")
+    print(f"always answering the most frequent class: {100 * data.majority_share:.1f} %")
+    counts = evaluation.class_images.tolist(), evaluation.class_right.tolist()
+    rows = [
+        [name, images, f"{100 * right / max(1, images):.1f} %"]
+        for name, images, right in zip(data.class_names, *counts, strict=True)
+    ]
+    print(make_table(["class", "images", "right"], rows))
+    print(f"open {output / 'report.html'}")
+
+
+def make_evaluate_parser() -> CommandParser:
+    """The options of `halonet evaluate`."""
+    parser = CommandParser(prog="halonet evaluate", description=PURPOSES["evaluate"])
+    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument(
+        "--data", type=str | None, help="as for train; without it, the data that the run trained on"
+    )
+    parser.add_argument("--data_root", type=str | None, help="where torchvision's data sets lie")
+    parser.add_argument(
+        "--validation_share",
+        type=float | None,
+        help="share held out of a folder without train, val",
+    )
+    parser.add_argument(
+        "--output", type=str | None, help="folder of the report; evaluation beside the checkpoint"
+    )
+    return parser
+
+
+def predict_command(words: Sequence[str]) -> None:
+    """halonet predict"""
+    parser = make_predict_parser()
+    options = parser.parse_words(words)
+    if options.top_k < 1:
+        parser.error(f"--top_k must be 1 or more, got {options.top_k}")
+    if options.format not in ("table", "json"):
+        parser.error(f"--format must be table or json, got {options.format!r}")
+    from halonet.training.checkpoint import find_checkpoint, write_text
+    from halonet.training.evaluate import predict
+
+    model = load_model(find_checkpoint(Path(options.checkpoint)))
+    names = model.class_names or tuple(str(index) for index in range(model.num_classes))
+    if options.output is not None and not Path(options.output).parent.is_dir():
+        raise FileNotFoundError(f"no folder at {Path(options.output).parent}")
+    paths = list_given_images(options.images)
+
+    answers, broken = [], 0
+    for path, probabilities in predict(model, paths):
+        if isinstance(probabilities, str):
+            broken += 1
+            print(f"halonet: {probabilities}", file=sys.stderr)
+            continue
+        best = probabilities.topk(min(options.top_k, len(names)))
+        answers.append(
+            {
+                "image": str(path),
+                "predictions": [
+                    {"class": names[index], "probability": round(probability, 6)}
+                    for probability, index in zip(*(part.tolist() for part in best), strict=True)
+                ],
+            }
+        )
+    text = json.dumps(answers, indent=2) if options.format == "json" else _answer_table(answers)
+    if options.output is None:
+        print(text)
+    else:
+        write_text(Path(options.output), text + "\n")
+    if broken:
+        fail(f"{broken} of {len(paths)} images can't be read", 1)
+
+
+def _answer_table(answers: Sequence[dict]) -> str:
+    rows = [
+        [
+            answer["image"],
+            ", ".join(
+                f"{one['class']} {100 * one['probability']:.1f} %" for one in answer["predictions"]
+            ),
+        ]
+        for answer in answers
+    ]
+    return make_table(["image", "predictions"], rows)
+
+
+def make_predict_parser() -> CommandParser:
+    """The options of `halonet predict`."""
+    parser = CommandParser(prog="halonet predict", description=PURPOSES["predict"])
+    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
+    parser.add_argument("--top_k", type=int, default=3, help="answers for each image")
+    parser.add_argument("--format", type=str, default="table", help="table or json")
+    parser.add_argument(
+        "--output", type=str | None, help="a file to write to instead of the screen"
+    )
+    return parser

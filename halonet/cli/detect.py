@@ -1,0 +1,217 @@
+"""halonet detect train | evaluate | predict."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from halonet.cli.parser import (
+    CommandParser,
+    fail,
+    find_option,
+    list_given_images,
+    make_table,
+    one_line,
+    overview,
+    refuse_options_beside_resume,
+)
+
+PURPOSES = {
+    "train": "train Mask R-CNN on images in COCO's format",
+    "evaluate": "score a detector by COCO's metrics",
+    "predict": "find the objects in images, as pictures and as COCO's results",
+}
+
+
+def detect_command(words: Sequence[str]) -> None:
+    """halonet detect"""
+    name, *rest = [*words] or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(overview("halonet detect", PURPOSES))
+        return
+    if name not in PURPOSES:
+        fail(f"detect {name!r} is not a command; there are {', '.join(PURPOSES)}", 2)
+    {"train": train_command, "evaluate": evaluate_command, "predict": predict_command}[name](rest)
+
+
+def train_command(words: Sequence[str]) -> None:
+    """halonet detect train"""
+    parser = make_train_parser(find_option(words, "recipe") or "small")
+    fields = parser.parse_words(words).as_dict()
+    output, run = fields.pop("output"), fields.pop("resume")
+    if run is not None:
+        refuse_options_beside_resume(parser, words)
+    from accelerate import PartialState
+
+    from halonet.detection.config import make_detection_config
+    from halonet.detection.training import resume_detector, train_detector
+    from halonet.training.loop import LossNotFinite, TrainingInterrupted
+    from halonet.training.parallel import ProcessLost
+
+    try:
+        if run is not None:
+            result = resume_detector(Path(run))
+        else:
+            result = train_detector(make_detection_config(fields), output=output)
+    except (TrainingInterrupted, LossNotFinite, ProcessLost) as stopped:
+        fail(one_line(stopped), 130 if isinstance(stopped, TrainingInterrupted) else 1)
+    if PartialState().is_main_process:
+        _print_problems(result.data.training, result.data.validation)
+        print(f"\n{make_metrics_table(result.evaluation.metrics)}")
+        print(f"trained in {result.minutes:.1f} minutes; see {result.folder}")
+
+
+def make_train_parser(recipe: str) -> CommandParser:
+    """The options of `halonet detect train`, their defaults from a recipe."""
+    from halonet.detection.config import RECIPES, DetectionConfig, get_detection_recipe
+
+    parser = CommandParser(prog="halonet detect train", description=PURPOSES["train"])
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        help="the run's folder; without it runs/RECIPE, or the next free",
+    )
+    parser.add_argument(
+        "--resume", type=str | None, help="folder of a run to go on with, from its last saved step"
+    )
+    parser.add_class_arguments(DetectionConfig, as_group=False)
+    parser.set_defaults(dataclasses.asdict(get_detection_recipe(recipe)))
+    parser.epilog = f"recipes: {', '.join(RECIPES)}"
+    return parser
+
+
+def evaluate_command(words: Sequence[str]) -> None:
+    """halonet detect evaluate"""
+    parser = make_evaluate_parser()
+    options = parser.parse_words(words)
+    from halonet.detection.coco import load_coco
+    from halonet.detection.config import make_detection_config
+    from halonet.detection.evaluate import detect_images, score
+    from halonet.detection.mask_rcnn import load_detector
+    from halonet.detection.training import DetectionEvaluation, write_summary
+    from halonet.training.checkpoint import find_checkpoint, find_run, read_config
+
+    checkpoint = find_checkpoint(Path(options.checkpoint))
+    run = find_run(checkpoint)
+    name = options.data
+    if name is None:
+        if run is None:
+            parser.error(f"{checkpoint} lies in no run folder: say which --data")
+        name = read_config(run, make_detection_config).data
+    limit = options.max_detections
+    model = load_detector(checkpoint, **({} if limit is None else {"detections": limit}))
+    data = load_coco(name)
+    results = detect_images(model, data.validation, progress=True)
+    metrics = score(data.validation, results, max_detections=model.options.detections)
+    output = Path(options.output or checkpoint.parent / "evaluation")
+    output.mkdir(parents=True, exist_ok=True)
+    write_summary(output, model, data, DetectionEvaluation(metrics, results))
+    _print_problems(data.validation)
+    print(make_metrics_table(metrics))
+    if len(data.categories) > 1:
+        rows = [
+            [category, _percent(ap), _percent(metrics.mask.categories[category])]
+            for category, ap in metrics.box.categories.items()
+            if ap is not None
+        ]
+        print(f"\n{make_table(['category', 'box AP', 'mask AP'], rows)}")
+    print(f"results, summary and pictures are in {output}")
+
+
+def make_evaluate_parser() -> CommandParser:
+    """The options of `halonet detect evaluate`."""
+    parser = CommandParser(prog="halonet detect evaluate", description=PURPOSES["evaluate"])
+    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument(
+        "--data", type=str | None, help="coco:FOLDER; without it, what the run trained on"
+    )
+    parser.add_argument(
+        "--max_detections",
+        type=int | None,
+        help="objects of an image that count; without it, as many as the detector gives",
+    )
+    parser.add_argument(
+        "--output", type=str | None, help="folder of the results; evaluation beside the checkpoint"
+    )
+    return parser
+
+
+def predict_command(words: Sequence[str]) -> None:
+    """halonet detect predict"""
+    parser = make_predict_parser()
+    options = parser.parse_words(words)
+    from halonet.detection.mask_rcnn import load_detector
+    from halonet.detection.predict import Objects, predict
+    from halonet.training.checkpoint import find_checkpoint, write_atomically, write_text
+    from halonet.training.images import read_image
+
+    model = load_detector(find_checkpoint(Path(options.checkpoint)))
+    paths = list_given_images(options.images)
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    content: dict[str, list[Any]] = {"images": [], "annotations": []}
+    rows, broken, taken = [], 0, set()
+    for path, found in predict(model, paths, score_threshold=options.score_threshold):
+        if not isinstance(found, Objects):
+            broken += 1
+            print(f"halonet: {found}", file=sys.stderr)
+            continue
+        number = len(content["images"]) + 1
+        content["images"].append(
+            {
+                "id": number,
+                "file_name": str(path),
+                "width": found.size[1],
+                "height": found.size[0],
+            }
+        )
+        content["annotations"] += found.as_results(number)
+        name = path.stem if path.stem not in taken else f"{path.stem}-{number}"
+        taken.add(name)
+        picture = found.draw(read_image(path))
+        write_atomically(output / f"{name}.png", lambda temporary, one=picture: one.save(temporary))
+        rows.append([path, len(found.scores), output / f"{name}.png"])
+    write_text(output / "predictions.json", json.dumps(content, indent=2) + "\n")
+    print(make_table(["image", "objects", "picture"], rows))
+    print(f"objects in COCO's format: {output / 'predictions.json'}")
+    if broken:
+        fail(f"{broken} of {len(paths)} images can't be read", 1)
+
+
+def make_predict_parser() -> CommandParser:
+    """The options of `halonet detect predict`."""
+    parser = CommandParser(prog="halonet detect predict", description=PURPOSES["predict"])
+    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
+    parser.add_argument("--score_threshold", type=float, default=0.5, help="least score, 0 to 1")
+    parser.add_argument(
+        "--output", type=str, default="predictions", help="folder of the pictures and the JSON"
+    )
+    return parser
+
+
+def make_metrics_table(metrics: Any) -> str:
+    """Box and mask AP as in the paper's table, in percent."""
+    header = ["AP", "all", "at 0.5", "at 0.75", "small", "medium", "large", "recall"]
+    names = ("all", "at_50", "at_75", "small", "medium", "large", "recall")
+    rows = [
+        [kind, *(_percent(getattr(getattr(metrics, kind), name)) for name in names)]
+        for kind in ("box", "mask")
+    ]
+    note = f"{metrics.images} images, at most {metrics.max_detections} detections in each"
+    return f"{make_table(header, rows)}\n{note}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _print_problems(*parts: Any) -> None:
+    """Say on standard error what was left out of the data."""
+    problems = [problem for part in parts for problem in part.problems]
+    for problem in problems[:20]:
+        print(f"halonet: left out: {problem}", file=sys.stderr)
+    if len(problems) > 20:
+        print(f"halonet: and {len(problems) - 20} more, in summary.json", file=sys.stderr)

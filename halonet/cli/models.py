@@ -1,0 +1,81 @@
+"""halonet models."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from halonet.cli.parser import CommandParser, make_table
+from halonet.models.flops import count_flops
+from halonet.models.variants import VARIANTS
+
+PURPOSE = "list the models with parameters and FLOPs"
+
+
+def models_command(words: Sequence[str]) -> None:
+    """halonet models"""
+    parser = make_models_parser()
+    options = parser.parse_words(words)
+    if options.format not in ("table", "json"):
+        parser.error(f"--format must be table or json, got {options.format!r}")
+    try:
+        most_parameters, most_flops = _number(options.max_parameters), _number(options.max_flops)
+    except ValueError as error:
+        parser.error(str(error))
+    found: list[dict[str, Any]] = []
+    for variant in VARIANTS.values():
+        size = options.image_size or variant.image_size
+        entry = {
+            "name": variant.name,
+            "parameters": variant.parameters,
+            "flops": count_flops(variant, size),
+            "image_size": size,
+            "source": variant.source,
+        }
+        too_large = (
+            (variant.parameters or 0) > most_parameters
+            or entry["flops"] > most_flops
+            or (options.max_image_size is not None and size > options.max_image_size)
+        )
+        if not too_large:
+            found.append(entry)
+    if options.format == "json":
+        print(json.dumps(found, indent=2))
+        return
+    rows = [
+        [
+            entry["name"],
+            f"{entry['parameters'] / 1e6:.2f}",
+            f"{entry['flops'] / 1e9:.2f}",
+            entry["image_size"],
+            entry["source"],
+        ]
+        for entry in found
+    ]
+    print(make_table(["model", "parameters, M", "GFLOPs", "image", "source"], rows))
+    print("FLOPs of one image, a multiply-add counting as two; parameters with 1000 classes.")
+
+
+def make_models_parser() -> CommandParser:
+    """The options of `halonet models`."""
+    parser = CommandParser(prog="halonet models", description=PURPOSE)
+    parser.add_argument("--max_parameters", type=str | None, help="at most so many, as 10M")
+    parser.add_argument("--max_flops", type=str | None, help="at most so many, as 6G")
+    parser.add_argument(
+        "--max_image_size", type=int | None, help="at most so many pixels on a side"
+    )
+    parser.add_argument(
+        "--image_size", type=int | None, help="count FLOPs at this size, not at each model's own"
+    )
+    parser.add_argument("--format", type=str, default="table", help="table or json")
+    return parser
+
+
+def _number(text: str | None) -> float:
+    """`10M` as 10,000,000; no text as infinity."""
+    if text is None:
+        return float("inf")
+    match = re.fullmatch(r"([0-9.]+)([KMG]?)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"expected a number such as 10M or 6G, got {text!r}")
+    return float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[match[2].upper()]

@@ -1,0 +1,234 @@
+"""Training a detector: its data, its model, its loss and its scores."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from halonet.detection.coco import AnnotatedImage, AnnotatedImages, DetectionData, load_coco
+from halonet.detection.config import (
+    DetectionConfig,
+    check_detection_config,
+    make_detection_config,
+)
+from halonet.detection.dataset import CocoDataset, collate
+from halonet.detection.evaluate import DetectionMetrics, detect_images, merge_results, score
+from halonet.detection.mask_rcnn import Detector, mask_rcnn, save_detector, sum_losses
+from halonet.detection.predict import draw_truth, predict
+from halonet.training.checkpoint import (
+    find_checkpoint,
+    read_config,
+    write_atomically,
+    write_text,
+)
+from halonet.training.images import read_image
+from halonet.training.loop import run_task
+
+PICTURES = 6
+
+
+@dataclass(frozen=True)
+class DetectionEvaluation:
+    """What a detector found in the held-out images, and how good that is."""
+
+    metrics: DetectionMetrics
+    results: list[dict[str, Any]]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The scores by name, for logs; nan where nothing counts."""
+        return {
+            f"{kind}_{name}": math.nan if value is None else value
+            for kind in ("box", "mask")
+            for name, value in (
+                ("ap", getattr(self.metrics, kind).all),
+                ("ap50", getattr(self.metrics, kind).at_50),
+            )
+        }
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """What a finished run leaves: its folder, its data, and the last checkpoint's scores."""
+
+    folder: Path
+    data: DetectionData
+    evaluation: DetectionEvaluation
+    minutes: float
+
+
+def train_detector(config: DetectionConfig, *, output: str | None = None) -> DetectionResult:
+    """Train a detector by a configuration, in a new run folder; as `halonet.training.train`.
+
+    Raises:
+        BadAnnotations: something is wrong with the annotations, and the configuration refuses it.
+        Others as training a classifier does.
+    """
+    check_detection_config(config)
+    return _run(config, output=output)
+
+
+def resume_detector(folder: Path) -> DetectionResult:
+    """Go on with the run in `folder` from its last saved step, exactly.
+
+    Raises:
+        FileNotFoundError: `folder` holds no run.
+        ValueError: its configuration or its state is damaged, or it is a classifier's.
+    """
+    config = read_config(folder, make_detection_config)
+    check_detection_config(config)
+    return _run(config, started=folder)
+
+
+def _run(
+    config: DetectionConfig, *, output: str | None = None, started: Path | None = None
+) -> DetectionResult:
+    trainer, folder, evaluation = run_task(
+        lambda accelerator: Detection(config, accelerator),
+        config,
+        sharded_modules=("Bottleneck",),
+        output=output,
+        started=started,
+    )
+    data, minutes = trainer.task.data, trainer.progress["seconds"] / 60
+    if trainer.is_main:
+        write_summary(folder, trainer.average.module, data, evaluation, minutes=minutes)
+    return DetectionResult(folder, data, evaluation, minutes)
+
+
+class Detection:
+    """The task of `halonet detect train`, see `halonet.training.loop.Task`."""
+
+    score = "mask_ap"
+    resume_command = "halonet detect train --resume"
+    collate = staticmethod(collate)
+
+    def __init__(self, config: DetectionConfig, accelerator: Accelerator) -> None:
+        self.config = config
+        self.device = accelerator.device
+        self.data = load_coco(
+            config.data,
+            bad_annotations=config.bad_annotations,
+            progress=accelerator.is_main_process,
+        )
+        torch.manual_seed(config.seed)
+        self.model = make_detector(config, self.data)
+        self.training = CocoDataset(
+            self.data.training,
+            config.detector.image_size,
+            scale_jitter=config.scale_jitter,
+            horizontal_flip=config.horizontal_flip,
+            preprocessing=self.model.backbone.body.preprocessing,
+            seed=config.seed,
+        )
+        self.validation = _Places(self.data.validation)
+
+    def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the five losses of a batch, and each of them."""
+        images, targets = batch
+        images = [image.to(self.device) for image in images]
+        targets = [
+            {name: value.to(self.device) for name, value in target.items()} for target in targets
+        ]
+        losses = model(images, targets)
+        loss = sum_losses(losses)
+        return loss, {"loss": loss, **losses}
+
+    def evaluate(
+        self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
+    ) -> DetectionEvaluation:
+        """Scores on all held-out images; every process looks at its part."""
+        assert isinstance(model, Detector)
+        places = [index for _, index in loader.sampler]
+        parts = gather_object(
+            [
+                detect_images(
+                    model, self.data.validation, places, progress=accelerator.is_main_process
+                )
+            ]
+        )
+        results = merge_results(parts)
+        limit = self.config.detector.detections
+        return DetectionEvaluation(
+            score(self.data.validation, results, max_detections=limit), results
+        )
+
+    def save(self, model: nn.Module, path: Path) -> None:
+        """Write the weights with all that `load_detector` needs."""
+        assert isinstance(model, Detector)
+        save_detector(model, path)
+
+
+class _Places(Dataset):
+    """As many places as there are images: evaluation reads them by itself, in their own size."""
+
+    def __init__(self, data: AnnotatedImages) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.images)
+
+
+def make_detector(config: DetectionConfig, data: DetectionData) -> Detector:
+    """The detector that a configuration asks for, for the categories of the data."""
+    init = None if config.init is None else find_checkpoint(Path(config.init))
+    model = mask_rcnn(
+        config.model,
+        num_classes=len(data.categories),
+        init=init,
+        backend=config.backend,
+        model_options=config.model_options,
+        **asdict(config.detector),
+    )
+    model.class_names = tuple(category.name for category in data.categories)
+    model.category_ids = tuple(category.id for category in data.categories)
+    return model.to(memory_format=torch.channels_last)
+
+
+def write_summary(
+    folder: Path,
+    model: Detector,
+    data: DetectionData,
+    evaluation: DetectionEvaluation,
+    *,
+    minutes: float | None = None,
+) -> None:
+    """Write summary.json, results.json (COCO's results of the held-out images) and pictures.
+
+    The pictures are of a few held-out images, taken evenly: the annotations on the left, what was
+    found on the right.
+    """
+    summary = {
+        "data": data.name,
+        "model": model.backbone.body.variant.name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "image_size": model.options.image_size,
+        "training_minutes": minutes,
+        **asdict(evaluation.metrics),
+        "problems": [str(problem) for problem in data.training.problems + data.validation.problems],
+    }
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "results.json", json.dumps(evaluation.results) + "\n")
+    images = data.validation.images
+    for image in images[:: -(-len(images) // PICTURES)]:
+        _draw(folder / "pictures" / f"{image.id}.png", model, image, data)
+
+
+def _draw(path: Path, model: Detector, image: AnnotatedImage, data: DetectionData) -> None:
+    ((_, found),) = predict(model, [image.path])
+    if isinstance(found, str):  # since it was checked, something has happened to it
+        return
+    truth = draw_truth(image, data.categories)
+    both = Image.new("RGB", (2 * truth.width + 8, truth.height), "white")
+    both.paste(truth)
+    both.paste(found.draw(read_image(image.path)), (truth.width + 8, 0))
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, both.save)

@@ -1,0 +1,233 @@
+"""Detectors train by the loop of the classifiers: whole, resumed, in two processes, by command."""
+
+import csv
+import dataclasses
+import json
+import signal
+
+import pytest
+import torch
+from PIL import Image
+
+from halonet import cli
+from halonet.detection.config import (
+    RECIPES,
+    check_detection_config,
+    get_detection_recipe,
+    make_detection_config,
+)
+from halonet.detection.mask_rcnn import DetectorOptions, load_detector
+from halonet.detection.training import resume_detector, train_detector
+from halonet.training import loop
+from halonet.training.classification import resume
+from tests.detection.pictures import NARROW, SHARED, draw_coco, needs_shared_data
+from tests.training.pictures import make_words
+from tests.training.processes import assert_close_runs, assert_equal_runs, launch
+
+
+def make_trial(folder, **changes):
+    """Two epochs of two steps, without what differs between processes."""
+    detector = DetectorOptions(
+        image_size=64,
+        anchor_sizes=(8, 16, 32, 64, 128),
+        training_proposals=40,
+        proposals=40,
+        detections=10,
+        pyramid_channels=8,
+        box_channels=16,
+        mask_channels=8,
+        training_regions=16,
+    )
+    fields = {
+        "data": f"coco:{folder}",
+        "model": "resnet_50_se_halo8",
+        "model_options": {
+            name: list(one) if isinstance(one, tuple) else one for name, one in NARROW.items()
+        },
+        "detector": detector,
+        "epochs": 2,
+        "batch_size": 2,
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "batch_norm": "frozen",
+        "checkpoint_steps": 1,
+        "evaluate_epochs": 1,
+        "tensorboard": False,
+    }
+    return dataclasses.replace(get_detection_recipe("small"), **(fields | changes))
+
+
+@pytest.fixture(scope="session")
+def coco_folder(tmp_path_factory):
+    return draw_coco(tmp_path_factory.mktemp("coco"))
+
+
+@pytest.fixture(scope="session")
+def detection_run(coco_folder, tmp_path_factory):
+    """A run that nothing interrupted; tests don't change its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return train_detector(make_trial(coco_folder), output=str(folder))
+
+
+def test_run_folder(detection_run):
+    run = detection_run.folder
+    assert sorted(path.name for path in run.iterdir()) == [
+        "best.safetensors",
+        "config.json",
+        "last.safetensors",
+        "metrics.csv",
+        "pictures",
+        "results.json",
+        "state",
+        "summary.json",
+    ]
+    with open(run / "metrics.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [row["step"] for row in rows] == ["2", "4"]
+    assert {"training_loss_mask", "validation_box_ap", "validation_mask_ap"} <= rows[0].keys()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["mask"]["all"] == detection_run.evaluation.figures["mask_ap"]
+    for path in (run / "pictures").iterdir():
+        with Image.open(path) as picture:
+            assert picture.width > 80
+    model = load_detector(run / "last.safetensors")
+    assert model.class_names == ("bar", "square")
+    assert model.category_ids == (3, 7)
+
+
+def test_interrupted_run_resumes_bit_for_bit(detection_run, coco_folder, tmp_path, monkeypatch):
+    original = loop.Trainer._step
+
+    def interrupt(run, *arguments):
+        if run.progress["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_step", interrupt)
+        with pytest.raises(loop.TrainingInterrupted, match="halonet detect train --resume"):
+            train_detector(make_trial(coco_folder), output=str(tmp_path / "run"))
+    result = resume_detector(tmp_path / "run")
+    assert_equal_runs(tmp_path / "run", detection_run.folder)
+    assert result.evaluation.results == detection_run.evaluation.results
+
+
+def test_two_processes_equal_one_and_survive_a_lost_one(detection_run, coco_folder, tmp_path):
+    words = make_words(make_trial(coco_folder), tmp_path / "run")
+    killed = launch(tmp_path, ["detect", "train", *words], kill_in_step=4)
+    assert killed.returncode != 0
+    assert "lost another process of this run" in killed.stderr
+    again = launch(tmp_path, ["detect", "train", "--resume", str(tmp_path / "run")])
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("trained in") == 1
+    assert_close_runs(tmp_path / "run", detection_run.folder)
+
+
+def test_run_of_another_task_is_named(detection_run, whole_run):
+    with pytest.raises(ValueError, match="a classifier's"):
+        resume_detector(whole_run.folder)
+    with pytest.raises(ValueError, match="a detector's"):
+        resume(detection_run.folder)
+
+
+def test_commands(coco_folder, tmp_path, capsys):
+    words = make_words(make_trial(coco_folder, epochs=1), tmp_path / "run")
+    cli.main(["detect", "train", *words])
+    shown = capsys.readouterr()
+    assert "box " in shown.out
+    assert "mask " in shown.out
+    assert shown.err == ""
+    cli.main(["detect", "evaluate", str(tmp_path / "run"), "--max-detections", "5"])
+    shown = capsys.readouterr()
+    assert "4 images, at most 5 detections in each" in shown.out
+    assert "square" in shown.out
+    assert (tmp_path / "run" / "evaluation" / "results.json").is_file()
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = [str(coco_folder / "val2017"), str(tmp_path / "broken.png")]
+    output = tmp_path / "predictions"
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(
+            [
+                "detect",
+                "predict",
+                str(tmp_path / "run"),
+                *images,
+                "--score-threshold",
+                "0",
+                "--output",
+                str(output),
+            ]
+        )
+    assert stopped.value.code == 1
+    shown = capsys.readouterr()
+    assert "broken.png is not an image" in shown.err
+    content = json.loads((output / "predictions.json").read_text())
+    assert [one["width"] for one in content["images"]] == [60, 50, 64, 40]
+    assert {one["category_id"] for one in content["annotations"]} <= {3, 7}
+    assert len([*output.glob("*.png")]) == 4
+
+
+def test_bad_annotations_are_named_or_refused(coco_folder, tmp_path, capsys):
+    folder = draw_coco(tmp_path / "coco")
+    path = folder / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["category_id"] = 99
+    path.write_text(json.dumps(content))
+    words = make_words(make_trial(folder, epochs=1), tmp_path / "run")
+    cli.main(["detect", "train", *words])
+    assert "left out: image 10, annotation 0: category 99 is unknown" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(
+            [
+                "detect",
+                "train",
+                *words,
+                "--bad-annotations",
+                "refuse",
+                "--output",
+                str(tmp_path / "no"),
+            ]
+        )
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["detect", "trian"], 2, "there are train, evaluate, predict"),
+        (["detect", "train", "--data", "folder:a"], 1, "data must be coco:FOLDER"),
+        (["detect", "train", "--data", "coco:absent"], 1, "no folder at absent"),
+        (["detect", "train", "--recipe", "huge"], 1, "recipe must be one of"),
+        (["detect", "train", "--resume", "absent"], 1, "no run at absent"),
+        (["detect", "evaluate", "absent"], 1, "no checkpoint at absent"),
+        (["detect", "predict", "absent", "a.png"], 1, "no checkpoint at absent"),
+    ],
+)
+def test_mistake_is_one_line(words, status, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == status
+    shown = capsys.readouterr().err
+    assert shown.startswith("halonet: ")
+    assert shown.count("\n") == 1
+    assert message in shown
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_valid_and_survive_json(name):
+    config = get_detection_recipe(name)
+    check_detection_config(config)
+    assert make_detection_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@needs_shared_data
+def test_real_photos_train(tmp_path):
+    config = make_trial(SHARED / "tiny_coco", epochs=1, batch_size=16)
+    result = train_detector(config, output=str(tmp_path / "run"))
+    assert len(result.data.categories) == 80
+    assert all(
+        torch.isfinite(one).all()
+        for one in load_detector(tmp_path / "run" / "last.safetensors").parameters()
+    )
