@@ -101,15 +101,15 @@ def small() -> DetectionConfig:
             pyramid_channels=64,
             box_channels=256,
             mask_channels=64,
-            training_regions=256,
+            training_regions=128,
         ),
-        epochs=10,
+        epochs=8,
         batch_size=4,
         optimizer="nadamw",
         learning_rate=1e-3,
         weight_decay=0.05,
         averaging_decay=0.99,
-        evaluate_epochs=5,
+        evaluate_epochs=4,
     )
 
 
