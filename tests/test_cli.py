@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from halonet import cli
-from halonet.cli import classification, models
+from halonet.cli import classification, detect, models, shards
 
 TRAIN_OPTIONS = [
     "accumulation_steps",
@@ -80,8 +80,14 @@ TRAIN_OPTIONS = [
             models.make_models_parser(),
             ["format", "help", "image_size", "max_flops", "max_image_size", "max_parameters"],
         ),
+        (
+            shards.make_shards_parser(),
+            ["data_root", "help", "shard_size", "skip_broken", "validation_share"],
+        ),
+        (detect.make_evaluate_parser(), ["data", "help", "max_detections", "output"]),
+        (detect.make_predict_parser(), ["help", "output", "score_threshold"]),
     ],
-    ids=["train", "evaluate", "predict", "models"],
+    ids=["train", "evaluate", "predict", "models", "shards", "detect evaluate", "detect predict"],
 )
 def test_options_are_frozen(parser, options):
     found = {
@@ -96,7 +102,7 @@ def test_options_are_frozen(parser, options):
 def test_overview_names_every_command(capsys):
     cli.main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"  {name} " in shown for name in ("train", "evaluate", "predict", "models"))
+    assert all(f"  {name} " in shown for name in cli.COMMANDS)
 
 
 def test_help_of_train_needs_no_training_library():
@@ -125,7 +131,7 @@ def fails(capsys, words, status=1):
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["trian"], 2, "'trian' is not a command; there are train, evaluate, predict, models"),
+        (["trian"], 2, "'trian' is not a command; there are train, evaluate, predict,"),
         (["train", "--epoch-count", "3"], 2, "epoch_count"),
         (["train", "--epochs", "many"], 2, "epochs"),
         (["train", "--epochs", "0"], 1, "epochs must be positive, got 0"),
@@ -315,3 +321,19 @@ def test_damaged_metadata_is_not_the_users_problem(capsys, whole_run, tmp_path):
     shown = capsys.readouterr()
     assert "odd.jpg" in shown.out
     assert shown.err == ""
+
+
+def test_shards_are_written_and_trained_on(images, tmp_path, capsys):
+    from tests.training.pictures import make_words, small_config
+
+    cli.main(["shards", f"folder:{images}", str(tmp_path / "shards"), "--validation-share", "0.25"])
+    assert "24 images in 2 shards" in capsys.readouterr().out
+    config = small_config(images, data=f"shards:{tmp_path / 'shards'}", epochs=1)
+    cli.main(["train", *make_words(config, tmp_path / "run")])
+    assert "held-out accuracy" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["shards", f"folder:{images}", str(tmp_path / "shards")])
+    assert "exists already and isn't an empty folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["shards", f"folder:{images}", str(tmp_path / "other"), "--shard-size", "many"])
+    assert "--shard_size: expected a number such as 10M" in capsys.readouterr().err

@@ -1,11 +1,10 @@
 """halonet models."""
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from halonet.cli.parser import CommandParser, make_table
+from halonet.cli.parser import CommandParser, make_table, parse_number
 from halonet.models.flops import count_flops
 from halonet.models.variants import VARIANTS
 
@@ -19,7 +18,10 @@ def models_command(words: Sequence[str]) -> None:
     if options.format not in ("table", "json"):
         parser.error(f"--format must be table or json, got {options.format!r}")
     try:
-        most_parameters, most_flops = _number(options.max_parameters), _number(options.max_flops)
+        most_parameters, most_flops = (
+            parse_number(options.max_parameters),
+            parse_number(options.max_flops),
+        )
     except ValueError as error:
         parser.error(str(error))
     found: list[dict[str, Any]] = []
@@ -69,13 +71,3 @@ def make_models_parser() -> CommandParser:
     )
     parser.add_argument("--format", type=str, default="table", help="table or json")
     return parser
-
-
-def _number(text: str | None) -> float:
-    """`10M` as 10,000,000; no text as infinity."""
-    if text is None:
-        return float("inf")
-    match = re.fullmatch(r"([0-9.]+)([KMG]?)", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"expected a number such as 10M or 6G, got {text!r}")
-    return float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[match[2].upper()]

@@ -92,3 +92,13 @@ def fail(reason: str, status: int) -> NoReturn:
 def drop_output() -> None:
     """Send nowhere what waits in standard output: flushing it at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse_number(text: str | None) -> float:
+    """`10M` as 10,000,000; no text as infinity."""
+    if text is None:
+        return float("inf")
+    match = re.fullmatch(r"([0-9.]+)([KMG]?)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"expected a number such as 10M or 6G, got {text!r}")
+    return float(match[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[match[2].upper()]

@@ -30,7 +30,7 @@ from halonet.training.checkpoint import (
     write_text,
 )
 from halonet.training.images import read_image
-from halonet.training.loop import run_task
+from halonet.training.run import run_task
 
 PICTURES = 6
 

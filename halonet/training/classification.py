@@ -20,8 +20,8 @@ from halonet.training.config import TrainingConfig, check_config, make_config
 from halonet.training.data import LabelledImages, load_data
 from halonet.training.evaluate import Evaluation, find_answers, score
 from halonet.training.images import ImageDataset
-from halonet.training.loop import run_task
 from halonet.training.report import write_report
+from halonet.training.run import run_task
 
 
 @dataclass(frozen=True)

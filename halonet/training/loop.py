@@ -19,22 +19,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from halonet.training.checkpoint import (
-    check_output,
-    load_state,
-    new_run_folder,
-    save_state,
-    write_config,
-)
+from halonet.training.checkpoint import load_state, save_state
 from halonet.training.config import RunConfig
 from halonet.training.images import EpochSampler, InOrder, make_loader, mix_seed
 from halonet.training.log import RunLog, describe_epoch, write_metrics
 from halonet.training.parallel import (
     Whole,
     agree,
-    do_once,
-    make_accelerator,
-    naming_lost_process,
     put_together,
     share_buffers,
 )
@@ -94,44 +85,6 @@ class Task(Protocol):
     def save(self, model: nn.Module, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
         ...
-
-
-def run_task(
-    make_task: Callable[[Accelerator], Task],
-    config: RunConfig,
-    *,
-    sharded_modules: tuple[str, ...],
-    output: str | None = None,
-    started: Path | None = None,
-) -> tuple["Trainer", Path, Any]:
-    """Start a run, or go on with one, and train to its end.
-
-    Args:
-        make_task: reads the data and makes the model.
-        config: what the task was told.
-        sharded_modules: class names of the modules that FSDP gathers one at a time.
-        output: the folder of a new run; None takes the first free one.
-        started: the folder of a run to go on with, instead.
-
-    Returns:
-        The trainer at its end, the run's folder, and the last evaluation.
-    """
-    accelerator = make_accelerator(config, sharded_modules)
-    folder = started
-    with naming_lost_process(accelerator, lambda: folder):
-        if folder is None and output is not None:
-            do_once(accelerator, lambda: check_output(output))
-        task = make_task(accelerator)  # before the folder: what can't run leaves none
-        trainer = Trainer(task, accelerator)
-        if folder is None:
-            folder = do_once(accelerator, lambda: _start(config, output))
-        return trainer, folder, trainer.go(folder)
-
-
-def _start(config: RunConfig, output: str | None) -> Path:
-    folder = new_run_folder(output, config.recipe)
-    write_config(folder, config)
-    return folder
 
 
 class Trainer:
