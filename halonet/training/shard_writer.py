@@ -75,7 +75,7 @@ def write_shards(
     Args:
         data: from `load_data`.
         folder: to be created, or empty.
-        shard_bytes: size that a shard with more than one image doesn't exceed.
+        shard_bytes: what the samples of a shard with more than one don't exceed, in bytes.
         skip_broken: leave out images that can't be read; without it the first one ends it all.
         show_progress: show bars on a terminal.
 
