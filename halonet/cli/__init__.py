@@ -45,11 +45,8 @@ def main(words: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name is None:
             fail(one_line(error), 1)
-        fail(
-            f"{error.name} is not installed; pip install 'halonet[train]' brings what training "
-            "needs",
-            1,
-        )
+        extra = EXTRAS.get(error.name.partition(".")[0], "train")
+        fail(f"{error.name} is not installed; pip install 'halonet[{extra}]' brings it", 1)
     except OSError as error:
         if error.filename is None or error.strerror is None:
             fail(one_line(error), 1)
@@ -57,6 +54,9 @@ def main(words: Sequence[str] | None = None) -> None:
     except (ValueError, NotImplementedError, MemoryError) as error:
         fail(one_line(error), 1)
 
+
+# What brings a package that isn't there; train brings the rest.
+EXTRAS = {"datasets": "data", "faster_coco_eval": "detection"}
 
 COMMANDS = {
     "train": Command(classification.PURPOSES["train"], classification.train_command),

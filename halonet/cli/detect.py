@@ -38,7 +38,7 @@ def detect_command(words: Sequence[str]) -> None:
 
 def train_command(words: Sequence[str]) -> None:
     """halonet detect train"""
-    parser = make_train_parser(find_option(words, "recipe") or "small")
+    parser = make_train_parser(find_option(words, "recipe") or "small_detector")
     fields = parser.parse_words(words).as_dict()
     output, run = fields.pop("output"), fields.pop("resume")
     if run is not None:

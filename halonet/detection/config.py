@@ -83,14 +83,14 @@ def coco() -> DetectionConfig:
     )
 
 
-def small() -> DetectionConfig:
+def small_detector() -> DetectionConfig:
     """Some hundred images, from scratch on a CPU. Ours, not the paper's.
 
     Expected: docs/results.md has it for the nuclei. Hardware: two CPU cores, half an hour.
     Command: halonet detect train --data coco:PATH
     """
     return DetectionConfig(
-        recipe="small",
+        recipe="small_detector",
         model="halonet_tiny",
         detector=DetectorOptions(
             image_size=256,
@@ -113,7 +113,7 @@ def small() -> DetectionConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], DetectionConfig]] = {"coco": coco, "small": small}
+RECIPES: dict[str, Callable[[], DetectionConfig]] = {"coco": coco, "small_detector": small_detector}
 
 
 def get_detection_recipe(name: str) -> DetectionConfig:

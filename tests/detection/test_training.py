@@ -54,7 +54,7 @@ def make_trial(folder, **changes):
         "evaluate_epochs": 1,
         "tensorboard": False,
     }
-    return dataclasses.replace(get_detection_recipe("small"), **(fields | changes))
+    return dataclasses.replace(get_detection_recipe("small_detector"), **(fields | changes))
 
 
 @pytest.fixture(scope="session")
