@@ -1,5 +1,6 @@
 """Where images come from: data sets, folders, and their training and held-out parts."""
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -218,7 +219,9 @@ def _visible(path: Path) -> bool:
     return not any(part.startswith(".") for part in path.parts)
 
 
-def hold_out(split: Split, strata: Sequence[str], validation_share: float) -> tuple[Split, Split]:
+def hold_out(
+    split: Split, strata: Sequence[str] | np.ndarray, validation_share: float
+) -> tuple[Split, Split]:
     """Hold out a share of each stratum, at least one image; the same ones every time.
 
     Raises:
@@ -242,10 +245,11 @@ def hold_out(split: Split, strata: Sequence[str], validation_share: float) -> tu
 
 
 def _choose(split: Split, indices: np.ndarray) -> Split:
-    labels = [split.labels[index] for index in indices]
     if isinstance(split.sources, list):
+        labels = [split.labels[index] for index in indices]
         return Split([split.sources[index] for index in indices], labels)
-    return Split(ChosenSources(split.sources, indices), labels)
+    labels = np.asarray(split.labels, dtype=np.intc)[indices]
+    return Split(ChosenSources(split.sources, indices), array("i", labels.tobytes()))
 
 
 class ChosenSources(Sequence):

@@ -82,8 +82,7 @@ def load_hub_data(name: str, *, validation_share: float) -> LabelledImages:
             raise ValueError(f"hf:{name}: split {part} must have {image} and {label} as train has")
     splits = [_make_split(f"split {part} of hf:{name}", parts[part], image, label) for part in used]
     if len(splits) == 1:
-        strata = [class_names[index] for index in splits[0].labels]
-        splits = hold_out(splits[0], strata, validation_share)
+        splits = hold_out(splits[0], np.asarray(splits[0].labels), validation_share)
     return LabelledImages(f"hf:{name}", class_names, splits[0], splits[1])
 
 

@@ -130,7 +130,7 @@ def load_shards(
     for split in splits:
         _check_labels(split, len(names))
     if len(splits) == 1:
-        splits = hold_out(splits[0], [names[label] for label in splits[0].labels], validation_share)
+        splits = hold_out(splits[0], np.asarray(splits[0].labels), validation_share)
     return LabelledImages(
         f"shards:{location}", tuple(names), splits[0], splits[1], str(info.get("note", ""))
     )
