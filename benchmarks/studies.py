@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    lines = ["| | parameters, M | accuracy, % | loss | minutes |", "|---|---|---|---|---|"]
+    lines = ["| | parameters, M | accuracy, % | loss |", "|---|---|---|---|"]
     for name, config in STUDIES[options.study](options.data, options.seed).items():
         folder = options.output / "".join(c if c.isalnum() else "_" for c in name)
         if not (folder / "config.json").is_file():
@@ -112,7 +112,7 @@ def main() -> None:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         lines.append(
             f"| {name} | {summary['parameters'] / 1e6:.2f} | {100 * summary['accuracy']:.1f} "
-            f"| {summary['loss']:.3f} | {summary['training_minutes']:.1f} |"
+            f"| {summary['loss']:.3f} |"
         )
         write_text(options.output / "results.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
