@@ -1,5 +1,6 @@
 """The command line: its options, what it prints, and one clear line for each mistake."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from halonet import cli
-from halonet.cli import classification, detect, models, shards
+from halonet.cli import classification, compare, detect, models, recipes, shards
 
 TRAIN_OPTIONS = [
     "accumulation_steps",
@@ -84,10 +85,15 @@ TRAIN_OPTIONS = [
             shards.make_shards_parser(),
             ["data_root", "help", "shard_size", "skip_broken", "validation_share"],
         ),
+        (recipes.make_recipes_parser(), ["format", "help"]),
+        (compare.make_compare_parser(), ["format", "help", "output", "score"]),
         (detect.make_evaluate_parser(), ["data", "help", "max_detections", "output"]),
         (detect.make_predict_parser(), ["help", "output", "score_threshold"]),
     ],
-    ids=["train", "evaluate", "predict", "models", "shards", "detect evaluate", "detect predict"],
+    ids=[
+        *("train", "evaluate", "predict", "models", "shards", "recipes", "compare"),
+        *("detect evaluate", "detect predict"),
+    ],
 )
 def test_options_are_frozen(parser, options):
     found = {
@@ -135,7 +141,11 @@ def fails(capsys, words, status=1):
         (["train", "--epoch-count", "3"], 2, "epoch_count"),
         (["train", "--epochs", "many"], 2, "epochs"),
         (["train", "--epochs", "0"], 1, "epochs must be positive, got 0"),
-        (["train", "--recipe", "huge"], 1, "recipe must be one of elpv, small, got 'huge'"),
+        (
+            ["train", "--recipe", "smal"],
+            1,
+            "`halonet recipes` lists, got 'smal'; near it are small",
+        ),
         (["train", "--data", "mnist"], 1, "got 'mnist'"),
         (["train", "--data", "folder:absent"], 1, "no folder at absent"),
         (["train", "--model", "halonet_h9"], 1, "'halonet_h9'"),
@@ -147,12 +157,24 @@ def fails(capsys, words, status=1):
         (["predict", "absent.safetensors", "a.png"], 1, "no checkpoint at absent.safetensors"),
         (["predict", "absent", "a.png", "--top-k", "0"], 2, "--top_k must be 1 or more"),
         (["predict", "absent", "a.png", "--format", "xml"], 2, "table or json"),
+        (["train", "--recipe", "imagenet_h0"], 1, "no folder at imagenet"),
+        (["train", "--recipe", "pretrain_h4_base128"], 1, "imagenet21k"),
+        (["recipes", "imagenet_h"], 1, "got 'imagenet_h'; near it are imagenet_h"),
+        (["recipes", "--format", "xml"], 2, "table or json"),
+        (["compare"], 2, "runs"),
+        (["compare", "absent"], 1, "no run at absent: it has no config.json"),
+        (["compare", "absent", "--format", "xml"], 2, "table or json"),
+        (["compare", "absent", "--output", "absent/curves.png"], 1, "no folder at absent"),
         (["models", "--max_parameters", "few"], 2, "a number such as 10M"),
     ],
 )
 def test_mistake_is_one_line(capsys, monkeypatch, tmp_path, words, status, said):
     monkeypatch.chdir(tmp_path)
-    if words[0] == "train" and "--data" not in words:
+    if (
+        words[0] == "train"
+        and "--data" not in words
+        and said not in ("no folder at imagenet", "imagenet21k")
+    ):
         from tests.training.pictures import draw_folder
 
         if "--resume" not in words:
@@ -267,6 +289,81 @@ def test_models_filter(capsys):
     assert found["halonet_h0"]["parameters"] == 5_485_352
     cli.main(["models", "--max_flops=1"])
     assert "halonet" not in capsys.readouterr().out
+
+
+def test_recipes(capsys):
+    cli.main(["recipes"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["recipe", "expected", "data", "reproduces"]
+    assert any(line.split()[:3] == ["imagenet_h7", "84.9", "%"] for line in lines)
+    cli.main(["recipes", "--format", "json"])
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert listed["sasa_mask"]["data"] == "folder:imagenet"
+
+
+def test_one_recipe(capsys):
+    cli.main(["recipes", "finetune_h4_base128_384"])
+    lines = capsys.readouterr().out.splitlines()
+    command = "halonet train --recipe finetune_h4_base128_384 --data folder:imagenet"
+    assert ["command", *command.split()] in [line.split() for line in lines]
+    assert ["model_options.block_size", "12"] in [line.split() for line in lines]
+    assert not any("seed" in line for line in lines)
+    cli.main(["recipes", "imagenet_h7", "--format=json"])
+    described = json.loads(capsys.readouterr().out)
+    assert described["fields"]["augmentation.randaugment"] == 31
+    assert "dropout 0.5" in described["ours"]
+
+
+@pytest.mark.parametrize("recipe", ["imagenet_h7_conv12", "finetune_h4_base128_512", "sasa_mask"])
+def test_parser_takes_all_of_a_recipe(recipe):
+    from halonet.training.config import make_config
+    from halonet.training.recipes import get_recipe
+
+    fields = classification.make_train_parser(recipe).parse_words(["--epochs", "2"]).as_dict()
+    del fields["output"], fields["resume"]
+    assert make_config(fields) == dataclasses.replace(get_recipe(recipe), epochs=2)
+
+
+def test_recipe_of_the_paper_trains(capsys, images, tmp_path):
+    from tests.training.pictures import SMALL_MODEL
+
+    words = [
+        "train",
+        "--recipe=imagenet_h4",
+        f"--data=folder:{images}",
+        f"--output={tmp_path / 'run'}",
+    ]
+    words += [
+        "--epochs=1",
+        "--batch_size=4",
+        "--image_size=32",
+        "--workers=0",
+        "--model=halonet_tiny",
+    ]
+    words += [f"--model_options={json.dumps(SMALL_MODEL | {'stochastic_depth': 0.1})}"]
+    cli.main(words)
+    assert "epoch 1/1" in capsys.readouterr().out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["recipe"], config["augmentation"]["randaugment"]) == ("imagenet_h4", 17)
+
+
+def test_compare(capsys, whole_run, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    config = json.loads((whole_run.folder / "config.json").read_text())
+    (begun / "config.json").write_text(json.dumps(config | {"seed": 3}))
+    runs = [str(whole_run.folder), str(begun)]
+    cli.main(["compare", *runs, "--output", str(tmp_path / "curves.png")])
+    lines = capsys.readouterr().out.splitlines()
+    assert "best accuracy" in lines[0]
+    assert "2/2" in lines[1].split()
+    assert lines[2].endswith("seed 3")
+    assert lines[3:] == [f"{begun} has no finished epoch yet", f"open {tmp_path / 'curves.png'}"]
+    cli.main(["compare", *runs, "--format", "json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [outcome["finished"] for outcome in found] == [True, False]
+    assert found[1]["differences"] == {"seed": 3}
+    assert "got 'box_ap'" in fails(capsys, ["compare", *runs, "--score", "box_ap"])
 
 
 @pytest.mark.parametrize(

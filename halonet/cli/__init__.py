@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
-from halonet.cli import classification, detect, models, shards
+from halonet.cli import classification, compare, detect, models, recipes, shards
 from halonet.cli.parser import drop_output, fail, one_line, overview
 
 
@@ -64,5 +64,7 @@ COMMANDS = {
     "predict": Command(classification.PURPOSES["predict"], classification.predict_command),
     "detect": Command("Mask R-CNN: train, evaluate, predict", detect.detect_command),
     "shards": Command(shards.PURPOSE, shards.shards_command),
+    "compare": Command(compare.PURPOSE, compare.compare_command),
     "models": Command(models.PURPOSE, models.models_command),
+    "recipes": Command(recipes.PURPOSE, recipes.recipes_command),
 }

@@ -57,7 +57,7 @@ def train_command(words: Sequence[str]) -> None:
 def make_train_parser(recipe: str) -> CommandParser:
     """The options of `halonet train`, their defaults from a recipe."""
     from halonet.training.config import TrainingConfig
-    from halonet.training.recipes import RECIPES, get_recipe
+    from halonet.training.recipes import get_recipe
 
     parser = CommandParser(prog="halonet train", description=PURPOSES["train"])
     parser.add_argument(
@@ -70,7 +70,7 @@ def make_train_parser(recipe: str) -> CommandParser:
     )
     parser.add_class_arguments(TrainingConfig, as_group=False)
     parser.set_defaults(dataclasses.asdict(get_recipe(recipe)))
-    parser.epilog = f"recipes: {', '.join(RECIPES)}"
+    parser.epilog = "halonet recipes lists the recipes"
     return parser
 
 
