@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import halonet
 from halonet import cli
 from halonet.cli import classification, compare, detect, models, recipes, shards
 
@@ -74,7 +75,7 @@ TRAIN_OPTIONS = [
         (classification.make_train_parser("elpv"), TRAIN_OPTIONS),
         (
             classification.make_evaluate_parser(),
-            ["data", "data_root", "help", "output", "validation_share"],
+            ["data", "data_root", "help", "output", "validation_data", "validation_share"],
         ),
         (classification.make_predict_parser(), ["format", "help", "output", "top_k"]),
         (
@@ -428,6 +429,16 @@ def test_shards_are_written_and_trained_on(images, tmp_path, capsys):
     config = small_config(images, data=f"shards:{tmp_path / 'shards'}", epochs=1)
     cli.main(["train", *make_words(config, tmp_path / "run")])
     assert "held-out accuracy" in capsys.readouterr().out
+    cli.main(["evaluate", str(tmp_path / "run")])
+    own = capsys.readouterr().out
+    tars = str(tmp_path / "shards" / "{}-000000.tar")
+    given = ["--data", f"shards:{tars.format('train')}"]
+    given += ["--validation-data", f"shards:{tars.format('val')}"]
+    model = halonet.load_model(tmp_path / "run" / "last.safetensors")
+    model.class_names = None  # tar files alone don't name the classes
+    halonet.save_model(model, tmp_path / "model.safetensors")
+    cli.main(["evaluate", str(tmp_path / "model.safetensors"), *given])
+    assert capsys.readouterr().out.splitlines()[:2] == own.splitlines()[:2]
     with pytest.raises(SystemExit):
         cli.main(["shards", f"folder:{images}", str(tmp_path / "shards")])
     assert "exists already and isn't an empty folder" in capsys.readouterr().err

@@ -96,15 +96,21 @@ def evaluate_command(words: Sequence[str]) -> None:
     if options.data is None and config is None:
         parser.error(f"{checkpoint} lies in no run folder: say which --data")
     config = config or TrainingConfig()
-    given = {name: options[name] for name in ("data", "data_root", "validation_share")}
+    names = ("data", "data_root", "validation_share", "validation_data")
+    given = {name: options[name] for name in names}
+    if options.data is not None:  # the run's own held-out part is of other data
+        config = dataclasses.replace(config, validation_data=None)
     config = dataclasses.replace(
         config, **{name: value for name, value in given.items() if value is not None}
     )
     data = load_data(
-        config.data, data_root=config.data_root, validation_share=config.validation_share
+        config.data,
+        data_root=config.data_root,
+        validation_share=config.validation_share,
+        validation_data=config.validation_data,
     )
     model = load_model(checkpoint)
-    evaluation = evaluate_on(model, data)
+    evaluation = evaluate_on(model, data, workers=config.workers, broken_share=config.broken_share)
     output = Path(options.output or checkpoint.parent / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
     write_report(output, model, data, evaluation)
@@ -131,7 +137,10 @@ def make_evaluate_parser() -> CommandParser:
     parser.add_argument(
         "--validation_share",
         type=float | None,
-        help="share held out of a folder without train, val",
+        help="share held out of data that has no held-out part",
+    )
+    parser.add_argument(
+        "--validation_data", type=str | None, help="held-out tar files, where data is of tar files"
     )
     parser.add_argument(
         "--output", type=str | None, help="folder of the report; evaluation beside the checkpoint"
