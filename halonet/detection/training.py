@@ -29,6 +29,7 @@ from halonet.training.checkpoint import (
     write_atomically,
     write_text,
 )
+from halonet.training.compare import draw_curves, read_run
 from halonet.training.images import read_image
 from halonet.training.run import run_task
 
@@ -101,6 +102,7 @@ def _run(
     data, minutes = trainer.task.data, trainer.progress["seconds"] / 60
     if trainer.is_main:
         write_summary(folder, trainer.average.module, data, evaluation, minutes=minutes)
+        draw_curves([read_run(folder)], folder / "curves.png")
     return DetectionResult(folder, data, evaluation, minutes)
 
 

@@ -74,6 +74,7 @@ def test_run_folder(detection_run):
     assert sorted(path.name for path in run.iterdir()) == [
         "best.safetensors",
         "config.json",
+        "curves.png",
         "last.safetensors",
         "metrics.csv",
         "pictures",
