@@ -96,6 +96,7 @@ def _run(
         lambda accelerator: Detection(config, accelerator),
         config,
         sharded_modules=("Bottleneck",),
+        resume_command=Detection.resume_command,
         output=output,
         started=started,
     )

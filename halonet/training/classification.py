@@ -78,6 +78,7 @@ def _run(
         lambda accelerator: Classification(config, accelerator),
         config,
         sharded_modules=("Bottleneck",),
+        resume_command=Classification.resume_command,
         output=output,
         started=started,
     )

@@ -86,10 +86,15 @@ def _leave() -> None:
 
 
 @contextmanager
-def naming_lost_process(accelerator: Accelerator, folder: Callable[[], Path | None]) -> Iterator:
+def naming_lost_process(
+    accelerator: Accelerator, resume_command: str, folder: Callable[[], Path | None]
+) -> Iterator:
     """Raise ProcessLost where the processes can't reach one another any more.
 
-    `folder` gives the run's folder, once there is one.
+    Args:
+        accelerator: knows how many there are.
+        resume_command: what goes on with the run, but for its folder.
+        folder: gives the run's folder, once there is one.
     """
     try:
         yield
@@ -97,7 +102,7 @@ def naming_lost_process(accelerator: Accelerator, folder: Callable[[], Path | No
         if accelerator.num_processes == 1 or not _tells_lost_process(error):
             raise
         run = folder()
-        advice = "" if run is None else f"; go on with: halonet train --resume {run}"
+        advice = "" if run is None else f"; go on with: {resume_command} {run}"
         raise ProcessLost(f"lost another process of this run{advice}") from error
 
 

@@ -17,6 +17,7 @@ def run_task(
     config: RunConfig,
     *,
     sharded_modules: tuple[str, ...],
+    resume_command: str,
     output: str | None = None,
     started: Path | None = None,
 ) -> tuple[Trainer, Path, Any]:
@@ -26,6 +27,7 @@ def run_task(
         make_task: reads the data and makes the model.
         config: what the task was told.
         sharded_modules: class names of the modules that FSDP gathers one at a time.
+        resume_command: what goes on with the run, but for its folder.
         output: the folder of a new run; None takes the first free one.
         started: the folder of a run to go on with, instead.
 
@@ -34,7 +36,7 @@ def run_task(
     """
     accelerator = make_accelerator(config, sharded_modules)
     folder = started
-    with naming_lost_process(accelerator, lambda: folder):
+    with naming_lost_process(accelerator, resume_command, lambda: folder):
         if folder is None and output is not None:
             do_once(accelerator, lambda: check_output(output))
         task = make_task(accelerator)  # before the folder: what can't run leaves none

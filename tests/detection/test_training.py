@@ -117,7 +117,10 @@ def test_two_processes_equal_one_and_survive_a_lost_one(detection_run, coco_fold
     words = make_words(make_trial(coco_folder), tmp_path / "run")
     killed = launch(tmp_path, ["detect", "train", *words], kill_in_step=4)
     assert killed.returncode != 0
-    assert "lost another process of this run" in killed.stderr
+    lost = [line for line in killed.stderr.splitlines() if line.startswith("halonet:")]
+    assert lost == [
+        f"halonet: lost another process of this run; go on with: halonet detect train --resume {tmp_path / 'run'}"
+    ]
     again = launch(tmp_path, ["detect", "train", "--resume", str(tmp_path / "run")])
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("trained in") == 1

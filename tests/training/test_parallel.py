@@ -1,11 +1,14 @@
 """Runs of two processes: the same as one, whether split weights or not, and after one is killed."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from halonet.training.checkpoint import find_states
 from halonet.training.classification import resume, train
+from halonet.training.parallel import ProcessLost, naming_lost_process
 from tests.training.pictures import make_words, small_config
 from tests.training.processes import assert_close_runs, assert_equal_runs, launch
 
@@ -59,6 +62,22 @@ def test_two_processes_equal_one_and_survive_a_lost_one(alone, images, tmp_path,
     again = launch(tmp_path, ["train", "--resume", str(tmp_path / "killed")])
     assert again.returncode == 0, again.stderr
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("command", ["halonet train --resume", "halonet detect train --resume"])
+def test_lost_process_is_named_with_the_command_of_its_task(command):
+    accelerator = SimpleNamespace(num_processes=2)
+    advised = rf"lost another process of this run; go on with: {command} runs/a$"
+    with (
+        pytest.raises(ProcessLost, match=advised),
+        naming_lost_process(accelerator, command, lambda: Path("runs/a")),
+    ):
+        raise RuntimeError("gloo: connection closed by peer")
+    with (
+        pytest.raises(ProcessLost, match=r"lost another process of this run$"),
+        naming_lost_process(accelerator, command, lambda: None),
+    ):
+        raise RuntimeError("gloo: connection closed by peer")
 
 
 def test_run_goes_on_with_another_number_of_processes(alone, images, tmp_path):
