@@ -23,15 +23,10 @@ from halonet.detection.dataset import CocoDataset, collate
 from halonet.detection.evaluate import DetectionMetrics, detect_images, merge_results, score
 from halonet.detection.mask_rcnn import Detector, mask_rcnn, save_detector, sum_losses
 from halonet.detection.predict import draw_truth, predict
-from halonet.training.checkpoint import (
-    find_checkpoint,
-    read_config,
-    write_atomically,
-    write_text,
-)
+from halonet.training.checkpoint import find_checkpoint, write_atomically, write_text
 from halonet.training.compare import draw_curves, read_run
 from halonet.training.images import read_image
-from halonet.training.run import run_task
+from halonet.training.run import RunResult, resume_run, start_run
 
 PICTURES = 6
 
@@ -56,55 +51,21 @@ class DetectionEvaluation:
         }
 
 
-@dataclass(frozen=True)
-class DetectionResult:
-    """What a finished run leaves: its folder, its data, and the last checkpoint's scores."""
-
-    folder: Path
-    data: DetectionData
-    evaluation: DetectionEvaluation
-    minutes: float
-
-
-def train_detector(config: DetectionConfig, *, output: str | None = None) -> DetectionResult:
-    """Train a detector by a configuration, in a new run folder; as `halonet.training.train`.
+def train_detector(
+    config: DetectionConfig, *, output: str | None = None
+) -> RunResult[DetectionData, DetectionEvaluation]:
+    """Train a detector by a configuration, in a new run folder; see `start_run`.
 
     Raises:
         BadAnnotations: something is wrong with the annotations, and the configuration refuses it.
-        Others as training a classifier does.
+        Others as `start_run` does.
     """
-    check_detection_config(config)
-    return _run(config, output=output)
+    return start_run(Detection, config, output=output)
 
 
-def resume_detector(folder: Path) -> DetectionResult:
-    """Go on with the run in `folder` from its last saved step, exactly.
-
-    Raises:
-        FileNotFoundError: `folder` holds no run.
-        ValueError: its configuration or its state is damaged, or it is a classifier's.
-    """
-    config = read_config(folder, make_detection_config)
-    check_detection_config(config)
-    return _run(config, started=folder)
-
-
-def _run(
-    config: DetectionConfig, *, output: str | None = None, started: Path | None = None
-) -> DetectionResult:
-    trainer, folder, evaluation = run_task(
-        lambda accelerator: Detection(config, accelerator),
-        config,
-        sharded_modules=("Bottleneck",),
-        resume_command=Detection.resume_command,
-        output=output,
-        started=started,
-    )
-    data, minutes = trainer.task.data, trainer.progress["seconds"] / 60
-    if trainer.is_main:
-        write_summary(folder, trainer.average.module, data, evaluation, minutes=minutes)
-        draw_curves([read_run(folder)], folder / "curves.png")
-    return DetectionResult(folder, data, evaluation, minutes)
+def resume_detector(folder: Path) -> RunResult[DetectionData, DetectionEvaluation]:
+    """Go on with the run in `folder` from its last saved step, exactly; see `resume_run`."""
+    return resume_run(Detection, folder)
 
 
 class Detection:
@@ -113,6 +74,8 @@ class Detection:
     score = "mask_ap"
     resume_command = "halonet detect train --resume"
     collate = staticmethod(collate)
+    make_config = staticmethod(make_detection_config)
+    check_config = staticmethod(check_detection_config)
 
     def __init__(self, config: DetectionConfig, accelerator: Accelerator) -> None:
         self.config = config
@@ -168,6 +131,19 @@ class Detection:
         """Write the weights with all that `load_detector` needs."""
         assert isinstance(model, Detector)
         save_detector(model, path)
+
+    def write_report(
+        self,
+        folder: Path,
+        model: Detector,
+        evaluation: DetectionEvaluation,
+        rows: list[dict],
+        *,
+        minutes: float,
+    ) -> None:
+        """Write summary.json, results.json and the pictures."""
+        write_summary(folder, model, self.data, evaluation, minutes=minutes)
+        draw_curves([read_run(folder)], folder / "curves.png")
 
 
 class _Places(Dataset):

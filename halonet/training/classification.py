@@ -1,7 +1,6 @@
 """Training a classifier: its data, its model, its loss and its scores."""
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,79 +14,25 @@ from torchvision.transforms import v2
 
 from halonet.models.halonet import HaloNet, create_model
 from halonet.models.pretrained import load_model, load_weights, save_model
-from halonet.training.checkpoint import find_checkpoint, read_config
+from halonet.training.checkpoint import find_checkpoint
 from halonet.training.config import TrainingConfig, check_config, make_config
 from halonet.training.data import LabelledImages, load_data
 from halonet.training.evaluate import Evaluation, find_answers, score
 from halonet.training.images import ImageDataset
 from halonet.training.report import write_report
-from halonet.training.run import run_task
+from halonet.training.run import RunResult, resume_run, start_run
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished run leaves: its folder, its data, and the last checkpoint's scores."""
-
-    folder: Path
-    data: LabelledImages
-    evaluation: Evaluation
-    minutes: float
+def train(
+    config: TrainingConfig, *, output: str | None = None
+) -> RunResult[LabelledImages, Evaluation]:
+    """Train a classifier by a configuration, in a new run folder; see `start_run`."""
+    return start_run(Classification, config, output=output)
 
 
-def train(config: TrainingConfig, *, output: str | None = None) -> TrainingResult:
-    """Train a classifier by a configuration, in a new run folder.
-
-    Under torchrun or `accelerate launch`, every process calls it with the same arguments.
-
-    Args:
-        config: from a recipe, see `halonet.training.recipes`.
-        output: the run folder; None means runs/RECIPE, or the first free runs/RECIPE-2, ...
-
-    Raises:
-        ValueError, FileNotFoundError: a configuration that can't run, or images that can't be read.
-        FileExistsError: `output` holds something.
-        ModuleNotFoundError: the data needs a package that isn't installed.
-        OSError: a file can't be written; what was saved before is kept.
-        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
-        LossNotFinite: the loss or its gradient left the numbers.
-        ProcessLost: another process of the run ended; the last saved state is kept.
-    """
-    check_config(config)
-    return _run(config, output=output)
-
-
-def resume(folder: Path) -> TrainingResult:
-    """Go on with the run in `folder` from its last saved step, exactly.
-
-    With another number of processes the result is the same within rounding.
-
-    Raises:
-        FileNotFoundError: `folder` holds no run.
-        ValueError: its configuration or its state is damaged.
-        Others as `train` does.
-    """
-    config = read_config(folder, make_config)
-    check_config(config)
-    return _run(config, started=folder)
-
-
-def _run(
-    config: TrainingConfig, *, output: str | None = None, started: Path | None = None
-) -> TrainingResult:
-    trainer, folder, evaluation = run_task(
-        lambda accelerator: Classification(config, accelerator),
-        config,
-        sharded_modules=("Bottleneck",),
-        resume_command=Classification.resume_command,
-        output=output,
-        started=started,
-    )
-    data = trainer.task.data
-    minutes = trainer.progress["seconds"] / 60
-    if trainer.is_main:
-        model, rows = trainer.average.module, trainer.progress["rows"]
-        write_report(folder, model, data, evaluation, rows, minutes=minutes)
-    return TrainingResult(folder, data, evaluation, minutes)
+def resume(folder: Path) -> RunResult[LabelledImages, Evaluation]:
+    """Go on with the run in `folder` from its last saved step, exactly; see `resume_run`."""
+    return resume_run(Classification, folder)
 
 
 class Classification:
@@ -96,6 +41,8 @@ class Classification:
     score = "accuracy"
     resume_command = "halonet train --resume"
     collate = None
+    make_config = staticmethod(make_config)
+    check_config = staticmethod(check_config)
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
         self.config = config
@@ -166,6 +113,18 @@ class Classification:
         """Write the weights with all that `halonet.load_model` needs."""
         assert isinstance(model, HaloNet)
         save_model(model, path)
+
+    def write_report(
+        self,
+        folder: Path,
+        model: HaloNet,
+        evaluation: Evaluation,
+        rows: list[dict],
+        *,
+        minutes: float,
+    ) -> None:
+        """Write report.html, summary.json and the pictures."""
+        write_report(folder, model, self.data, evaluation, rows, minutes=minutes)
 
 
 def make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:

@@ -4,7 +4,7 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,6 +65,24 @@ class Task(Protocol):
     score: str
     resume_command: str
 
+    def __init__(self, config: Any, accelerator: Accelerator) -> None:
+        """Read the data and make the model, by a configuration of the task's own class."""
+        ...
+
+    @staticmethod
+    def make_config(fields: Mapping[str, Any]) -> RunConfig:
+        """A configuration from plain values, as JSON or the command line has them.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or unknown, or of another task.
+        """
+        ...
+
+    @staticmethod
+    def check_config(config: Any) -> None:
+        """Raise ValueError for a value that no run of the task can have."""
+        ...
+
     @property
     def config(self) -> RunConfig: ...
 
@@ -84,6 +102,20 @@ class Task(Protocol):
 
     def save(self, model: nn.Module, path: Path) -> None:
         """Write a checkpoint, whole or not at all."""
+        ...
+
+    def write_report(
+        self, folder: Path, model: Any, evaluation: Any, rows: list[dict], *, minutes: float
+    ) -> None:
+        """Write into a finished run's folder what a person looks at.
+
+        Args:
+            folder: of the run.
+            model: as it was evaluated last.
+            evaluation: the last one.
+            rows: the epochs' figures, as in metrics.csv.
+            minutes: that the run took.
+        """
         ...
 
 

@@ -19,6 +19,7 @@ from accelerate.utils import (
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
+from halonet.layers.bottleneck import Bottleneck
 from halonet.training.config import RunConfig
 
 Result = TypeVar("Result")
@@ -28,13 +29,12 @@ class ProcessLost(Exception):
     """Another process of the run ended before its time."""
 
 
-def make_accelerator(config: RunConfig, sharded_modules: tuple[str, ...] = ()) -> Accelerator:
+def make_accelerator(config: RunConfig) -> Accelerator:
     """Join the processes that torchrun or `accelerate launch` started, or train alone.
 
     Args:
-        config: says the precision, and whether weights are split over the processes.
-        sharded_modules: class names of the modules that are gathered one at a time, where they
-            are.
+        config: says the precision, and whether weights are split over the processes, which put
+            those of one bottleneck together at a time.
 
     Raises:
         ValueError: what the configuration asks for isn't possible on this device, or with this
@@ -47,7 +47,7 @@ def make_accelerator(config: RunConfig, sharded_modules: tuple[str, ...] = ()) -
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=[*sharded_modules],
+            transformer_cls_names_to_wrap=[Bottleneck.__name__],
         )
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # else it doesn't join processes on a CPU

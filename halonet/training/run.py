@@ -1,52 +1,93 @@
 """A run from its start to its end, whatever it trains."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from accelerate import Accelerator
-
-from halonet.training.checkpoint import check_output, new_run_folder, write_config
+from halonet.training.checkpoint import check_output, new_run_folder, read_config, write_config
 from halonet.training.config import RunConfig
 from halonet.training.loop import Task, Trainer
 from halonet.training.parallel import do_once, make_accelerator, naming_lost_process
 
+Data = TypeVar("Data")
+Scores = TypeVar("Scores")
 
-def run_task(
-    make_task: Callable[[Accelerator], Task],
-    config: RunConfig,
-    *,
-    sharded_modules: tuple[str, ...],
-    resume_command: str,
-    output: str | None = None,
-    started: Path | None = None,
-) -> tuple[Trainer, Path, Any]:
-    """Start a run, or go on with one, and train to its end.
+
+@dataclass(frozen=True)
+class RunResult(Generic[Data, Scores]):
+    """What a finished run leaves: its folder, its data, and the last checkpoint's scores."""
+
+    folder: Path
+    data: Data
+    evaluation: Scores
+    minutes: float
+
+
+def start_run(
+    task_class: type[Task], config: RunConfig, *, output: str | None = None
+) -> RunResult[Any, Any]:
+    """Train by a configuration, in a new run folder.
+
+    Under torchrun or `accelerate launch`, every process calls it with the same arguments.
 
     Args:
-        make_task: reads the data and makes the model.
-        config: what the task was told.
-        sharded_modules: class names of the modules that FSDP gathers one at a time.
-        resume_command: what goes on with the run, but for its folder.
-        output: the folder of a new run; None takes the first free one.
-        started: the folder of a run to go on with, instead.
+        task_class: what is trained.
+        config: as the task takes it.
+        output: the run folder; None means runs/RECIPE, or the first free runs/RECIPE-2, ...
 
-    Returns:
-        The trainer at its end, the run's folder, and the last evaluation.
+    Raises:
+        ValueError, FileNotFoundError: a configuration that can't run, or images that can't be read.
+        FileExistsError: `output` holds something.
+        ModuleNotFoundError: the data needs a package that isn't installed.
+        OSError: a file can't be written; what was saved before is kept.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
+        LossNotFinite: the loss or its gradient left the numbers.
+        ProcessLost: another process of the run ended; the last saved state is kept.
     """
-    accelerator = make_accelerator(config, sharded_modules)
+    task_class.check_config(config)
+    return _run(task_class, config, output=output)
+
+
+def resume_run(task_class: type[Task], folder: Path) -> RunResult[Any, Any]:
+    """Go on with the run in `folder` from its last saved step, exactly.
+
+    With another number of processes the result is the same within rounding.
+
+    Raises:
+        FileNotFoundError: `folder` holds no run.
+        ValueError: its configuration or its state is damaged, or it is of another task.
+        Others as `start_run` does.
+    """
+    config = read_config(folder, task_class.make_config)
+    task_class.check_config(config)
+    return _run(task_class, config, started=folder)
+
+
+def _run(
+    task_class: type[Task],
+    config: RunConfig,
+    *,
+    output: str | None = None,
+    started: Path | None = None,
+) -> RunResult[Any, Any]:
+    accelerator = make_accelerator(config)
     folder = started
-    with naming_lost_process(accelerator, resume_command, lambda: folder):
+    with naming_lost_process(accelerator, task_class.resume_command, lambda: folder):
         if folder is None and output is not None:
             do_once(accelerator, lambda: check_output(output))
-        task = make_task(accelerator)  # before the folder: what can't run leaves none
+        task = task_class(config, accelerator)  # before the folder: what can't run leaves none
         trainer = Trainer(task, accelerator)
         if folder is None:
-            folder = do_once(accelerator, lambda: _start(config, output))
-        return trainer, folder, trainer.go(folder)
+            folder = do_once(accelerator, lambda: _make_folder(config, output))
+        evaluation = trainer.go(folder)
+    minutes = trainer.progress["seconds"] / 60
+    if trainer.is_main:
+        model, rows = trainer.average.module, trainer.progress["rows"]
+        task.write_report(folder, model, evaluation, rows, minutes=minutes)
+    return RunResult(folder, task.data, evaluation, minutes)
 
 
-def _start(config: RunConfig, output: str | None) -> Path:
+def _make_folder(config: RunConfig, output: str | None) -> Path:
     folder = new_run_folder(output, config.recipe)
     write_config(folder, config)
     return folder
