@@ -12,9 +12,8 @@ from halonet.cli.parser import (
     find_option,
     list_given_images,
     make_table,
-    one_line,
-    refuse_options_beside_resume,
 )
+from halonet.cli.training import make_training_parser, parse_training, run_training
 from halonet.models.pretrained import load_model
 
 PURPOSES = {
@@ -26,23 +25,11 @@ PURPOSES = {
 
 def train_command(words: Sequence[str]) -> None:
     """halonet train"""
-    parser = make_train_parser(_recipe_name(words))
-    fields = parser.parse_words(words).as_dict()
-    output, run = fields.pop("output"), fields.pop("resume")
-    if run is not None:
-        refuse_options_beside_resume(parser, words)
-    from accelerate import PartialState
+    fields = parse_training(make_train_parser(_recipe_name(words)), words)
+    from halonet.training.classification import Classification
 
-    from halonet.training.classification import resume, train
-    from halonet.training.config import make_config
-    from halonet.training.loop import LossNotFinite, TrainingInterrupted
-    from halonet.training.parallel import ProcessLost
-
-    try:
-        result = train(make_config(fields), output=output) if run is None else resume(Path(run))
-    except (TrainingInterrupted, LossNotFinite, ProcessLost) as stopped:
-        fail(one_line(stopped), 130 if isinstance(stopped, TrainingInterrupted) else 1)
-    if not PartialState().is_main_process:
+    result = run_training(Classification, fields)
+    if result is None:
         return
     accuracy, majority = result.evaluation.accuracy, result.data.majority_share
     print(
@@ -56,22 +43,9 @@ def train_command(words: Sequence[str]) -> None:
 
 def make_train_parser(recipe: str) -> CommandParser:
     """The options of `halonet train`, their defaults from a recipe."""
-    from halonet.training.config import TrainingConfig
     from halonet.training.recipes import get_recipe
 
-    parser = CommandParser(prog="halonet train", description=PURPOSES["train"])
-    parser.add_argument(
-        "--output",
-        type=str | None,
-        help="the run's folder; without it runs/RECIPE, or the next free",
-    )
-    parser.add_argument(
-        "--resume", type=str | None, help="folder of a run to go on with, from its last saved step"
-    )
-    parser.add_class_arguments(TrainingConfig, as_group=False)
-    parser.set_defaults(dataclasses.asdict(get_recipe(recipe)))
-    parser.epilog = "halonet recipes lists the recipes"
-    return parser
+    return make_training_parser("halonet train", PURPOSES["train"], get_recipe(recipe))
 
 
 def _recipe_name(words: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """halonet detect train | evaluate | predict."""
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -13,10 +12,9 @@ from halonet.cli.parser import (
     find_option,
     list_given_images,
     make_table,
-    one_line,
     overview,
-    refuse_options_beside_resume,
 )
+from halonet.cli.training import make_training_parser, parse_training, run_training
 
 PURPOSES = {
     "train": "train Mask R-CNN on images in COCO's format",
@@ -39,47 +37,24 @@ def detect_command(words: Sequence[str]) -> None:
 def train_command(words: Sequence[str]) -> None:
     """halonet detect train"""
     parser = make_train_parser(find_option(words, "recipe") or "small_detector")
-    fields = parser.parse_words(words).as_dict()
-    output, run = fields.pop("output"), fields.pop("resume")
-    if run is not None:
-        refuse_options_beside_resume(parser, words)
-    from accelerate import PartialState
+    fields = parse_training(parser, words)
+    from halonet.detection.training import Detection
 
-    from halonet.detection.config import make_detection_config
-    from halonet.detection.training import resume_detector, train_detector
-    from halonet.training.loop import LossNotFinite, TrainingInterrupted
-    from halonet.training.parallel import ProcessLost
-
-    try:
-        if run is not None:
-            result = resume_detector(Path(run))
-        else:
-            result = train_detector(make_detection_config(fields), output=output)
-    except (TrainingInterrupted, LossNotFinite, ProcessLost) as stopped:
-        fail(one_line(stopped), 130 if isinstance(stopped, TrainingInterrupted) else 1)
-    if PartialState().is_main_process:
-        _print_problems(result.data.training, result.data.validation)
-        print(f"\n{make_metrics_table(result.evaluation.metrics)}")
-        print(f"trained in {result.minutes:.1f} minutes; see {result.folder}")
+    result = run_training(Detection, fields)
+    if result is None:
+        return
+    _print_problems(result.data.training, result.data.validation)
+    print(f"\n{make_metrics_table(result.evaluation.metrics)}")
+    print(f"trained in {result.minutes:.1f} minutes; see {result.folder}")
 
 
 def make_train_parser(recipe: str) -> CommandParser:
     """The options of `halonet detect train`, their defaults from a recipe."""
-    from halonet.detection.config import RECIPES, DetectionConfig, get_detection_recipe
+    from halonet.detection.config import get_detection_recipe
 
-    parser = CommandParser(prog="halonet detect train", description=PURPOSES["train"])
-    parser.add_argument(
-        "--output",
-        type=str | None,
-        help="the run's folder; without it runs/RECIPE, or the next free",
+    return make_training_parser(
+        "halonet detect train", PURPOSES["train"], get_detection_recipe(recipe)
     )
-    parser.add_argument(
-        "--resume", type=str | None, help="folder of a run to go on with, from its last saved step"
-    )
-    parser.add_class_arguments(DetectionConfig, as_group=False)
-    parser.set_defaults(dataclasses.asdict(get_detection_recipe(recipe)))
-    parser.epilog = f"recipes: {', '.join(RECIPES)}"
-    return parser
 
 
 def evaluate_command(words: Sequence[str]) -> None:

@@ -21,12 +21,6 @@ class CommandParser(ArgumentParser):
         return self.parse_args([_with_underscores(word) for word in words])
 
 
-def refuse_options_beside_resume(parser: CommandParser, words: Sequence[str]) -> None:
-    """Exit where --resume, which stands in `words`, isn't alone."""
-    if len(words) > (1 if "=" in words[0] else 2):
-        parser.error("--resume takes its configuration from the run and allows no other option")
-
-
 def find_option(words: Sequence[str], name: str) -> str | None:
     """The last value given to an option, before anything is parsed."""
     found = re.findall(rf"--{name}[= ](\S+)", " ".join(words))

@@ -1,0 +1,68 @@
+"""What the commands that train have in common: their options, and how their runs end."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from halonet.cli.parser import CommandParser, fail, one_line
+from halonet.training.config import RunConfig
+
+
+def make_training_parser(command: str, purpose: str, defaults: RunConfig) -> CommandParser:
+    """The options of a command that trains: a run's folder, and the fields of its configuration.
+
+    Args:
+        command: as halonet train.
+        purpose: what it is for.
+        defaults: the options' values, where the user gives none; from a recipe.
+    """
+    parser = CommandParser(prog=command, description=purpose)
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        help="the run's folder; without it runs/RECIPE, or the next free",
+    )
+    parser.add_argument(
+        "--resume", type=str | None, help="folder of a run to go on with, from its last saved step"
+    )
+    parser.add_class_arguments(type(defaults), as_group=False)
+    parser.set_defaults(dataclasses.asdict(defaults))
+    parser.epilog = "halonet recipes lists the recipes"
+    return parser
+
+
+def parse_training(parser: CommandParser, words: Sequence[str]) -> dict[str, Any]:
+    """The values of the options; exits where --resume isn't alone."""
+    fields = parser.parse_words(words).as_dict()
+    if fields["resume"] is not None and len(words) > (1 if "=" in words[0] else 2):
+        parser.error("--resume takes its configuration from the run and allows no other option")
+    return fields
+
+
+def run_training(task_class: Any, fields: dict[str, Any]) -> Any:
+    """Start a run, or go on with one, and train to its end; exits where it stops before.
+
+    Args:
+        task_class: what is trained, a class of `halonet.training.loop.Task`.
+        fields: from `parse_training`.
+
+    Returns:
+        The `RunResult`, or None in all processes but the main one.
+    """
+    from accelerate import PartialState
+
+    from halonet.training.loop import LossNotFinite, TrainingInterrupted
+    from halonet.training.parallel import ProcessLost
+    from halonet.training.run import resume_run, start_run
+
+    values = dict(fields)
+    output, run = values.pop("output"), values.pop("resume")
+    try:
+        if run is None:
+            result = start_run(task_class, task_class.make_config(values), output=output)
+        else:
+            result = resume_run(task_class, Path(run))
+    except (TrainingInterrupted, LossNotFinite, ProcessLost) as stopped:
+        fail(one_line(stopped), 130 if isinstance(stopped, TrainingInterrupted) else 1)
+    return result if PartialState().is_main_process else None
