@@ -50,7 +50,7 @@ def train_command(words: Sequence[str]) -> None:
 
 def make_train_parser(recipe: str) -> CommandParser:
     """The options of `halonet detect train`, their defaults from a recipe."""
-    from halonet.detection.config import get_detection_recipe
+    from halonet.detection.recipes import get_detection_recipe
 
     return make_training_parser(
         "halonet detect train", PURPOSES["train"], get_detection_recipe(recipe)

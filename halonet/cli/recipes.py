@@ -30,7 +30,7 @@ def recipes_command(words: Sequence[str]) -> None:
         print("as the paper has them unless a recipe is ours.")
         print("Detection has recipes of its own, see halonet detect train --help.")
         return
-    described = describe_recipe(find_recipe(options.recipe))
+    described = describe_recipe(find_recipe(RECIPES, options.recipe))
     if options.format == "json":
         print(json.dumps(described, indent=2))
         return

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from halonet.detection.options import STAGES
 from halonet.models.halonet import STRIDES, HaloNet, create_model
 from halonet.models.pretrained import load_model, load_weights
 
-STAGES = 5  # the stem and the four that give feature maps
 # What a checkpoint may have otherwise than the backbone that starts from it.
 _FREE_FIELDS = {
     "name", "source", "parameters", "image_size", "block_size", "halo_size", "dropout",

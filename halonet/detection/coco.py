@@ -13,9 +13,9 @@ from typing import Any
 from tqdm import tqdm
 
 from halonet.detection.annotations import Annotation, BadAnnotations, Problem, read_annotation
+from halonet.detection.config import POLICIES
 from halonet.training.images import read_image
 
-POLICIES = ("skip", "refuse")
 TRAINING_NAMES = ("train",)
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
 _PATTERNS = (

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from halonet.models.halonet import SMALLEST_IMAGE
 
@@ -103,6 +103,9 @@ class RunConfig:
     seed: int = 0
 
 
+Config = TypeVar("Config", bound=RunConfig)
+
+
 @dataclass(frozen=True)
 class TrainingConfig(RunConfig):
     """All that decides the training of a classifier; the rest is in `RunConfig`.
@@ -138,7 +141,7 @@ class TrainingConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Generic[Config]):
     """A configuration to start from, and what it is for.
 
     Attributes:
@@ -151,7 +154,7 @@ class Recipe:
         ours: values that decide the result, that its source doesn't state, and that we chose.
     """
 
-    config: TrainingConfig
+    config: Config
     reproduces: str
     expected: str
     data: str

@@ -120,7 +120,7 @@ _BACKBONES = {
 }
 
 
-def paper_recipes() -> Iterator[Recipe]:
+def paper_recipes() -> Iterator[Recipe[TrainingConfig]]:
     """All of them, in the paper's order."""
     yield from imagenet_recipes()
     yield from component_recipes()
@@ -130,7 +130,7 @@ def paper_recipes() -> Iterator[Recipe]:
     yield from backbone_recipes()
 
 
-def imagenet_recipes() -> Iterator[Recipe]:
+def imagenet_recipes() -> Iterator[Recipe[TrainingConfig]]:
     """H0 to H7 (table 3), and H7 with convolutions (appendix B)."""
     for size, (accuracy, *_) in _FAMILY.items():
         read_off = "" if size == "h7" else " (read off a figure)"
@@ -149,7 +149,7 @@ def imagenet_recipes() -> Iterator[Recipe]:
         )
 
 
-def _imagenet_recipe(model: str, size: str, **texts: Any) -> Recipe:
+def _imagenet_recipe(model: str, size: str, **texts: Any) -> Recipe[TrainingConfig]:
     _, magnitude, dropout, stochastic_depth = _FAMILY[size]
     return _make_recipe(
         f"imagenet_{model}",
@@ -161,7 +161,7 @@ def _imagenet_recipe(model: str, size: str, **texts: Any) -> Recipe:
     )
 
 
-def component_recipes() -> Iterator[Recipe]:
+def component_recipes() -> Iterator[Recipe[TrainingConfig]]:
     """HaloNet-50 and ResNet-50 with some of four components (section 4.2)."""
     for place, (model, title) in enumerate(
         (("halonet_50", "HaloNet-50"), ("resnet_50", "ResNet-50"))
@@ -185,7 +185,7 @@ def component_recipes() -> Iterator[Recipe]:
             )
 
 
-def study_recipes() -> Iterator[Recipe]:
+def study_recipes() -> Iterator[Recipe[TrainingConfig]]:
     """HaloNet-50's windows, blocks and halos, SASA's mask, and absolute position."""
     for (window, block), expected in _WINDOWS.items():
         halo = (window - block) // 2
@@ -210,7 +210,7 @@ def study_recipes() -> Iterator[Recipe]:
     )
 
 
-def scaling_recipes() -> Iterator[Recipe]:
+def scaling_recipes() -> Iterator[Recipe[TrainingConfig]]:
     """HaloNet-50 grown to about 30 M parameters, in one way each."""
     for name, (options, gain, ours) in _SCALING.items():
         yield _make_ablation(
@@ -222,7 +222,7 @@ def scaling_recipes() -> Iterator[Recipe]:
         )
 
 
-def transfer_recipes() -> Iterator[Recipe]:
+def transfer_recipes() -> Iterator[Recipe[TrainingConfig]]:
     """The base-128 models: ImageNet-21k, then ImageNet in larger images (section 4.4)."""
     common = {"averaging_decay": 0.0, "final_learning_rate_share": 0.0}
     for model, (kind, *_) in _TRANSFER.items():
@@ -274,7 +274,7 @@ def transfer_recipes() -> Iterator[Recipe]:
             )
 
 
-def backbone_recipes() -> Iterator[Recipe]:
+def backbone_recipes() -> Iterator[Recipe[TrainingConfig]]:
     """Backbones for detection, which are trained on ImageNet first."""
     for model, (box, mask) in _BACKBONES.items():
         yield _make_recipe(
@@ -295,7 +295,7 @@ def backbone_recipes() -> Iterator[Recipe]:
 
 def _make_ablation(
     name: str, model: str = "halonet_50", *, ours: tuple[str, ...] = (), **changes: Any
-) -> Recipe:
+) -> Recipe[TrainingConfig]:
     """HaloNet-50 or ResNet-50 as in the ablations: the baseline but for the changes."""
     values: dict[str, Any] = {
         "epochs": 150,
@@ -328,7 +328,7 @@ def _make_recipe(
     magnitude: int = 0,
     image_size: int | None = None,
     **changes: Any,
-) -> Recipe:
+) -> Recipe[TrainingConfig]:
     """H0's training but for the changes, at the model's own image size unless another is given."""
     size = image_size or get_variant(model).image_size
     config = TrainingConfig(

@@ -1,4 +1,4 @@
-"""Recipes: training configurations by name, each with what it is for.
+"""Recipes of classifiers: configurations by name, each with what it is for.
 
 The command line takes a recipe and overrides some of its fields. Ours are here, the paper's in
 `paper_recipes`.
@@ -6,8 +6,9 @@ The command line takes a recipe and overrides some of its fields. Ours are here,
 
 import copy
 import difflib
+from collections.abc import Mapping
 
-from halonet.training.config import Augmentation, Recipe, TrainingConfig
+from halonet.training.config import Augmentation, Config, Recipe, TrainingConfig
 from halonet.training.paper_recipes import paper_recipes
 
 
@@ -54,18 +55,23 @@ def small() -> Recipe:
     )
 
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (elpv(), small(), *paper_recipes())}
+RECIPES: dict[str, Recipe[TrainingConfig]] = {
+    recipe.name: recipe for recipe in (elpv(), small(), *paper_recipes())
+}
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(recipes: Mapping[str, Recipe[Config]], name: str) -> Recipe[Config]:
     """The recipe called `name`; ValueError for an unknown one, with those that are called alike."""
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES)
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes)
         hint = f"; near it are {', '.join(near)}" if near else ""
-        raise ValueError(f"recipe must be one that `halonet recipes` lists, got {name!r}{hint}")
-    return RECIPES[name]
+        raise ValueError(
+            "recipe must be one of the command's, which `halonet recipes` lists, "
+            f"got {name!r}{hint}"
+        )
+    return recipes[name]
 
 
 def get_recipe(name: str) -> TrainingConfig:
     """The configuration of the recipe called `name`; ValueError for an unknown one."""
-    return copy.deepcopy(find_recipe(name).config)  # model_options can be changed
+    return copy.deepcopy(find_recipe(RECIPES, name).config)  # model_options can be changed

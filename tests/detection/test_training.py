@@ -10,13 +10,10 @@ import torch
 from PIL import Image
 
 from halonet import cli
-from halonet.detection.config import (
-    RECIPES,
-    check_detection_config,
-    get_detection_recipe,
-    make_detection_config,
-)
-from halonet.detection.mask_rcnn import DetectorOptions, load_detector
+from halonet.detection.config import check_detection_config, make_detection_config
+from halonet.detection.mask_rcnn import load_detector
+from halonet.detection.options import DetectorOptions
+from halonet.detection.recipes import RECIPES, get_detection_recipe
 from halonet.detection.training import resume_detector, train_detector
 from halonet.training import loop
 from halonet.training.classification import resume
@@ -203,7 +200,7 @@ def test_bad_annotations_are_named_or_refused(coco_folder, tmp_path, capsys):
         (["detect", "trian"], 2, "there are train, evaluate, predict"),
         (["detect", "train", "--data", "folder:a"], 1, "data must be coco:FOLDER"),
         (["detect", "train", "--data", "coco:absent"], 1, "no folder at absent"),
-        (["detect", "train", "--recipe", "huge"], 1, "recipe must be one of"),
+        (["detect", "train", "--recipe", "huge"], 1, "which `halonet recipes` lists, got 'huge'"),
         (["detect", "train", "--resume", "absent"], 1, "no run at absent"),
         (["detect", "evaluate", "absent"], 1, "no checkpoint at absent"),
         (["detect", "predict", "absent", "a.png"], 1, "no checkpoint at absent"),
@@ -220,9 +217,13 @@ def test_mistake_is_one_line(words, status, message, capsys):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_valid_and_survive_json(name):
+def test_recipe_can_run(name):
+    recipe = RECIPES[name]
     config = get_detection_recipe(name)
     check_detection_config(config)
+    assert config.recipe == recipe.name == name
+    assert f"halonet detect train --recipe {name}" in recipe.command
+    assert all((recipe.reproduces, recipe.expected, recipe.data, recipe.hardware))
     assert make_detection_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 

@@ -9,7 +9,7 @@ import torch
 
 from halonet.models.halonet import HaloNet, get_variant
 from halonet.training.config import check_config, flatten_fields, make_config
-from halonet.training.recipes import RECIPES, find_recipe, get_recipe
+from halonet.training.recipes import RECIPES, get_recipe
 
 # For H0 to H7: image, RandAugment, M parameters, top-1.
 FAMILY = {
@@ -102,7 +102,7 @@ def test_every_result_has_its_recipe():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_can_run(name):
-    recipe = find_recipe(name)
+    recipe = RECIPES[name]
     config = get_recipe(name)
     check_config(config)
     assert config.recipe == recipe.name == name
@@ -114,7 +114,7 @@ def test_recipe_can_run(name):
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("elpv", "small")])
 def test_recipe_of_the_paper_names_what_is_ours(name):
-    recipe = find_recipe(name)
+    recipe = RECIPES[name]
     assert "not run by us" in recipe.hardware
     assert "momentum 0.9" in recipe.ours
     averaged = any("averaging decay" in value for value in recipe.ours)
@@ -142,7 +142,7 @@ def test_family_is_the_papers(model):
     assert config.model_options["dropout"] > 0
     assert (config.model_options["stochastic_depth"] > 0) == (model[:2] in ("h4", "h5", "h6", "h7"))
     assert round(millions(f"imagenet_{model}"), 1) == parameters
-    assert f"{accuracy} %" in find_recipe(f"imagenet_{model}").expected
+    assert f"{accuracy} %" in RECIPES[f"imagenet_{model}"].expected
 
 
 def check_ablation(name, *, smoothing=0.0, magnitude=0):
@@ -167,7 +167,7 @@ def test_components_are_the_papers(model, row):
     assert variant.squeeze_excitation == (excitation,) * 4
     assert variant.activation == activation
     assert (variant.block_size, variant.halo_size) == (8, 3)
-    assert find_recipe(name).expected == f"{halonet if model == 'halonet_50' else resnet} %"
+    assert RECIPES[name].expected == f"{halonet if model == 'halonet_50' else resnet} %"
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -181,7 +181,7 @@ def test_studies_are_the_papers(name):
     if name.startswith("window"):
         assert int(name.split("_")[1]) == variant.block_size + 2 * variant.halo_size
     if name.startswith("scaling"):
-        assert any(f"{millions(name):.2f} M" in value for value in find_recipe(name).ours)
+        assert any(f"{millions(name):.2f} M" in value for value in RECIPES[name].ours)
 
 
 def test_scaled_models_keep_their_heads_and_the_deep_one_has_98_layers():
@@ -213,7 +213,7 @@ def test_transfer_is_the_papers(model):
         assert config.init == f"runs/pretrain_{model}"
         variant = make_meta_model(name).variant
         assert (variant.image_size, variant.block_size, variant.halo_size) == (size, block, halo)
-        assert find_recipe(name).expected == f"{accuracy} %"
+        assert RECIPES[name].expected == f"{accuracy} %"
 
 
 @pytest.mark.parametrize("model", BACKBONES)
@@ -227,7 +227,7 @@ def test_backbones_are_the_papers(model):
     assert variant.squeeze_excitation == (True,) * 4
     halo = "halo" in model
     assert variant.spatial == ("convolution",) * 3 + (("attention" if halo else "convolution"),)
-    assert f"box AP {box}, mask AP {mask}" in find_recipe(f"backbone_{model}").reproduces
+    assert f"box AP {box}, mask AP {mask}" in RECIPES[f"backbone_{model}"].reproduces
 
 
 def test_configuration_is_the_callers_own():
@@ -238,7 +238,7 @@ def test_configuration_is_the_callers_own():
 def test_unknown_recipe_names_those_that_are_near():
     with pytest.raises(ValueError, match=r"got 'imagenet_h9'; near it are imagenet_h\d"):
         get_recipe("imagenet_h9")
-    with pytest.raises(ValueError, match=r"one that `halonet recipes` lists, got 'zzz'$"):
+    with pytest.raises(ValueError, match=r"which `halonet recipes` lists, got 'zzz'$"):
         get_recipe("zzz")
 
 
