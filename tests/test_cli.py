@@ -112,16 +112,25 @@ def test_overview_names_every_command(capsys):
     assert all(f"  {name} " in shown for name in cli.COMMANDS)
 
 
-def test_help_of_train_needs_no_training_library():
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "classification.make_train_parser('elpv').format_help()",
+        "detect.make_train_parser('coco').format_help()",
+        "recipes.recipes_command([])",
+    ],
+    ids=["train --help", "detect train --help", "recipes"],
+)
+def test_what_only_tells_needs_no_training_library(shown):
     code = (
-        "import sys; from halonet.cli import classification; classification.make_train_parser('elpv').format_help();"
+        f"import sys; from halonet.cli import classification, detect, recipes; {shown};"
         "heavy = {'torchvision', 'timm', 'accelerate', 'matplotlib', 'torchmetrics', 'PIL'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    shown = subprocess.run(
+    found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
     )
-    assert shown.stdout.strip() == "[]"
+    assert found.stdout.splitlines()[-1] == "[]"
 
 
 def fails(capsys, words, status=1):
@@ -147,6 +156,7 @@ def fails(capsys, words, status=1):
             1,
             "`halonet recipes` lists, got 'smal'; near it are small",
         ),
+        (["train", "--recipe", "coco"], 1, "one of the command's, which `halonet recipes` lists"),
         (["train", "--data", "mnist"], 1, "got 'mnist'"),
         (["train", "--data", "folder:absent"], 1, "no folder at absent"),
         (["train", "--model", "halonet_h9"], 1, "'halonet_h9'"),
@@ -295,11 +305,16 @@ def test_models_filter(capsys):
 def test_recipes(capsys):
     cli.main(["recipes"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["recipe", "expected", "data", "reproduces"]
-    assert any(line.split()[:3] == ["imagenet_h7", "84.9", "%"] for line in lines)
+    assert max(map(len, lines)) <= 100
+    assert lines[0].split() == ["halonet", "train", "--recipe", "expected"]
+    place = lines.index("halonet detect train --recipe  expected")
+    assert ["imagenet_h7", "84.9", "%"] in [line.split() for line in lines[:place]]
+    assert "  H7 on ImageNet (table 3)" in lines[:place]
+    assert "small_detector" in {line.split()[0] for line in lines[place:] if line}
     cli.main(["recipes", "--format", "json"])
     listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert listed["sasa_mask"]["data"] == "folder:imagenet"
+    assert listed["coco"]["expected"] == "box AP 45.2, mask AP 40.3"
 
 
 def test_one_recipe(capsys):
@@ -313,6 +328,17 @@ def test_one_recipe(capsys):
     described = json.loads(capsys.readouterr().out)
     assert described["fields"]["augmentation.randaugment"] == 31
     assert "dropout 0.5" in described["ours"]
+    cli.main(["recipes", "small_detector"])
+    shown = capsys.readouterr().out
+    assert ["detector.image_size", "256"] in [line.split() for line in shown.splitlines()]
+    assert "-m halonet detect train" in shown
+
+
+def test_recipes_of_the_tasks_have_different_names():
+    from halonet.detection.recipes import RECIPES as DETECTION_RECIPES
+    from halonet.training.recipes import RECIPES
+
+    assert not RECIPES.keys() & DETECTION_RECIPES.keys()
 
 
 @pytest.mark.parametrize("recipe", ["imagenet_h7_conv12", "finetune_h4_base128_512", "sasa_mask"])

@@ -1,13 +1,14 @@
 """halonet recipes."""
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from halonet.cli.parser import CommandParser, make_table
 
-PURPOSE = "list the recipes for train, or all about one of them"
+PURPOSE = "list the recipes of both train commands, or all about one of them"
 
 
 def recipes_command(words: Sequence[str]) -> None:
@@ -16,41 +17,57 @@ def recipes_command(words: Sequence[str]) -> None:
     options = parser.parse_words(words)
     if options.format not in ("table", "json"):
         parser.error(f"--format must be table or json, got {options.format!r}")
+    from halonet.detection.recipes import RECIPES as DETECTION_RECIPES
     from halonet.training.recipes import RECIPES, find_recipe
 
-    if options.recipe is None:
+    recipes: dict[str, Any] = {**RECIPES, **DETECTION_RECIPES}
+    if options.recipe is not None:
+        described = describe_recipe(find_recipe(recipes, options.recipe))
+        print(json.dumps(described, indent=2) if options.format == "json" else _tell(described))
+    elif options.format == "json":
         fields = ("name", "expected", "data", "reproduces")
-        listed = [{name: getattr(one, name) for name in fields} for one in RECIPES.values()]
-        if options.format == "json":
-            print(json.dumps(listed, indent=2))
-            return
-        header = ["recipe", *fields[1:]]
-        print(make_table(header, [[*recipe.values()] for recipe in listed]))
-        print("\nAll about one: halonet recipes RECIPE. Figures are accuracies on held-out images,")
-        print("as the paper has them unless a recipe is ours.")
-        print("Detection has recipes of its own, see halonet detect train --help.")
-        return
-    described = describe_recipe(find_recipe(RECIPES, options.recipe))
-    if options.format == "json":
-        print(json.dumps(described, indent=2))
-        return
-    changes, ours = described.pop("fields").items(), described.pop("ours")
-    print("\n".join(f"{name:11} {value}" for name, value in described.items()))
-    for place, value in enumerate(ours):
-        print(f"{'' if place else 'ours':11} {value}")
-    print("\nFields that differ from the defaults:")
-    print(make_table(["field", "value"], [[name, json.dumps(value)] for name, value in changes]))
-    print(
-        "\nOn several GPUs: torchrun --nproc-per-node 8 -m halonet train ...; where a batch doesn't"
+        listed = [{name: getattr(one, name) for name in fields} for one in recipes.values()]
+        print(json.dumps(listed, indent=2))
+    else:
+        print(f"{_make_list(RECIPES, 'halonet train')}\n\n")
+        print(_make_list(DETECTION_RECIPES, "halonet detect train"))
+        print("\nAll about one: halonet recipes RECIPE. Figures are of held-out images, those of")
+        print("classifiers accuracies, and the paper's unless a recipe is ours.")
+
+
+def _make_list(recipes: Mapping[str, Any], command: str) -> str:
+    """Two lines a recipe: in one, the longest names leave no room for what it reproduces."""
+    rows = [[recipe.name, recipe.expected] for recipe in recipes.values()]
+    header, *lines = make_table([f"{command} --recipe", "expected"], rows).splitlines()
+    purposes = [f"  {recipe.reproduces}" for recipe in recipes.values()]
+    return "\n".join([header, *itertools.chain(*zip(lines, purposes, strict=True))])
+
+
+def _tell(described: dict[str, Any]) -> str:
+    """All about a recipe, for a person."""
+    texts = {name: value for name, value in described.items() if name not in ("fields", "ours")}
+    lines = [f"{name:11} {value}" for name, value in texts.items()]
+    lines += [
+        f"{'' if place else 'ours':11} {value}" for place, value in enumerate(described["ours"])
+    ]
+    rows = [[name, json.dumps(value)] for name, value in described["fields"].items()]
+    lines += ["", "Fields that differ from the defaults:", make_table(["field", "value"], rows)]
+    command = described["command"].partition(" --")[0]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"On several GPUs: torchrun --nproc-per-node 8 -m {command} ...; where a batch doesn't",
+            "fit into them, --accumulation_steps 8 takes it in eight parts.",
+        ]
     )
-    print("fit into them, --accumulation_steps 8 takes it in eight parts.")
 
 
 def describe_recipe(recipe: Any) -> dict[str, Any]:
     """All about a `Recipe`, ready for JSON, with its fields that differ from the defaults."""
-    from halonet.training.config import TrainingConfig, flatten_fields
+    from halonet.training.config import flatten_fields
 
-    defaults = flatten_fields(dataclasses.asdict(TrainingConfig()))
+    defaults = flatten_fields(dataclasses.asdict(type(recipe.config)()))
     values = flatten_fields(dataclasses.asdict(recipe.config))
     missing = object()
     described = {
