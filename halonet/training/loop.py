@@ -55,7 +55,8 @@ class Task(Protocol):
         data: what the images come from.
         training, validation: data sets whose items are asked for by (epoch, index).
         collate: makes a batch of items; None stacks them.
-        score: the name among an evaluation's figures by which the best checkpoint is kept.
+        score: the name among an evaluation's figures by which the best checkpoint is kept; nan
+            where nothing in the held-out images counts.
         resume_command: what goes on with a run, but for its folder.
     """
 
@@ -334,7 +335,8 @@ class Trainer:
         progress["epoch_seconds"] = progress["epoch_waiting"] = 0.0
         if self.is_main:
             self.task.save(self.average.module, folder / "last.safetensors")
-            if evaluation is not None and scores[self.task.score] > progress["best_score"]:
+            # Where nothing counts the score is nan, not above any: then the last is the best.
+            if evaluation is not None and not scores[self.task.score] <= progress["best_score"]:
                 progress["best_score"] = scores[self.task.score]
                 self.task.save(self.average.module, folder / "best.safetensors")
             write_metrics(folder, progress["rows"])

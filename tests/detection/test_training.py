@@ -3,11 +3,13 @@
 import csv
 import dataclasses
 import json
+import math
 import signal
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from halonet import cli
 from halonet.detection.config import check_detection_config, make_detection_config
@@ -166,6 +168,18 @@ def test_commands(coco_folder, tmp_path, capsys):
     assert [one["width"] for one in content["images"]] == [60, 50, 64, 40]
     assert {one["category_id"] for one in content["annotations"]} <= {3, 7}
     assert len([*output.glob("*.png")]) == 4
+
+
+def test_held_out_images_without_objects_still_give_a_best_checkpoint(tmp_path):
+    folder = draw_coco(tmp_path / "coco")
+    path = folder / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"annotations": []}))
+    run = tmp_path / "run"
+    result = train_detector(make_trial(folder), output=str(run))
+    assert math.isnan(result.evaluation.figures["mask_ap"])
+    best, last = (load_file(run / f"{name}.safetensors") for name in ("best", "last"))
+    assert all(torch.equal(best[name], last[name]) for name in last)
 
 
 def test_bad_annotations_are_named_or_refused(coco_folder, tmp_path, capsys):
