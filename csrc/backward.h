@@ -16,6 +16,11 @@ public:
           shape(shape),
           padded_channels(round_up(p.channels, lanes)),
           padded_values(round_up(p.value_channels, lanes)),
+          cells(shape, arena),
+          key_offsets(shape, arena),
+          value_offsets(shape, arena),
+          key_gradient_offsets(shape, arena),
+          value_gradient_offsets(shape, arena),
           relative(p, shape, arena),
           queries(arena.take<float>(p.channels * most_queries)),
           // The last row's slice for the column table may be read a vector beyond its end.
@@ -48,6 +53,8 @@ private:
     const Shape &shape;
     long padded_channels, padded_values;
     Tile tile;
+    Cells cells;
+    CellOffsets key_offsets, value_offsets, key_gradient_offsets, value_gradient_offsets;
     RelativeLogits relative;
     float *queries;               // [channels][width], scaled
     float *query_rows;            // [queries][padded_channels], scaled
@@ -68,7 +75,13 @@ private:
         for (long i = 0; i < p.channels * tile.width; i++) query_gradients[i] = 0.0f;
         for (long i = 0; i < shape.window * tile.width; i++)
             row_gradients[i] = column_gradients[i] = 0.0f;
-        for_chunks(block, chunk_size(block), [&](const Chunk &chunk) { run_chunk(block, chunk); });
+        cells.place(block);
+        key_offsets.place<T>(cells, p.key);
+        value_offsets.place<T>(cells, p.value);
+        key_gradient_offsets.place<float>(cells, p.key_gradient);
+        value_gradient_offsets.place<float>(cells, p.value_gradient);
+        relative.place(cells);
+        cells.for_chunks([&](const Chunk &chunk) { run_chunk(block, chunk); });
         if (p.table_width) {
             table_gradients(row_gradients, tile.row_runs, relative.row_entries, 0, row_table);
             table_gradients(column_gradients, tile.column_runs, relative.column_entries,
@@ -118,11 +131,12 @@ private:
 
     void run_chunk(const Block &block, const Chunk &chunk) {
         const long width = tile.width;
-        const float *keys[chunk_cells], *values[chunk_cells];
-        const float *first[chunk_cells], *second[chunk_cells];
+        const float *keys[chunk_rows], *values[chunk_rows];
+        const float *first[chunk_rows], *second[chunk_rows];
         relative.rows_of(chunk, first, second);
-        gather_rows(p, p.key, block, chunk, p.channels, zeros, converted_keys, T(), keys);
-        gather_rows(p, p.value, block, chunk, p.value_channels, zeros, converted_values, T(), values);
+        gather_rows(p, p.key, key_offsets, block, chunk, p.channels, zeros, converted_keys, T(), keys);
+        gather_rows(p, p.value, value_offsets, block, chunk, p.value_channels, zeros,
+                    converted_values, T(), values);
         dot_products(keys, chunk.count, p.channels, queries, width, first, second, weights, nullptr,
                      nullptr);
         for (long k = 0; k < chunk.count; k++) {
@@ -133,11 +147,11 @@ private:
                      score_gradients, nullptr, nullptr);
         softmax_gradients(chunk, width);
         weighted_sums(keys, chunk.count, p.channels, score_gradients, width, nullptr, query_gradients);
-        float *rows[chunk_cells];
-        addresses(p, p.key_gradient, block, chunk, unused, rows);
+        float *rows[chunk_rows];
+        key_gradient_offsets.rows(p, p.key_gradient, block, chunk, unused, rows);
         weight_gradients(score_gradients, width, chunk.count, tile.count, query_rows, padded_channels,
                          rows, p.channels);
-        addresses(p, p.value_gradient, block, chunk, unused, rows);
+        value_gradient_offsets.rows(p, p.value_gradient, block, chunk, unused, rows);
         weight_gradients(weights, width, chunk.count, tile.count, output_gradient_rows, padded_values,
                          rows, p.value_channels);
     }

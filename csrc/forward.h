@@ -13,6 +13,9 @@ public:
     Forward(const HaloProblem &p, const Shape &shape, Arena &arena)
         : p(p),
           shape(shape),
+          cells(shape, arena),
+          key_offsets(shape, arena),
+          value_offsets(shape, arena),
           relative(p, shape, arena),
           queries(arena.take<float>(p.channels * most_queries)),
           sums(arena.take<float>(p.value_channels * most_queries)),
@@ -33,13 +36,14 @@ private:
     const HaloProblem &p;
     const Shape &shape;
     Tile tile;
+    Cells cells;
+    CellOffsets key_offsets, value_offsets;
     RelativeLogits relative;
     float *queries;  // [channels][width]
     float *sums;     // [value_channels][width]
     float *scores;   // [cells][width], then their exponentials
     float *converted_keys, *converted_values;
     float *zeros;
-    Ahead ahead;
     float highest[most_queries], before[most_queries];  // the second without this chunk
     float total[most_queries], rescale[most_queries];
 
@@ -57,21 +61,22 @@ private:
             highest[q] = -INFINITY;
             total[q] = 0.0f;
         }
-        const long size = chunk_size(block);
-        for_chunks(block, size, [&](const Chunk &chunk) {
-            const float *rows[chunk_cells], *first[chunk_cells], *second[chunk_cells];
+        cells.place(block);
+        key_offsets.place<T>(cells, p.key);
+        value_offsets.place<T>(cells, p.value);
+        relative.place(cells);
+        cells.for_chunks([&](const Chunk &chunk) {
+            const float *rows[chunk_rows], *first[chunk_rows], *second[chunk_rows];
             relative.rows_of(chunk, first, second);
-            gather_rows(p, p.key, block, chunk, p.channels, zeros, converted_keys, T(), rows);
+            gather_rows(p, p.key, key_offsets, block, chunk, p.channels, zeros, converted_keys, T(),
+                        rows);
             for (long q = 0; q < width; q++) before[q] = highest[q];
-            const long behind = chunk.first + chunk.count;
-            if (behind < block.cells())
-                ahead.point_at<T>(p, block, Chunk(block, behind, smaller(size, block.cells() - behind)));
-            else
-                ahead.point_at<T>(p, next, Chunk(next, 0, chunk_size(next)));
+            const Ahead ahead = behind(block, chunk, next);
             dot_products(rows, chunk.count, p.channels, queries, width, first, second, scores, highest,
                          &ahead);
             exponentials(chunk.count, width);
-            gather_rows(p, p.value, block, chunk, p.value_channels, zeros, converted_values, T(), rows);
+            gather_rows(p, p.value, value_offsets, block, chunk, p.value_channels, zeros,
+                        converted_values, T(), rows);
             weighted_sums(rows, chunk.count, p.value_channels, scores, width, rescale, sums);
         });
         for (long q = 0; q < width; q++) rescale[q] = 1.0f / total[q];
@@ -80,6 +85,23 @@ private:
         float *log_sums[most_queries];
         addresses(p.log_sum, block, tile, log_sums);
         for (long q = 0; q < tile.count; q++) *log_sums[q] = highest[q] + logf(total[q]);
+    }
+
+    // The cells behind a chunk: of the same block, or the first ones of the next, if it has the same.
+    Ahead behind(const Block &block, const Chunk &chunk, const Block &next) const {
+        const long end = chunk.first + chunk.count;
+        const bool last = end == cells.count();
+        const Block &then = last ? next : block;
+        Ahead ahead = {};
+        ahead.keys = &key_offsets;
+        ahead.values = &value_offsets;
+        ahead.key_origin = reinterpret_cast<int64_t>(first_cell<T>(p.key, then));
+        ahead.value_origin = reinterpret_cast<int64_t>(first_cell<T>(p.value, then));
+        ahead.key_bytes = p.channels * long(sizeof(T));
+        ahead.value_bytes = p.value_channels * long(sizeof(T));
+        ahead.first = last ? 0 : end;
+        ahead.end = cells.are_those_of(then) ? cells.count() : 0;
+        return ahead;
     }
 
     // Turns scores into exponentials relative to the highest score so far.

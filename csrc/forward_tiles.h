@@ -14,6 +14,9 @@ public:
           shape(shape),
           key_depth(round_up(p.channels, tile_depth)),
           value_rows(round_up(p.value_channels, tile_rows)),
+          cells(shape, arena),
+          key_offsets(shape, arena),
+          value_offsets(shape, arena),
           relative(p, shape, arena),
           scaled_queries(arena.take<float>(p.channels * most_queries)),
           queries(arena.take<uint32_t>(key_depth / 2 * most_queries)),
@@ -42,6 +45,8 @@ private:
     long key_depth, value_rows;
     TileSetup setup;
     Tile tile;
+    Cells cells;
+    CellOffsets key_offsets, value_offsets;
     RelativeLogits relative;
     float *scaled_queries;  // [channels][width], for the relative position
     uint32_t *queries;      // [key_depth / 2][width], pairs of channels
@@ -61,7 +66,11 @@ private:
             highest[q] = -INFINITY;
             total[q] = 0.0f;
         }
-        for_chunks(block, tile_cells, [&](const Chunk &chunk) {
+        cells.place(block);
+        key_offsets.place<Bfloat16>(cells, p.key);
+        value_offsets.place<Bfloat16>(cells, p.value);
+        relative.place(cells);
+        cells.for_chunks(tile_cells, [&](const Chunk &chunk) {
             const long depth = round_up(chunk.count, tile_depth);
             load_keys(block, chunk);
             multiply_tiles(keys, key_depth, round_up(chunk.count, tile_rows), key_depth, queries, width,
@@ -109,8 +118,8 @@ private:
     }
 
     void load_keys(const Block &block, const Chunk &chunk) {
-        const Bfloat16 *rows[tile_cells];
-        addresses<const Bfloat16>(p, p.key, block, chunk, zeros, rows);
+        const Bfloat16 *rows[chunk_rows];
+        key_offsets.rows<const Bfloat16>(p, p.key, block, chunk, zeros, rows);
         for (long k = 0; k < chunk.count; k++) {
             Bfloat16 *key = keys + k * key_depth;
             long c = 0;
@@ -121,8 +130,8 @@ private:
 
     // Values of a chunk with cells along the rows: pairs of cells are interleaved, then moved as words.
     void load_values(const Block &block, const Chunk &chunk, long depth) {
-        const Bfloat16 *rows[tile_cells];
-        addresses<const Bfloat16>(p, p.value, block, chunk, zeros, rows);
+        const Bfloat16 *rows[chunk_rows];
+        value_offsets.rows<const Bfloat16>(p, p.value, block, chunk, zeros, rows);
         for (long k = chunk.count; k < depth; k++) rows[k] = zeros;
         for (long k = 0; k < depth; k += 2 * lanes)
             for (long c = 0; c < p.value_channels; c += lanes) {

@@ -10,6 +10,27 @@ namespace {
 constexpr int most_queries = 64;
 constexpr int chunk_cells = 66;  // whole groups of rows, see products.h
 
+// Addresses are computed eight at a time, so that up to seven behind the last are written too.
+typedef int64_t Addresses __attribute__((vector_size(64)));
+constexpr int spare_cells = 8;
+constexpr int chunk_rows = chunk_cells + spare_cells;
+static_assert(sizeof(void *) == sizeof(int64_t), "addresses of 64 bits");
+
+// Hands out aligned pieces of one allocation. Without memory it only counts.
+struct Arena {
+    char *base;
+    int64_t used = 0;
+
+    explicit Arena(void *memory) : base(static_cast<char *>(memory)) {}
+
+    template <class T>
+    T *take(long count) {
+        char *piece = base ? base + used : nullptr;
+        used += round_up(count * long(sizeof(T)), 64);
+        return reinterpret_cast<T *>(piece);
+    }
+};
+
 struct Shape {
     long output_height, output_width;
     long block_rows, block_columns;  // blocks in the map
@@ -58,13 +79,18 @@ struct Block {
     }
 
     long queries() const { return query_rows * query_columns; }
-    long cells() const { return (end_row - first_row) * (end_column - first_column); }
 };
 
 template <class T>
 inline T *at(const HaloMap &map, long image, long row, long column, long head) {
     return static_cast<T *>(map.data) + image * map.batch + row * map.row + column * map.column +
            head * map.head;
+}
+
+// Cell (0, 0) of a block's window, which may lie outside the map.
+template <class T>
+inline T *first_cell(const HaloMap &map, const Block &block) {
+    return at<T>(map, block.image, block.cell_row, block.cell_column, block.head);
 }
 
 // Lanes of one vector that meet the same entry of a table: the window's row 0 meets entry `offset`.
@@ -90,7 +116,7 @@ struct Runs {
 struct Tile {
     long query_rows = 0, query_columns = 0, first = 0;  // what it was made for
     long count, width;                                  // queries; the same rounded up to the lanes
-    long row[most_queries], column[most_queries];       // in the block
+    int64_t row[most_queries] = {}, column[most_queries] = {};  // in the block
     Runs row_runs[most_queries / lanes], column_runs[most_queries / lanes];
 
     // Does nothing where the tile before had the same shape, as most blocks of a map do.
@@ -134,106 +160,127 @@ inline void for_tiles(const HaloProblem &p, const Block &block, Tile &tile, Body
     }
 }
 
-// Rows and columns of a few cells in the window.
+// A few of a window's cells.
 struct Chunk {
     long first, count;
-    long row[chunk_cells], column[chunk_cells];
+    const int64_t *row, *column;  // in the window
+};
 
-    Chunk(const Block &block, long first, long count) : first(first), count(count) {
-        const long columns = block.end_column - block.first_column;
-        long u = block.first_row + first / columns, v = block.first_column + first % columns;
-        for (long k = 0; k < count; k++) {
-            row[k] = u;
-            column[k] = v;
-            if (++v == block.end_column) {
-                v = block.first_column;
-                u++;
+// The cells of a window that take part, row by row.
+struct Cells {
+    int64_t *row, *column;  // in the window
+    long first_row = 0, end_row = 0, first_column = 0, end_column = 0;
+
+    Cells(const Shape &shape, Arena &arena)
+        : row(arena.take<int64_t>(shape.window * shape.window)),
+          column(arena.take<int64_t>(shape.window * shape.window)) {}
+
+    bool are_those_of(const Block &block) const {
+        return first_row == block.first_row && end_row == block.end_row &&
+               first_column == block.first_column && end_column == block.end_column;
+    }
+
+    // Does nothing where the block before had the same cells, as most blocks of a map do.
+    void place(const Block &block) {
+        if (are_those_of(block)) return;
+        first_row = block.first_row;
+        end_row = block.end_row;
+        first_column = block.first_column;
+        end_column = block.end_column;
+        long k = 0;
+        for (long u = first_row; u < end_row; u++)
+            for (long v = first_column; v < end_column; v++, k++) {
+                row[k] = u;
+                column[k] = v;
             }
-        }
+    }
+
+    long count() const { return (end_row - first_row) * (end_column - first_column); }
+
+    // Splits the cells into chunks, as even as whole groups of rows allow.
+    template <class Body>
+    void for_chunks(Body body) const {
+        const long even = ceil_div(count(), ceil_div(count(), chunk_cells));
+        for_chunks(smaller(count(), round_up(even, 6)), body);
+    }
+
+    template <class Body>
+    void for_chunks(long size, Body body) const {
+        for (long first = 0; first < count(); first += size)
+            body(Chunk{first, smaller(size, count() - first), row + first, column + first});
     }
 };
 
-// Cells of a block's chunks, as even as whole groups of rows allow.
-inline long chunk_size(const Block &block) {
-    const long cells = block.cells();
-    return smaller(cells, round_up(ceil_div(cells, ceil_div(cells, chunk_cells)), 6));
-}
+// Where a window's cells lie in an array, in bytes from its cell (0, 0).
+class CellOffsets {
+public:
+    CellOffsets(const Shape &shape, Arena &arena)
+        : offsets(arena.take<int64_t>(shape.window * shape.window + spare_cells)) {}
 
-// Splits a window's cells into chunks of `size`.
-template <class Body>
-inline void for_chunks(const Block &block, long size, Body body) {
-    const long cells = block.cells();
-    for (long first = 0; first < cells; first += size)
-        body(Chunk(block, first, smaller(size, cells - first)));
-}
+    // `row_step` and `column_step` are in bytes. Does nothing where they and the cells are those of
+    // the call before.
+    void place(const Cells &cells, int64_t row_step, int64_t column_step) {
+        const int64_t shape[] = {cells.first_row,  cells.end_row, cells.first_column,
+                                 cells.end_column, row_step,      column_step};
+        if (!__builtin_memcmp(shape, placed, sizeof(shape))) return;
+        __builtin_memcpy(placed, shape, sizeof(shape));
+        for (long k = 0; k < cells.count(); k++)
+            offsets[k] = cells.row[k] * row_step + cells.column[k] * column_step;
+    }
 
-// Addresses in a map of a chunk's cells, `outside` for those beyond the map (unmasked padding).
-template <class T>
-inline void addresses(const HaloProblem &p, const HaloMap &map, const Block &block, const Chunk &chunk,
-                      T *outside, T **rows) {
-    T *origin = at<T>(map, block.image, block.cell_row, block.cell_column, block.head);
-    if (p.mask_padding) {
-        for (long k = 0; k < chunk.count; k++)
-            rows[k] = origin + chunk.row[k] * map.row + chunk.column[k] * map.column;
-        return;
+    template <class T>
+    void place(const Cells &cells, const HaloMap &map) {
+        place(cells, map.row * long(sizeof(T)), map.column * long(sizeof(T)));
     }
-    for (long k = 0; k < chunk.count; k++) {
-        const long i = block.cell_row + chunk.row[k], j = block.cell_column + chunk.column[k];
-        const bool inside = i >= 0 && i < p.height && j >= 0 && j < p.width;
-        rows[k] = inside ? origin + chunk.row[k] * map.row + chunk.column[k] * map.column : outside;
+
+    // Rows of a chunk's cells, [chunk_rows].
+    template <class T>
+    void rows(const Chunk &chunk, T *origin, T **rows) const {
+        for (long k = 0; k < chunk.count; k += spare_cells) {
+            Addresses some;
+            __builtin_memcpy(&some, offsets + chunk.first + k, sizeof(some));
+            some += reinterpret_cast<int64_t>(origin);
+            __builtin_memcpy(rows + k, &some, sizeof(some));
+        }
     }
-}
+
+    // Rows of a chunk's cells in a map, `outside` for those beyond it (unmasked padding).
+    template <class T>
+    void rows(const HaloProblem &p, const HaloMap &map, const Block &block, const Chunk &chunk,
+              T *outside, T **rows) const {
+        this->rows(chunk, first_cell<T>(map, block), rows);
+        if (p.mask_padding) return;
+        for (long k = 0; k < chunk.count; k++) {
+            const long i = block.cell_row + chunk.row[k], j = block.cell_column + chunk.column[k];
+            if (i < 0 || i >= p.height || j < 0 || j >= p.width) rows[k] = outside;
+        }
+    }
+
+    // Fetches `bytes` of the rows of cells `first` to `end` into the cache, which does no harm where a
+    // cell lies outside the map.
+    void fetch(int64_t origin, long bytes, long first, long end) const {
+        for (long k = first; k < end; k++)
+            for (long byte = 0; byte < bytes; byte += 64)
+                __builtin_prefetch(reinterpret_cast<const char *>(origin + offsets[k] + byte));
+    }
+
+private:
+    int64_t *offsets;
+    int64_t placed[6] = {};  // what they were computed for
+};
 
 // Cells that the next products will read: fetched into the cache a few at a time, while products of
 // other cells are computed, since a window's rows are too short for the processor to foresee them.
 struct Ahead {
-    const char *rows[2][chunk_cells];  // of keys and of values; null beyond the map
-    long bytes[2];
-    long count = 0;
+    const CellOffsets *keys, *values;
+    int64_t key_origin, value_origin;
+    long key_bytes, value_bytes, first, end;
 
-    template <class T>
-    void point_at(const HaloProblem &p, const Block &block, const Chunk &chunk) {
-        const T *keys[chunk_cells], *values[chunk_cells];
-        addresses<const T>(p, p.key, block, chunk, nullptr, keys);
-        addresses<const T>(p, p.value, block, chunk, nullptr, values);
-        for (long k = 0; k < chunk.count; k++) {
-            rows[0][k] = reinterpret_cast<const char *>(keys[k]);
-            rows[1][k] = reinterpret_cast<const char *>(values[k]);
-        }
-        bytes[0] = p.channels * long(sizeof(T));
-        bytes[1] = p.value_channels * long(sizeof(T));
-        count = chunk.count;
-    }
-
-    void fetch(long first, long number) const {
-        for (long k = first; k < smaller(first + number, count); k++)
-            for (int map = 0; map < 2; map++)
-                for (long byte = 0; rows[map][k] && byte < bytes[map]; byte += 64)
-                    __builtin_prefetch(rows[map][k] + byte);
+    void fetch(long from, long count) const {
+        const long start = first + from, stop = smaller(start + count, end);
+        keys->fetch(key_origin, key_bytes, start, stop);
+        values->fetch(value_origin, value_bytes, start, stop);
     }
 };
-
-// Rows of numbers of a chunk's cells as float32: where they lie in the map, or converted into
-// `scratch` [chunk_cells][channels].
-inline void gather_rows(const HaloProblem &p, const HaloMap &map, const Block &block,
-                        const Chunk &chunk, long, const float *zeros, float *, float,
-                        const float **rows) {
-    addresses<const float>(p, map, block, chunk, zeros, rows);
-}
-
-inline void gather_rows(const HaloProblem &p, const HaloMap &map, const Block &block,
-                        const Chunk &chunk, long channels, const float *zeros, float *scratch,
-                        Bfloat16, const float **rows) {
-    const Bfloat16 *halves[chunk_cells];
-    addresses<const Bfloat16>(p, map, block, chunk, nullptr, halves);
-    for (long k = 0; k < chunk.count; k++) {
-        rows[k] = halves[k] ? scratch + k * channels : zeros;
-        if (!halves[k]) continue;
-        long c = 0;
-        for (; c + lanes <= channels; c += lanes)
-            store(scratch + k * channels + c, load(halves[k] + c));
-        for (; c < channels; c++) scratch[k * channels + c] = load_one(halves[k] + c);
-    }
-}
 
 }  // namespace

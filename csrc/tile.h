@@ -7,27 +7,19 @@
 
 namespace {
 
-// Hands out aligned pieces of one allocation. Without memory it only counts.
-struct Arena {
-    char *base;
-    int64_t used = 0;
-
-    explicit Arena(void *memory) : base(static_cast<char *>(memory)) {}
-
-    template <class T>
-    T *take(long count) {
-        char *piece = base ? base + used : nullptr;
-        used += round_up(count * long(sizeof(T)), 64);
-        return reinterpret_cast<T *>(piece);
-    }
-};
-
 // Addresses in a map of a tile's queries.
 template <class T>
 inline void addresses(const HaloMap &map, const Block &block, const Tile &tile, T **rows) {
-    T *origin = at<T>(map, block.image, block.query_row, block.query_column, block.head);
-    for (long q = 0; q < tile.count; q++)
-        rows[q] = origin + tile.row[q] * map.row + tile.column[q] * map.column;
+    const int64_t origin = reinterpret_cast<int64_t>(
+        at<T>(map, block.image, block.query_row, block.query_column, block.head));
+    const long row_step = map.row * long(sizeof(T)), column_step = map.column * long(sizeof(T));
+    for (long q = 0; q < tile.count; q += 8) {
+        Addresses row, column;
+        __builtin_memcpy(&row, tile.row + q, sizeof(row));
+        __builtin_memcpy(&column, tile.column + q, sizeof(column));
+        row = row * row_step + column * column_step + origin;
+        __builtin_memcpy(rows + q, &row, sizeof(row));
+    }
 }
 
 // out[c][q] = map[q][c] * factor; the lanes behind the last query repeat the first.
@@ -84,6 +76,7 @@ struct RelativeLogits {
     float *row, *column;
     float *zeros;
     long step;
+    CellOffsets row_offsets, column_offsets;
 
     RelativeLogits(const HaloProblem &p, const Shape &shape, Arena &arena)
         : row_entries(arena.take<const float *>(shape.offsets)),
@@ -93,7 +86,9 @@ struct RelativeLogits {
           row(arena.take<float>(shape.window * most_queries)),
           column(arena.take<float>(shape.window * most_queries)),
           zeros(arena.take<float>(most_queries)),
-          step(0) {
+          step(0),
+          row_offsets(shape, arena),
+          column_offsets(shape, arena) {
         if (!arena.base) return;
         for (long q = 0; q < most_queries; q++) zeros[q] = 0.0f;
         for (long t = 0; t < shape.offsets; t++) {
@@ -125,11 +120,14 @@ struct RelativeLogits {
         pick(shape, tile, tile.column_runs, column);
     }
 
+    void place(const Cells &cells) {
+        row_offsets.place(cells, step * long(sizeof(float)), 0);
+        column_offsets.place(cells, 0, step * long(sizeof(float)));
+    }
+
     void rows_of(const Chunk &chunk, const float **rows, const float **columns) const {
-        for (long k = 0; k < chunk.count; k++) {
-            rows[k] = row + chunk.row[k] * step;
-            columns[k] = column + chunk.column[k] * step;
-        }
+        row_offsets.rows<const float>(chunk, row, rows);
+        column_offsets.rows<const float>(chunk, column, columns);
     }
 
 private:
@@ -149,5 +147,28 @@ private:
         }
     }
 };
+
+// Rows of numbers of a chunk's cells as float32: where they lie in the map, or converted into
+// `scratch` [chunk_cells][channels].
+inline void gather_rows(const HaloProblem &p, const HaloMap &map, const CellOffsets &offsets,
+                        const Block &block, const Chunk &chunk, long, const float *zeros, float *,
+                        float, const float **rows) {
+    offsets.rows<const float>(p, map, block, chunk, zeros, rows);
+}
+
+inline void gather_rows(const HaloProblem &p, const HaloMap &map, const CellOffsets &offsets,
+                        const Block &block, const Chunk &chunk, long channels, const float *zeros,
+                        float *scratch, Bfloat16, const float **rows) {
+    const Bfloat16 *halves[chunk_rows];
+    offsets.rows<const Bfloat16>(p, map, block, chunk, nullptr, halves);
+    for (long k = 0; k < chunk.count; k++) {
+        rows[k] = halves[k] ? scratch + k * channels : zeros;
+        if (!halves[k]) continue;
+        long c = 0;
+        for (; c + lanes <= channels; c += lanes)
+            store(scratch + k * channels + c, load(halves[k] + c));
+        for (; c < channels; c++) scratch[k * channels + c] = load_one(halves[k] + c);
+    }
+}
 
 }  // namespace

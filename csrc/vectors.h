@@ -6,6 +6,9 @@
 
 #include <math.h>
 #include <stdint.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #include <utility>
 
@@ -78,7 +81,16 @@ inline void store(Bfloat16 *p, Vector v) {
 
 inline Vector constant(float x) { return Vector{} + x; }
 
-inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }  // of a NaN in a: b
+// Of a NaN in a: b. One instruction, where compilers make two of the comparison.
+inline Vector maximum(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    return _mm512_maskz_max_ps(0xffff, a, b);
+#elif defined(__AVX2__)
+    return _mm256_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 // e^x for x up to 88; at most e^-86.5 below that; NaN for NaN. Error below 1 ulp near 0, growing by
 // 0.03 ulp a unit of x.
