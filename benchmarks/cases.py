@@ -5,6 +5,7 @@ with the reference where it computes the same function, and returns what it foun
 """
 
 import importlib.util
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +31,15 @@ DETECTION_BACKBONES = {
 
 @dataclass(frozen=True)
 class Contestant:
-    """What is timed: a step without arguments, and whether its result was found right."""
+    """What is timed: a step without arguments, and whether its result was found right.
+
+    `layer_times` grows by the seconds of each call of the layers that the case is about, if it is
+    about some layers of a model.
+    """
 
     step: Callable[[], object]
     checked: str
+    layer_times: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -360,8 +366,25 @@ def _timm_checkpoint(name: str, mode: str, peer: str, compiled: bool) -> Contest
     elif peer == "floor":
         _skip_attention(replace_timm_layers(network))
         checked = "projections without attention, not the same function"
-    contestant = _timed(network, images, False, compiled)
-    return Contestant(contestant.step, checked)
+    layer_times = None if compiled else _time_halo_layers(network)
+    return Contestant(_timed(network, images, False, compiled).step, checked, layer_times)
+
+
+def _time_halo_layers(network: nn.Module) -> list[float]:
+    """A list that grows by the seconds of each call of a halo attention layer of timm's or ours."""
+    from timm.layers.halo_attn import HaloAttn
+
+    from halonet.integrations.timm_checkpoints import TimmHaloAttention
+
+    seconds: list[float] = []
+    started = []
+    for layer in network.modules():
+        if isinstance(layer, (HaloAttn, TimmHaloAttention)):
+            layer.register_forward_pre_hook(lambda *_: started.append(time.perf_counter()))
+            layer.register_forward_hook(
+                lambda *_: seconds.append(time.perf_counter() - started.pop())
+            )
+    return seconds
 
 
 def _skip_attention(network: nn.Module) -> None:

@@ -76,20 +76,23 @@ def measure(
                 worker.close()
                 continue
             once = worker.ask(do="time", repeats=1)["seconds"]
-            running.append((worker, entry, max(1, round(0.05 / once)), []))
+            running.append((worker, entry, max(1, round(0.05 / once)), [], []))
         started = time.perf_counter()
         rounds = 0
         while running and (rounds < 5 or time.perf_counter() - started < seconds * len(running)):
-            for worker, _, repeats, times in running:
-                times.append(worker.ask(do="time", repeats=repeats)["seconds"])
+            for worker, _, repeats, times, layer_times in running:
+                answer = worker.ask(do="time", repeats=repeats)
+                times.append(answer["seconds"])
+                layer_times += [answer["layer_seconds"]] if "layer_seconds" in answer else []
             rounds += 1
-        for worker, entry, _, times in running:
+        for worker, entry, _, times, layer_times in running:
             peak = worker.ask(do="memory")["peak"]
             quantiles = statistics.quantiles(times, n=10)
             entry |= {
                 "milliseconds": 1e3 * statistics.median(times),
                 "percentile_10": 1e3 * quantiles[0],
                 "percentile_90": 1e3 * quantiles[-1],
+                "layer_milliseconds": 1e3 * statistics.median(layer_times) if layer_times else None,
                 "rounds": rounds,
                 "peak_mebibytes": peak - entry.pop("idle"),
             }
@@ -173,7 +176,26 @@ def table(head: dict[str, Any], entries: list[dict[str, Any]]) -> str:
             f"{entry['milliseconds'] / base:.2f} | {share} | {entry['peak_mebibytes']:.0f} | "
             f"{entry['checked']} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + layer_table(entries)
+
+
+def layer_table(entries: list[dict[str, Any]]) -> str:
+    """Of timm's models: their halo layers alone, and what attention adds to the floor's."""
+    layers: dict[str, dict[str, float]] = {}
+    for entry in entries:
+        if entry.get("layer_milliseconds") is not None:
+            layers.setdefault(entry["case"], {})[entry["contestant"]] = entry["layer_milliseconds"]
+    lines = [
+        "",
+        "| case | halo layers: ours, ms | timm's | projections alone | attention, ours / timm's |",
+        "|---|---|---|---|---|",
+    ]
+    for case, times in layers.items():
+        if {"cpu", "timm", "floor"} <= set(times):
+            ours, theirs, floor = times["cpu"], times["timm"], times["floor"]
+            share = (ours - floor) / (theirs - floor)
+            lines.append(f"| {case} | {ours:.1f} | {theirs:.1f} | {floor:.1f} | {share:.2f} |")
+    return "\n".join(lines) + "\n" if len(lines) > 3 else ""
 
 
 def picture(path: Path, entries: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to standard error
-    step = None
+    step = layer_times = None
     for line in sys.stdin:
         order = json.loads(line)
         try:
@@ -24,15 +24,19 @@ def main() -> None:
                 torch.set_num_threads(order["threads"])
                 idle = _peak_mebibytes()
                 contestant = build(order["case"], order["contestant"], order["compiled"])
-                step = contestant.step
+                step, layer_times = contestant.step, contestant.layer_times
                 step()
                 step()
                 answer = {"checked": contestant.checked, "idle": idle}
             elif order["do"] == "time" and step is not None:
+                if layer_times is not None:
+                    layer_times.clear()
                 started = time.perf_counter()
                 for _ in range(order["repeats"]):
                     step()
                 answer = {"seconds": (time.perf_counter() - started) / order["repeats"]}
+                if layer_times is not None:
+                    answer["layer_seconds"] = sum(layer_times) / order["repeats"]
             else:
                 answer = {"peak": _peak_mebibytes()}
         except Exception as error:
