@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from halonet.layers.normalization import normalize_and_activate
+from halonet.layers.normalization import apply_to_activated, normalize_and_activate
 from halonet.layers.pointwise import PointwiseConvolution
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -118,11 +118,17 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, maps: Tensor) -> Tensor:
-        branch = normalize_and_activate(self.reduce(maps), self.reduce_norm, self.activation)
-        branch = normalize_and_activate(self.spatial(branch), self.spatial_norm, self.activation)
-        branch = self.expand(self.squeeze_excitation(branch))
+        branch = apply_to_activated(
+            self.spatial, self.reduce(maps), self.reduce_norm, self.activation
+        )
+        branch = apply_to_activated(
+            self._gate_and_expand, branch, self.spatial_norm, self.activation
+        )
         shortcut = self.shortcut(maps)
         if self.stochastic_depth.drops():
             branch = self.stochastic_depth(self.expand_norm(branch))
             return self.activation(branch + shortcut)
         return normalize_and_activate(branch, self.expand_norm, self.activation, shortcut)
+
+    def _gate_and_expand(self, maps: Tensor) -> Tensor:
+        return self.expand(self.squeeze_excitation(maps))

@@ -1,6 +1,7 @@
 """Batch norm with the activation behind it, keeping less for the backward pass."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,30 +20,64 @@ def normalize_and_activate(
         normed = norm(maps)
         return activation(normed if added is None else normed + added)
     assert isinstance(norm, nn.BatchNorm2d)
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-    return _NormThenSiLU.apply(
-        maps,
-        added,
-        norm.weight,
-        norm.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.training,
-        norm.momentum,
-        norm.eps,
-    )[0]
+    return _norm_then_silu(maps, norm, added)[0]
+
+
+def apply_to_activated(
+    layer: Callable[[Tensor], Tensor], maps: Tensor, norm: nn.Module, activation: nn.Module
+) -> Tensor:
+    """`layer(activation(norm(maps)))`.
+
+    Where `normalize_and_activate` keeps only `maps`, what the layer keeps of its input is computed
+    again too, so that of both maps one is kept.
+    """
+    hooks_allowed = torch._C._autograd._saved_tensors_hooks_is_enabled()  # not so in torch.func
+    if not hooks_allowed or not _can_recompute(maps, norm, activation, None):
+        return layer(normalize_and_activate(maps, norm, activation))
+    assert isinstance(norm, nn.BatchNorm2d)
+    activated, mean, inverse_deviation = _norm_then_silu(maps, norm, None)
+    # Hooks that are in force, as those of gradient checkpointing, see what we keep instead.
+    outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    pack_outer, unpack_outer = outer or (_same, _same)
+    statistics = (mean, inverse_deviation)
+    if not norm.training:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        statistics = (norm.running_mean, norm.running_var)
+    kept = [
+        None if tensor is None else pack_outer(tensor.detach())
+        for tensor in (maps, norm.weight, norm.bias, *statistics)
+    ]
+    training, eps = norm.training, norm.eps
+    address = activated.untyped_storage().data_ptr()
+
+    def pack(tensor: Tensor) -> Any:
+        if tensor.untyped_storage().data_ptr() != address:
+            return pack_outer(tensor)
+        return _View(kept, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+
+    def unpack(packed: Any) -> Tensor:
+        if not isinstance(packed, _View) or packed.kept is not kept:
+            return unpack_outer(packed)
+        tensors = [None if tensor is None else unpack_outer(tensor) for tensor in kept]
+        again = F.silu(_normalize(*tensors, training=training, eps=eps), inplace=True)
+        return again.as_strided(packed.shape, packed.strides, packed.offset)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return layer(activated)
 
 
 class NormalizedSequence(nn.Sequential):
-    """A sequence in which each batch norm and the activation behind it are computed together."""
+    """A sequence in which each batch norm, the activation and the layer behind it go together."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
         layers = list(self)
         while layers:
             layer = layers.pop(0)
             if isinstance(layer, nn.BatchNorm2d) and layers:
-                input = normalize_and_activate(input, layer, layers.pop(0))  # noqa: A001
+                activation = layers.pop(0)
+                behind = layers.pop(0) if layers else _same
+                input = apply_to_activated(behind, input, layer, activation)  # noqa: A001
             else:
                 input = layer(input)  # noqa: A001
         return input
@@ -70,6 +105,53 @@ def _can_recompute(
 def _is_hooked(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks)
     return any((*hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
+class _View(NamedTuple):
+    """How a tensor lies in the memory of the activation that `kept` gives."""
+
+    kept: list
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _norm_then_silu(
+    maps: Tensor, norm: nn.BatchNorm2d, added: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The activation, and the batch's mean and inverse deviation."""
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    return _NormThenSiLU.apply(
+        maps,
+        added,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.training,
+        norm.momentum,
+        norm.eps,
+    )
+
+
+def _normalize(
+    maps: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    spread: Tensor,
+    *,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    """The norm once more. `spread` is the inverse deviation in training, else the variance."""
+    variance = spread.pow(-2) - eps if training else spread
+    return F.batch_norm(maps, mean, variance, weight, bias, eps=eps)
 
 
 class _NormThenSiLU(torch.autograd.Function):
@@ -115,9 +197,8 @@ class _NormThenSiLU(torch.autograd.Function):
             gates = summed.sigmoid()
             gradient = gradients[0] * gates * (1 + summed * (1 - gates))
         else:
-            if ctx.training:
-                running_mean, running_var = mean, inverse_deviation.pow(-2) - ctx.eps
-            summed = F.batch_norm(maps, running_mean, running_var, weight, bias, eps=ctx.eps)
+            statistics = (mean, inverse_deviation) if ctx.training else (running_mean, running_var)
+            summed = _normalize(maps, weight, bias, *statistics, training=ctx.training, eps=ctx.eps)
             if added is not None:
                 summed += added
             gradient = torch.ops.aten.silu_backward.grad_input(

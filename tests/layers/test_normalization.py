@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from halonet import create_model
+from halonet import HaloAttention, create_model
 from halonet.layers import normalization
-from halonet.layers.normalization import normalize_and_activate
+from halonet.layers.normalization import apply_to_activated, normalize_and_activate
+from halonet.layers.pointwise import PointwiseConvolution
 
 CHANNELS_LAST = torch.channels_last
 
@@ -79,13 +80,16 @@ def test_is_the_plain_modules(training, count, activation, options):
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bfloat16_maps(training, count, dtype):
+    torch.manual_seed(0)
     norm, maps = make_norm(training).to(dtype), make_maps(count, dtype=torch.bfloat16)
     gradient = torch.randn(3, 5, 7, 2, dtype=torch.bfloat16)
     found = outcome(normalize_and_activate, norm, nn.SiLU(), maps, gradient)
     expected = outcome(plain, norm, nn.SiLU(), maps, gradient)
     for name in expected:
         assert found[name].dtype == expected[name].dtype
-        torch.testing.assert_close(found[name], expected[name], rtol=0.03, atol=0.03)
+        # Sums in which numbers cancel: an error is small beside the whole, not beside each number.
+        error = (found[name].float() - expected[name].float()).norm()
+        assert error <= 0.03 * expected[name].float().norm(), name
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -129,6 +133,122 @@ def test_keeps_its_inputs_only_and_their_order(count):
     assert all(one.grad.is_contiguous(memory_format=CHANNELS_LAST) for one in maps)
 
 
+def plain_layer(layer):
+    return lambda maps, norm, activation: layer(activation(norm(maps)))
+
+
+def layer_behind(layer):
+    return lambda maps, norm, activation: apply_to_activated(layer, maps, norm, activation)
+
+
+class Gated(nn.Module):
+    """Reads its input inside of another norm and activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.norm = nn.Conv2d(5, 1, 1), nn.BatchNorm2d(1)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return apply_to_activated(lambda gates: gates * maps, self.gate(maps), self.norm, nn.SiLU())
+
+
+LAYERS = {
+    "convolution": lambda: nn.Conv2d(5, 3, 3, padding=1),
+    "matrix product of every second pixel": lambda: PointwiseConvolution(5, 3, stride=2),
+    "attention": lambda: HaloAttention(
+        5, 4, heads=1, query_key_channels=4, block_size=3, halo_size=1, position="none"
+    ),
+    "attention, stride 2": lambda: HaloAttention(
+        5, 4, heads=2, query_key_channels=4, block_size=2, halo_size=1, stride=2
+    ),
+    "maximum": lambda: nn.MaxPool2d(3, stride=2, padding=1),
+    "two of them": lambda: nn.Sequential(nn.Conv2d(5, 5, 1), nn.Conv2d(5, 2, 1)),
+    "nothing": nn.Identity,
+    "another norm": Gated,
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_behind_the_activation(name, training):
+    layer, norm, maps = LAYERS[name](), make_norm(training), make_maps(1)
+    gradient = torch.randn_like(plain_layer(layer)(maps[0], copy.deepcopy(norm), nn.SiLU()))
+    expected = outcome(plain_layer(layer), norm, nn.SiLU(), maps, gradient)
+    weights = [weight.grad.clone() for weight in layer.parameters()]
+    layer.zero_grad()
+    found = outcome(layer_behind(layer), norm, nn.SiLU(), maps, gradient)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        [weight.grad for weight in layer.parameters()], weights, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_of_both_orders_behind_the_activation(training):
+    layer = nn.Conv2d(5, 2, 1).double()
+    (maps,) = make_maps(1, dtype=torch.float64)
+    norm = make_norm(training).double()
+    inputs = (maps, layer.weight)
+
+    def run(maps, weight):
+        return apply_to_activated(
+            lambda activated: torch.nn.functional.conv2d(activated, weight), maps, norm, nn.SiLU()
+        )
+
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def test_keeps_one_map_of_the_two():
+    norm, (maps,), layer = make_norm(True), make_maps(1), nn.Conv2d(5, 2, 1)
+
+    def step() -> torch.Tensor:
+        return apply_to_activated(layer, maps, norm, nn.SiLU())
+
+    statistics = 4 * 5 * 4
+    map_bytes = maps.untyped_storage().nbytes()
+    assert kept_bytes(step, layer.parameters()) <= map_bytes + statistics
+    whole = kept_bytes(lambda: layer(normalize_and_activate(maps, norm, nn.SiLU())))
+    assert whole >= 2 * map_bytes
+
+
+def test_other_hooks_of_saved_tensors_see_what_is_kept():
+    norm, (maps,), layer = make_norm(True), make_maps(1), nn.Conv2d(5, 2, 1)
+    expected = outcome(plain_layer(layer), norm, nn.SiLU(), [maps], torch.ones(3, 2, 7, 2))
+
+    def step(maps, norm, activation):
+        # Kept as other numbers: who reads them without these hooks gets wrong gradients.
+        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept + 7, lambda kept: kept - 7):
+            return apply_to_activated(layer, maps, norm, activation)
+
+    found = outcome(step, norm, nn.SiLU(), [maps], torch.ones(3, 2, 7, 2))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_checkpointing_keeps_as_little_as_without():
+    images = torch.randn(2, 3, 64, 64)
+
+    def kept(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> int:
+        model = create_model("halonet_tiny", activation="silu").to(memory_format=CHANNELS_LAST)
+        model.set_gradient_checkpointing()
+        if not recompute:
+            monkeypatch.setattr(normalization, "_can_recompute", lambda *_: False)
+        return kept_bytes(lambda: model(images), model.parameters())
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert kept(True, monkeypatch) <= kept(False, monkeypatch)
+
+
+def test_transforms_of_functions():
+    norm, (maps,), layer = make_norm(False), make_maps(1), nn.Conv2d(5, 2, 1)
+
+    def loss(maps: torch.Tensor) -> torch.Tensor:
+        return apply_to_activated(layer, maps, norm, nn.SiLU()).square().sum()
+
+    loss(maps).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(maps.detach()), maps.grad)
+
+
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 def test_a_models_step_is_the_same_and_keeps_less(autocast, monkeypatch):
     model = create_model("halonet_tiny", activation="silu").to(memory_format=CHANNELS_LAST)
@@ -151,7 +271,7 @@ def test_a_models_step_is_the_same_and_keeps_less(autocast, monkeypatch):
     kept, found = run()
     monkeypatch.setattr(normalization, "_can_recompute", lambda *_: False)
     plain_kept, expected = run()
-    assert kept < 0.95 * plain_kept
+    assert kept < (0.9 if autocast else 0.7) * plain_kept
     for name in expected:
         error = (found[name] - expected[name]).norm() / expected[name].norm().clamp_min(1e-6)
         assert error < (0.1 if autocast else 1e-3), f"{name}: {error:.3g}"
