@@ -16,7 +16,7 @@ public:
           shape(shape),
           padded_channels(round_up(p.channels, lanes)),
           padded_values(round_up(p.value_channels, lanes)),
-          cells(shape, arena),
+          cells(p, shape, arena),
           key_offsets(shape, arena),
           value_offsets(shape, arena),
           key_gradient_offsets(shape, arena),
@@ -35,13 +35,7 @@ public:
           offset_gradients(arena.take<float>(shape.offsets * most_queries)),
           table_rows(arena.take<float *>(shape.offsets)),
           converted_keys(arena.take<float>(chunk_cells * p.channels)),
-          converted_values(arena.take<float>(chunk_cells * p.value_channels)),
-          zeros(arena.take<float>(larger(p.channels, p.value_channels))),
-          unused(arena.take<float>(larger(padded_channels, padded_values))) {
-        if (!arena.base) return;
-        for (long c = 0; c < larger(p.channels, p.value_channels); c++) zeros[c] = 0.0f;
-        for (long c = 0; c < larger(padded_channels, padded_values); c++) unused[c] = 0.0f;
-    }
+          converted_values(arena.take<float>(chunk_cells * p.value_channels)) {}
 
     // Adds the tables' gradients to `row_table` and `column_table`, [offsets][table_width].
     void run(const Block &block, float *row_table, float *column_table) {
@@ -66,7 +60,6 @@ private:
     float *offset_gradients;                   // [offsets][width]
     float **table_rows;
     float *converted_keys, *converted_values;
-    float *zeros, *unused;
     float log_sum[most_queries], minus_delta[most_queries], scales[most_queries];
 
     void run_tile(const Block &block, float *row_table, float *column_table) {
@@ -82,6 +75,9 @@ private:
         value_gradient_offsets.place<float>(cells, p.value_gradient);
         relative.place(cells);
         cells.for_chunks([&](const Chunk &chunk) { run_chunk(block, chunk); });
+        cells.for_chunks(cells.inside, cells.count, chunk_cells, [&](const Chunk &chunk) {
+            find_gradients(chunk, nothing, 0, nothing, 0);
+        });
         if (p.table_width) {
             table_gradients(row_gradients, tile.row_runs, relative.row_entries, 0, row_table);
             table_gradients(column_gradients, tile.column_runs, relative.column_entries,
@@ -132,28 +128,35 @@ private:
     void run_chunk(const Block &block, const Chunk &chunk) {
         const long width = tile.width;
         const float *keys[chunk_rows], *values[chunk_rows];
+        gather_rows(p.key, key_offsets, block, chunk, p.channels, converted_keys, T(), keys);
+        gather_rows(p.value, value_offsets, block, chunk, p.value_channels, converted_values, T(),
+                    values);
+        find_gradients(chunk, keys, p.channels, values, p.value_channels);
+        weighted_sums(keys, chunk.count, p.channels, score_gradients, width, nullptr, query_gradients);
+        float *rows[chunk_rows];
+        key_gradient_offsets.rows(p.key_gradient, block, chunk, rows);
+        weight_gradients(score_gradients, width, chunk.count, tile.count, query_rows, padded_channels,
+                         rows, p.channels);
+        value_gradient_offsets.rows(p.value_gradient, block, chunk, rows);
+        weight_gradients(weights, width, chunk.count, tile.count, output_gradient_rows, padded_values,
+                         rows, p.value_channels);
+    }
+
+    // A chunk's weights, and the gradients of its scores, from as many channels as given.
+    void find_gradients(const Chunk &chunk, const float *const *keys, long channels,
+                        const float *const *values, long value_channels) {
+        const long width = tile.width;
         const float *first[chunk_rows], *second[chunk_rows];
         relative.rows_of(chunk, first, second);
-        gather_rows(p, p.key, key_offsets, block, chunk, p.channels, zeros, converted_keys, T(), keys);
-        gather_rows(p, p.value, value_offsets, block, chunk, p.value_channels, zeros,
-                    converted_values, T(), values);
-        dot_products(keys, chunk.count, p.channels, queries, width, first, second, weights, nullptr,
+        dot_products(keys, chunk.count, channels, queries, width, first, second, weights, nullptr,
                      nullptr);
         for (long k = 0; k < chunk.count; k++) {
             first[k] = minus_delta;
             second[k] = relative.zeros;
         }
-        dot_products(values, chunk.count, p.value_channels, output_gradients, width, first, second,
+        dot_products(values, chunk.count, value_channels, output_gradients, width, first, second,
                      score_gradients, nullptr, nullptr);
         softmax_gradients(chunk, width);
-        weighted_sums(keys, chunk.count, p.channels, score_gradients, width, nullptr, query_gradients);
-        float *rows[chunk_rows];
-        key_gradient_offsets.rows(p, p.key_gradient, block, chunk, unused, rows);
-        weight_gradients(score_gradients, width, chunk.count, tile.count, query_rows, padded_channels,
-                         rows, p.channels);
-        value_gradient_offsets.rows(p, p.value_gradient, block, chunk, unused, rows);
-        weight_gradients(weights, width, chunk.count, tile.count, output_gradient_rows, padded_values,
-                         rows, p.value_channels);
     }
 
     // weights: scores -> weights. score_gradients: gradients of the weights less delta -> gradients

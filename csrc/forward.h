@@ -13,7 +13,7 @@ public:
     Forward(const HaloProblem &p, const Shape &shape, Arena &arena)
         : p(p),
           shape(shape),
-          cells(shape, arena),
+          cells(p, shape, arena),
           key_offsets(shape, arena),
           value_offsets(shape, arena),
           relative(p, shape, arena),
@@ -21,11 +21,7 @@ public:
           sums(arena.take<float>(p.value_channels * most_queries)),
           scores(arena.take<float>(chunk_cells * most_queries)),
           converted_keys(arena.take<float>(chunk_cells * p.channels)),
-          converted_values(arena.take<float>(chunk_cells * p.value_channels)),
-          zeros(arena.take<float>(larger(p.channels, p.value_channels))) {
-        if (!arena.base) return;
-        for (long c = 0; c < larger(p.channels, p.value_channels); c++) zeros[c] = 0.0f;
-    }
+          converted_values(arena.take<float>(chunk_cells * p.value_channels)) {}
 
     // `next` is the block that will be run behind this one.
     void run(const Block &block, const Block &next) {
@@ -43,7 +39,6 @@ private:
     float *sums;     // [value_channels][width]
     float *scores;   // [cells][width], then their exponentials
     float *converted_keys, *converted_values;
-    float *zeros;
     float highest[most_queries], before[most_queries];  // the second without this chunk
     float total[most_queries], rescale[most_queries];
 
@@ -66,18 +61,17 @@ private:
         value_offsets.place<T>(cells, p.value);
         relative.place(cells);
         cells.for_chunks([&](const Chunk &chunk) {
-            const float *rows[chunk_rows], *first[chunk_rows], *second[chunk_rows];
-            relative.rows_of(chunk, first, second);
-            gather_rows(p, p.key, key_offsets, block, chunk, p.channels, zeros, converted_keys, T(),
-                        rows);
-            for (long q = 0; q < width; q++) before[q] = highest[q];
+            const float *rows[chunk_rows];
+            gather_rows(p.key, key_offsets, block, chunk, p.channels, converted_keys, T(), rows);
             const Ahead ahead = behind(block, chunk, next);
-            dot_products(rows, chunk.count, p.channels, queries, width, first, second, scores, highest,
-                         &ahead);
-            exponentials(chunk.count, width);
-            gather_rows(p, p.value, value_offsets, block, chunk, p.value_channels, zeros,
-                        converted_values, T(), rows);
+            find_weights(chunk, rows, p.channels, &ahead);
+            gather_rows(p.value, value_offsets, block, chunk, p.value_channels, converted_values, T(),
+                        rows);
             weighted_sums(rows, chunk.count, p.value_channels, scores, width, rescale, sums);
+        });
+        cells.for_chunks(cells.inside, cells.count, chunk_cells, [&](const Chunk &chunk) {
+            find_weights(chunk, nothing, 0, nullptr);
+            weighted_sums(nothing, 0, p.value_channels, scores, width, rescale, sums);
         });
         for (long q = 0; q < width; q++) rescale[q] = 1.0f / total[q];
         scatter_queries<T>(sums, rescale, p.output, block, tile, p.value_channels);
@@ -87,10 +81,20 @@ private:
         for (long q = 0; q < tile.count; q++) *log_sums[q] = highest[q] + logf(total[q]);
     }
 
+    // Exponentials of a chunk's scores, from `length` channels of its keys.
+    void find_weights(const Chunk &chunk, const float *const *keys, long length, const Ahead *ahead) {
+        const float *first[chunk_rows], *second[chunk_rows];
+        relative.rows_of(chunk, first, second);
+        for (long q = 0; q < tile.width; q++) before[q] = highest[q];
+        dot_products(keys, chunk.count, length, queries, tile.width, first, second, scores, highest,
+                     ahead);
+        exponentials(chunk.count, tile.width);
+    }
+
     // The cells behind a chunk: of the same block, or the first ones of the next, if it has the same.
     Ahead behind(const Block &block, const Chunk &chunk, const Block &next) const {
         const long end = chunk.first + chunk.count;
-        const bool last = end == cells.count();
+        const bool last = end == cells.inside;
         const Block &then = last ? next : block;
         Ahead ahead = {};
         ahead.keys = &key_offsets;
@@ -100,7 +104,7 @@ private:
         ahead.key_bytes = p.channels * long(sizeof(T));
         ahead.value_bytes = p.value_channels * long(sizeof(T));
         ahead.first = last ? 0 : end;
-        ahead.end = cells.are_those_of(then) ? cells.count() : 0;
+        ahead.end = cells.are_those_of(then) ? cells.inside : 0;
         return ahead;
     }
 

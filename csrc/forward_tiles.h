@@ -14,7 +14,7 @@ public:
           shape(shape),
           key_depth(round_up(p.channels, tile_depth)),
           value_rows(round_up(p.value_channels, tile_rows)),
-          cells(shape, arena),
+          cells(p, shape, arena),
           key_offsets(shape, arena),
           value_offsets(shape, arena),
           relative(p, shape, arena),
@@ -70,17 +70,20 @@ private:
         key_offsets.place<Bfloat16>(cells, p.key);
         value_offsets.place<Bfloat16>(cells, p.value);
         relative.place(cells);
-        cells.for_chunks(tile_cells, [&](const Chunk &chunk) {
+        cells.for_chunks(0, cells.inside, tile_cells, [&](const Chunk &chunk) {
             const long depth = round_up(chunk.count, tile_depth);
             load_keys(block, chunk);
             multiply_tiles(keys, key_depth, round_up(chunk.count, tile_rows), key_depth, queries, width,
                            scores, false);
             exponentials(chunk, depth);
             load_values(block, chunk, depth);
-            for (long c = 0; c < p.value_channels && chunk.first; c++)
-                for (long q = 0; q < width; q += lanes)
-                    store(sums + c * width + q, load(sums + c * width + q) * load(rescale + q));
+            if (chunk.first) rescale_sums();
             multiply_tiles(values, tile_cells, value_rows, depth, weights, width, sums, true);
+        });
+        cells.for_chunks(cells.inside, cells.count, tile_cells, [&](const Chunk &chunk) {
+            for (long i = 0; i < chunk.count * width; i++) scores[i] = 0.0f;
+            exponentials(chunk, chunk.count);
+            rescale_sums();
         });
         for (long q = 0; q < width; q++) rescale[q] = 1.0f / total[q];
         scatter_queries<Bfloat16>(sums, rescale, p.output, block, tile, p.value_channels);
@@ -117,9 +120,17 @@ private:
         }
     }
 
+    void rescale_sums() {
+        for (long c = 0; c < p.value_channels; c++)
+            for (long q = 0; q < tile.width; q += lanes) {
+                float *sum = sums + c * tile.width + q;
+                store(sum, load(sum) * load(rescale + q));
+            }
+    }
+
     void load_keys(const Block &block, const Chunk &chunk) {
         const Bfloat16 *rows[chunk_rows];
-        key_offsets.rows<const Bfloat16>(p, p.key, block, chunk, zeros, rows);
+        key_offsets.rows<const Bfloat16>(p.key, block, chunk, rows);
         for (long k = 0; k < chunk.count; k++) {
             Bfloat16 *key = keys + k * key_depth;
             long c = 0;
@@ -131,7 +142,7 @@ private:
     // Values of a chunk with cells along the rows: pairs of cells are interleaved, then moved as words.
     void load_values(const Block &block, const Chunk &chunk, long depth) {
         const Bfloat16 *rows[chunk_rows];
-        value_offsets.rows<const Bfloat16>(p, p.value, block, chunk, zeros, rows);
+        value_offsets.rows<const Bfloat16>(p.value, block, chunk, rows);
         for (long k = chunk.count; k < depth; k++) rows[k] = zeros;
         for (long k = 0; k < depth; k += 2 * lanes)
             for (long c = 0; c < p.value_channels; c += lanes) {

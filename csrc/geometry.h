@@ -56,7 +56,7 @@ struct Block {
     long query_row, query_column;        // of its first query, in the query map
     long query_rows, query_columns;      // queries inside the map
     long cell_row, cell_column;          // of its window's cell (0, 0), in the key map; may be negative
-    long first_row, end_row;             // rows of the window that take part
+    long first_row, end_row;             // rows of the window that lie in the map
     long first_column, end_column;
 
     Block(const HaloProblem &p, const Shape &shape, long image, long block_row, long block_column,
@@ -68,14 +68,10 @@ struct Block {
         query_columns = smaller(shape.block_queries, shape.output_width - query_column);
         cell_row = block_row * p.block_size - p.halo_size;
         cell_column = block_column * p.block_size - p.halo_size;
-        first_row = first_column = 0;
-        end_row = end_column = shape.window;
-        if (p.mask_padding) {
-            first_row = larger(0, -cell_row);
-            first_column = larger(0, -cell_column);
-            end_row = smaller(shape.window, p.height - cell_row);
-            end_column = smaller(shape.window, p.width - cell_column);
-        }
+        first_row = larger(0, -cell_row);
+        first_column = larger(0, -cell_column);
+        end_row = smaller(shape.window, p.height - cell_row);
+        end_column = smaller(shape.window, p.width - cell_column);
     }
 
     long queries() const { return query_rows * query_columns; }
@@ -166,14 +162,21 @@ struct Chunk {
     const int64_t *row, *column;  // in the window
 };
 
-// The cells of a window that take part, row by row.
+// Rows of cells of which no channel is read.
+const float *const nothing[chunk_cells] = {};
+
+// The cells of a window that take part: first those in the map, row by row, then, unless padding is
+// masked, those outside, whose keys and values are 0.
 struct Cells {
     int64_t *row, *column;  // in the window
+    long inside = 0, count = 0;
     long first_row = 0, end_row = 0, first_column = 0, end_column = 0;
 
-    Cells(const Shape &shape, Arena &arena)
+    Cells(const HaloProblem &p, const Shape &shape, Arena &arena)
         : row(arena.take<int64_t>(shape.window * shape.window)),
-          column(arena.take<int64_t>(shape.window * shape.window)) {}
+          column(arena.take<int64_t>(shape.window * shape.window)),
+          window(shape.window),
+          mask_padding(p.mask_padding) {}
 
     bool are_those_of(const Block &block) const {
         return first_row == block.first_row && end_row == block.end_row &&
@@ -187,27 +190,35 @@ struct Cells {
         end_row = block.end_row;
         first_column = block.first_column;
         end_column = block.end_column;
-        long k = 0;
+        count = 0;
         for (long u = first_row; u < end_row; u++)
-            for (long v = first_column; v < end_column; v++, k++) {
-                row[k] = u;
-                column[k] = v;
-            }
+            for (long v = first_column; v < end_column; v++) put(u, v);
+        inside = count;
+        for (long u = 0; u < window && !mask_padding; u++)
+            for (long v = 0; v < window; v++)
+                if (u < first_row || u >= end_row || v < first_column || v >= end_column) put(u, v);
     }
 
-    long count() const { return (end_row - first_row) * (end_column - first_column); }
-
-    // Splits the cells into chunks, as even as whole groups of rows allow.
+    // Splits the cells in the map into chunks, as even as whole groups of rows allow.
     template <class Body>
     void for_chunks(Body body) const {
-        const long even = ceil_div(count(), ceil_div(count(), chunk_cells));
-        for_chunks(smaller(count(), round_up(even, 6)), body);
+        const long even = ceil_div(inside, ceil_div(inside, chunk_cells));
+        for_chunks(0, inside, round_up(even, 6), body);
     }
 
     template <class Body>
-    void for_chunks(long size, Body body) const {
-        for (long first = 0; first < count(); first += size)
-            body(Chunk{first, smaller(size, count() - first), row + first, column + first});
+    void for_chunks(long begin, long end, long size, Body body) const {
+        for (long first = begin; first < end; first += size)
+            body(Chunk{first, smaller(size, end - first), row + first, column + first});
+    }
+
+private:
+    long window;
+    bool mask_padding;
+
+    void put(long u, long v) {
+        row[count] = u;
+        column[count++] = v;
     }
 };
 
@@ -224,7 +235,7 @@ public:
                                  cells.end_column, row_step,      column_step};
         if (!__builtin_memcmp(shape, placed, sizeof(shape))) return;
         __builtin_memcpy(placed, shape, sizeof(shape));
-        for (long k = 0; k < cells.count(); k++)
+        for (long k = 0; k < cells.count; k++)
             offsets[k] = cells.row[k] * row_step + cells.column[k] * column_step;
     }
 
@@ -244,20 +255,13 @@ public:
         }
     }
 
-    // Rows of a chunk's cells in a map, `outside` for those beyond it (unmasked padding).
+    // Rows of a chunk's cells in a map.
     template <class T>
-    void rows(const HaloProblem &p, const HaloMap &map, const Block &block, const Chunk &chunk,
-              T *outside, T **rows) const {
+    void rows(const HaloMap &map, const Block &block, const Chunk &chunk, T **rows) const {
         this->rows(chunk, first_cell<T>(map, block), rows);
-        if (p.mask_padding) return;
-        for (long k = 0; k < chunk.count; k++) {
-            const long i = block.cell_row + chunk.row[k], j = block.cell_column + chunk.column[k];
-            if (i < 0 || i >= p.height || j < 0 || j >= p.width) rows[k] = outside;
-        }
     }
 
-    // Fetches `bytes` of the rows of cells `first` to `end` into the cache, which does no harm where a
-    // cell lies outside the map.
+    // Fetches `bytes` of the rows of cells `first` to `end` into the cache.
     void fetch(int64_t origin, long bytes, long first, long end) const {
         for (long k = first; k < end; k++)
             for (long byte = 0; byte < bytes; byte += 64)

@@ -150,24 +150,22 @@ private:
 
 // Rows of numbers of a chunk's cells as float32: where they lie in the map, or converted into
 // `scratch` [chunk_cells][channels].
-inline void gather_rows(const HaloProblem &p, const HaloMap &map, const CellOffsets &offsets,
-                        const Block &block, const Chunk &chunk, long, const float *zeros, float *,
-                        float, const float **rows) {
-    offsets.rows<const float>(p, map, block, chunk, zeros, rows);
+inline void gather_rows(const HaloMap &map, const CellOffsets &offsets, const Block &block,
+                        const Chunk &chunk, long, float *, float, const float **rows) {
+    offsets.rows<const float>(map, block, chunk, rows);
 }
 
-inline void gather_rows(const HaloProblem &p, const HaloMap &map, const CellOffsets &offsets,
-                        const Block &block, const Chunk &chunk, long channels, const float *zeros,
-                        float *scratch, Bfloat16, const float **rows) {
+inline void gather_rows(const HaloMap &map, const CellOffsets &offsets, const Block &block,
+                        const Chunk &chunk, long channels, float *scratch, Bfloat16,
+                        const float **rows) {
     const Bfloat16 *halves[chunk_rows];
-    offsets.rows<const Bfloat16>(p, map, block, chunk, nullptr, halves);
+    offsets.rows<const Bfloat16>(map, block, chunk, halves);
     for (long k = 0; k < chunk.count; k++) {
-        rows[k] = halves[k] ? scratch + k * channels : zeros;
-        if (!halves[k]) continue;
+        float *row = scratch + k * channels;
+        rows[k] = row;
         long c = 0;
-        for (; c + lanes <= channels; c += lanes)
-            store(scratch + k * channels + c, load(halves[k] + c));
-        for (; c < channels; c++) scratch[k * channels + c] = load_one(halves[k] + c);
+        for (; c + lanes <= channels; c += lanes) store(row + c, load(halves[k] + c));
+        for (; c < channels; c++) row[c] = load_one(halves[k] + c);
     }
 }
 
