@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cases import Stage, put_in_timms_layer, stages
+from cases import Stage, stages
+from contestants import put_in_timms_layer
 
 import halonet
 

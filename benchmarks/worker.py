@@ -19,7 +19,7 @@ def main() -> None:
         try:
             if order["do"] == "build":
                 import torch
-                from cases import build
+                from contestants import build
 
                 torch.set_num_threads(order["threads"])
                 idle = _peak_mebibytes()

@@ -31,40 +31,48 @@ def apply_to_activated(
     Where `normalize_and_activate` keeps only `maps`, what the layer keeps of its input is computed
     again too, so that of both maps one is kept.
     """
-    hooks_allowed = torch._C._autograd._saved_tensors_hooks_is_enabled()  # not so in torch.func
-    if not hooks_allowed or not _can_recompute(maps, norm, activation, None):
+    autograd: Any = torch._C._autograd
+    if (
+        not _can_recompute(maps, norm, activation, None)
+        or not autograd._saved_tensors_hooks_is_enabled()  # as in torch.func
+    ):
         return layer(normalize_and_activate(maps, norm, activation))
     assert isinstance(norm, nn.BatchNorm2d)
     activated, mean, inverse_deviation = _norm_then_silu(maps, norm, None)
     # Hooks that are in force, as those of gradient checkpointing, see what we keep instead.
-    outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    outer = autograd._top_saved_tensors_default_hooks(True)
     pack_outer, unpack_outer = outer or (_same, _same)
     statistics = (mean, inverse_deviation)
     if not norm.training:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         statistics = (norm.running_mean, norm.running_var)
-    kept = [
-        None if tensor is None else pack_outer(tensor.detach())
+    inputs = [
+        None if tensor is None else tensor.detach()
         for tensor in (maps, norm.weight, norm.bias, *statistics)
     ]
     training, eps = norm.training, norm.eps
     address = activated.untyped_storage().data_ptr()
+    owner = object()
 
     def pack(tensor: Tensor) -> Any:
         if tensor.untyped_storage().data_ptr() != address:
             return pack_outer(tensor)
-        return _View(kept, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+        kept = [None if one is None else pack_outer(one) for one in inputs]
+        view = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+        return _Recomputable(owner, kept, view)
 
     def unpack(packed: Any) -> Tensor:
-        if not isinstance(packed, _View) or packed.kept is not kept:
+        if not isinstance(packed, _Recomputable) or packed.owner is not owner:
             return unpack_outer(packed)
-        tensors = [None if tensor is None else unpack_outer(tensor) for tensor in kept]
-        again = F.silu(_normalize(*tensors, training=training, eps=eps), inplace=True)
-        return again.as_strided(packed.shape, packed.strides, packed.offset)
+        kept: list[Any] = [None if one is None else unpack_outer(one) for one in packed.kept]
+        again = F.silu(_normalize(*kept, training=training, eps=eps), inplace=True)
+        return again.as_strided(*packed.view)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return layer(activated)
+        result = layer(activated)
+    inputs.clear()  # the graph holds the hooks: what they keep is for those around them to say
+    return result
 
 
 class NormalizedSequence(nn.Sequential):
@@ -107,13 +115,12 @@ def _is_hooked(module: nn.Module) -> bool:
     return any((*hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
-class _View(NamedTuple):
-    """How a tensor lies in the memory of the activation that `kept` gives."""
+class _Recomputable(NamedTuple):
+    """What is kept instead of a view of an activation."""
 
+    owner: object  # whose hooks can read it
     kept: list
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int
+    view: tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides, offset
 
 
 def _same(value: Any) -> Any:
