@@ -109,11 +109,11 @@ private:
     }
 
     // Turns scores into exponentials relative to the highest score so far.
-    void exponentials(long cells, long width) {
+    void exponentials(long count, long width) {
         for (long q = 0; q < width; q += lanes) {
             const Vector top = load(highest + q), factor = exp(load(before + q) - top);
             Vector sum = load(total + q) * factor;
-            for (long k = 0; k < cells; k++) {
+            for (long k = 0; k < count; k++) {
                 const Vector weight = exp(load(scores + k * width + q) - top);
                 store(scores + k * width + q, weight);
                 sum += weight;

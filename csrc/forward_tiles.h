@@ -25,12 +25,11 @@ public:
           scores(arena.take<float>(tile_cells * most_queries)),
           weights(arena.take<uint32_t>(tile_cells / 2 * most_queries)),
           sums(arena.take<float>(value_rows * most_queries)),
-          zeros(arena.take<Bfloat16>(larger(key_depth, round_up(p.value_channels, lanes)))) {
+          zeros(arena.take<Bfloat16>(round_up(p.value_channels, lanes))) {
         if (!arena.base) return;
         for (long i = 0; i < tile_cells * key_depth; i++) keys[i] = Bfloat16{0};
         for (long i = 0; i < key_depth / 2 * most_queries; i++) queries[i] = 0;
-        for (long i = 0; i < larger(key_depth, round_up(p.value_channels, lanes)); i++)
-            zeros[i] = Bfloat16{0};
+        for (long i = 0; i < round_up(p.value_channels, lanes); i++) zeros[i] = Bfloat16{0};
     }
 
     void run(const Block &block, const Block &) {
@@ -55,7 +54,7 @@ private:
     float *scores;          // [tile_cells][width]
     uint32_t *weights;      // [chunk_cells / 2][width], pairs of cells
     float *sums;            // [value_rows][width]
-    Bfloat16 *zeros;
+    Bfloat16 *zeros;        // values of the cells behind a chunk's last
     float highest[most_queries], total[most_queries], rescale[most_queries];
 
     void run_tile(const Block &block) {

@@ -1,4 +1,5 @@
-// Which queries a block holds, which cells its window, and where both lie in the maps.
+// Which queries a block holds, which cells its window, where both lie in the maps and in scratch memory,
+// and what to fetch from there ahead of time.
 #pragma once
 
 #include "halonet_cpu.h"
@@ -10,8 +11,9 @@ namespace {
 constexpr int most_queries = 64;
 constexpr int chunk_cells = 66;  // whole groups of rows, see products.h
 
-// Addresses are computed eight at a time, so that up to seven behind the last are written too.
-typedef int64_t Addresses __attribute__((vector_size(64)));
+// Addresses are computed eight at a time, so that up to seven behind the last are written too: of
+// what lies in memory there, which unsigned sums may overflow on.
+typedef uint64_t Addresses __attribute__((vector_size(64)));
 constexpr int spare_cells = 8;
 constexpr int chunk_rows = chunk_cells + spare_cells;
 static_assert(sizeof(void *) == sizeof(int64_t), "addresses of 64 bits");
@@ -36,6 +38,7 @@ struct Shape {
     long block_rows, block_columns;  // blocks in the map
     long block_queries;              // queries along a side of a block
     long window;                     // cells along a side of a window
+    long window_cells;               // that may take part
     long offsets;                    // entries of a relative table
 
     explicit Shape(const HaloProblem &p)
@@ -45,6 +48,8 @@ struct Shape {
           block_columns(ceil_div(p.width, p.block_size)),
           block_queries(p.block_size / p.stride),
           window(p.block_size + 2 * p.halo_size),
+          window_cells(p.mask_padding ? smaller(window, p.height) * smaller(window, p.width)
+                                      : window * window),
           offsets(2 * (p.block_size + p.halo_size) - 1) {}
 
     long blocks() const { return block_rows * block_columns; }
@@ -173,8 +178,8 @@ struct Cells {
     long first_row = 0, end_row = 0, first_column = 0, end_column = 0;
 
     Cells(const HaloProblem &p, const Shape &shape, Arena &arena)
-        : row(arena.take<int64_t>(shape.window * shape.window)),
-          column(arena.take<int64_t>(shape.window * shape.window)),
+        : row(arena.take<int64_t>(shape.window_cells)),
+          column(arena.take<int64_t>(shape.window_cells)),
           window(shape.window),
           mask_padding(p.mask_padding) {}
 
@@ -226,7 +231,7 @@ private:
 class CellOffsets {
 public:
     CellOffsets(const Shape &shape, Arena &arena)
-        : offsets(arena.take<int64_t>(shape.window * shape.window + spare_cells)) {}
+        : offsets(arena.take<int64_t>(shape.window_cells + spare_cells)) {}
 
     // `row_step` and `column_step` are in bytes. Does nothing where they and the cells are those of
     // the call before.
@@ -250,7 +255,7 @@ public:
         for (long k = 0; k < chunk.count; k += spare_cells) {
             Addresses some;
             __builtin_memcpy(&some, offsets + chunk.first + k, sizeof(some));
-            some += reinterpret_cast<int64_t>(origin);
+            some += reinterpret_cast<uint64_t>(origin);
             __builtin_memcpy(rows + k, &some, sizeof(some));
         }
     }

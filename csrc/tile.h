@@ -1,5 +1,5 @@
-// What the forward and the backward pass share: scratch memory, queries laid along the lanes, and
-// the logits of the relative position.
+// What the forward and the backward pass share: queries laid along the lanes, the logits of the
+// relative position, and rows of cells.
 #pragma once
 
 #include "geometry.h"
@@ -10,9 +10,10 @@ namespace {
 // Addresses in a map of a tile's queries.
 template <class T>
 inline void addresses(const HaloMap &map, const Block &block, const Tile &tile, T **rows) {
-    const int64_t origin = reinterpret_cast<int64_t>(
+    const uint64_t origin = reinterpret_cast<uint64_t>(
         at<T>(map, block.image, block.query_row, block.query_column, block.head));
-    const long row_step = map.row * long(sizeof(T)), column_step = map.column * long(sizeof(T));
+    const uint64_t row_step = uint64_t(map.row) * sizeof(T);
+    const uint64_t column_step = uint64_t(map.column) * sizeof(T);
     for (long q = 0; q < tile.count; q += 8) {
         Addresses row, column;
         __builtin_memcpy(&row, tile.row + q, sizeof(row));

@@ -41,7 +41,7 @@ def apply_to_activated(
     activated, mean, inverse_deviation = _norm_then_silu(maps, norm, None)
     # Hooks that are in force, as those of gradient checkpointing, see what we keep instead.
     outer = autograd._top_saved_tensors_default_hooks(True)
-    pack_outer, unpack_outer = outer or (_same, _same)
+    pack_outer, unpack_outer = outer or (_keep, _read)
     statistics = (mean, inverse_deviation)
     if not norm.training:
         assert norm.running_mean is not None
@@ -52,11 +52,13 @@ def apply_to_activated(
         for tensor in (maps, norm.weight, norm.bias, *statistics)
     ]
     training, eps = norm.training, norm.eps
-    address = activated.untyped_storage().data_ptr()
+    address, version = activated.untyped_storage().data_ptr(), activated._version
+    shape, strides = activated.shape, activated.stride()
     owner = object()
 
     def pack(tensor: Tensor) -> Any:
-        if tensor.untyped_storage().data_ptr() != address:
+        # A layer that changes its input in place keeps what it made of it.
+        if tensor.untyped_storage().data_ptr() != address or tensor._version != version:
             return pack_outer(tensor)
         kept = [None if one is None else pack_outer(one) for one in inputs]
         view = tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
@@ -67,6 +69,8 @@ def apply_to_activated(
             return unpack_outer(packed)
         kept: list[Any] = [None if one is None else unpack_outer(one) for one in packed.kept]
         again = F.silu(_normalize(*kept, training=training, eps=eps), inplace=True)
+        if again.stride() != strides:  # hooks may change the order of the memory
+            again = again.new_empty_strided(shape, strides).copy_(again)
         return again.as_strided(*packed.view)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
@@ -97,7 +101,7 @@ def _can_recompute(
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and isinstance(maps, Tensor)  # and no proxy of torch.fx
+        and type(maps) is Tensor  # and no proxy of torch.fx, nor one without memory of its own
         and maps.device.type == "cpu"
         and type(norm) is nn.BatchNorm2d
         and type(activation) is nn.SiLU
@@ -125,6 +129,21 @@ class _Recomputable(NamedTuple):
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _keep(tensor: Tensor) -> tuple[Tensor, int]:
+    """As torch keeps a tensor without hooks: not its place in the graph, which would be a cycle."""
+    return tensor.detach(), tensor._version
+
+
+def _read(kept: tuple[Tensor, int]) -> Tensor:
+    tensor, version = kept
+    if tensor._version != version:
+        raise RuntimeError(
+            "a tensor that the backward pass needs was changed in place since the forward pass: "
+            f"its shape is {list(tensor.shape)}"
+        )
+    return tensor
 
 
 def _norm_then_silu(

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -19,13 +19,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from halonet.training.config import RunConfig
+from halonet.training.config import Config, RunConfig
 
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.csv"
 STATE_FOLDER = "state"
-
-Config = TypeVar("Config", bound=RunConfig)
 
 
 class Resumable(Protocol):

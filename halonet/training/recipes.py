@@ -12,7 +12,7 @@ from halonet.training.config import Augmentation, Config, Recipe, TrainingConfig
 from halonet.training.paper_recipes import paper_recipes
 
 
-def elpv() -> Recipe:
+def elpv() -> Recipe[TrainingConfig]:
     """The main job."""
     config = TrainingConfig(
         recipe="elpv",
@@ -35,7 +35,7 @@ def elpv() -> Recipe:
     )
 
 
-def small() -> Recipe:
+def small() -> Recipe[TrainingConfig]:
     """Any photos, sorted into folders."""
     config = TrainingConfig(
         recipe="small",

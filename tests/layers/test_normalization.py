@@ -1,6 +1,8 @@
 """Batch norm with its activation against the plain modules, and what it keeps."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -51,7 +53,7 @@ def kept_bytes(step, weights=()) -> int:
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.untyped_storage().data_ptr() not in addresses:
             storages[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = step()
@@ -163,6 +165,7 @@ LAYERS = {
     ),
     "maximum": lambda: nn.MaxPool2d(3, stride=2, padding=1),
     "two of them": lambda: nn.Sequential(nn.Conv2d(5, 5, 1), nn.Conv2d(5, 2, 1)),
+    "changes its input": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(5, 2, 1)),
     "nothing": nn.Identity,
     "another norm": Gated,
 }
@@ -212,17 +215,69 @@ def test_keeps_one_map_of_the_two():
     assert whole >= 2 * map_bytes
 
 
-def test_other_hooks_of_saved_tensors_see_what_is_kept():
-    norm, (maps,), layer = make_norm(True), make_maps(1), nn.Conv2d(5, 2, 1)
-    expected = outcome(plain_layer(layer), norm, nn.SiLU(), [maps], torch.ones(3, 2, 7, 2))
+# Kept as other numbers, which gives who reads them without these hooks wrong gradients, and in another
+# order, as torch's own save_on_cpu does.
+OTHER_HOOKS = {
+    "other numbers": (lambda kept: kept + 7, lambda kept: kept - 7),
+    "another order": (lambda kept: kept.contiguous(), lambda kept: kept),
+}
+
+
+@pytest.mark.parametrize("hooks", OTHER_HOOKS)
+@pytest.mark.parametrize("name", ["convolution", "matrix product of every second pixel"])
+def test_other_hooks_of_saved_tensors_see_what_is_kept(hooks, name):
+    layer, norm, maps = LAYERS[name](), make_norm(True), make_maps(1)
+    gradient = torch.randn_like(plain_layer(layer)(maps[0], copy.deepcopy(norm), nn.SiLU()))
+    expected = outcome(plain_layer(layer), norm, nn.SiLU(), maps, gradient)
+    weights = [weight.grad.clone() for weight in layer.parameters()]
+    layer.zero_grad()
 
     def step(maps, norm, activation):
-        # Kept as other numbers: who reads them without these hooks gets wrong gradients.
-        with torch.autograd.graph.saved_tensors_hooks(lambda kept: kept + 7, lambda kept: kept - 7):
+        with torch.autograd.graph.saved_tensors_hooks(*OTHER_HOOKS[hooks]):
             return apply_to_activated(layer, maps, norm, activation)
 
-    found = outcome(step, norm, nn.SiLU(), [maps], torch.ones(3, 2, 7, 2))
+    found = outcome(step, norm, nn.SiLU(), maps, gradient)
+    found_weights = [weight.grad for weight in layer.parameters()]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found_weights, weights, rtol=1e-4, atol=1e-4)
+
+
+class Mark(nn.Module):
+    """What a graph holds as long as it lives."""
+
+
+class Marked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, maps, mark):
+        ctx.mark = mark
+        return maps.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def test_a_graph_without_a_backward_pass_is_freed():
+    norm, (maps,), layer, mark = make_norm(True), make_maps(1), nn.Conv2d(5, 5, 1), Mark()
+    # A sigmoid keeps its own result, which must not keep the graph that made it.
+    result = apply_to_activated(
+        lambda one: layer(one).sigmoid(), Marked.apply(maps, mark), norm, nn.SiLU()
+    )
+    held = weakref.ref(mark)
+    del mark
+    assert held() is not None
+    del result
+    gc.collect()
+    assert held() is None
+
+
+def test_changes_behind_the_forward_pass_are_refused():
+    norm, (maps,), layer = make_norm(True), make_maps(1), nn.Conv2d(5, 2, 1)
+    result = apply_to_activated(layer, maps, norm, nn.SiLU())
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="was changed in place since"):
+        result.sum().backward()
 
 
 def test_gradient_checkpointing_keeps_as_little_as_without():
