@@ -14,8 +14,9 @@ constexpr int chunk_cells = 66;  // whole groups of rows, see products.h
 // Addresses are computed eight at a time, so that up to seven behind the last are written too: of
 // what lies in memory there, which unsigned sums may overflow on.
 typedef uint64_t Addresses __attribute__((vector_size(64)));
-constexpr int spare_cells = 8;
-constexpr int chunk_rows = chunk_cells + spare_cells;
+constexpr int addresses_at_once = sizeof(Addresses) / sizeof(uint64_t);
+constexpr int chunk_rows = chunk_cells + addresses_at_once;
+static_assert(most_queries % addresses_at_once == 0, "rows of queries have no room behind the last");
 static_assert(sizeof(void *) == sizeof(int64_t), "addresses of 64 bits");
 
 // Hands out aligned pieces of one allocation. Without memory it only counts.
@@ -231,7 +232,7 @@ private:
 class CellOffsets {
 public:
     CellOffsets(const Shape &shape, Arena &arena)
-        : offsets(arena.take<int64_t>(shape.window_cells + spare_cells)) {}
+        : offsets(arena.take<int64_t>(shape.window_cells + addresses_at_once)) {}
 
     // `row_step` and `column_step` are in bytes. Does nothing where they and the cells are those of
     // the call before.
@@ -252,7 +253,7 @@ public:
     // Rows of a chunk's cells, [chunk_rows].
     template <class T>
     void rows(const Chunk &chunk, T *origin, T **rows) const {
-        for (long k = 0; k < chunk.count; k += spare_cells) {
+        for (long k = 0; k < chunk.count; k += addresses_at_once) {
             Addresses some;
             __builtin_memcpy(&some, offsets + chunk.first + k, sizeof(some));
             some += reinterpret_cast<uint64_t>(origin);

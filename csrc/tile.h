@@ -14,7 +14,7 @@ inline void addresses(const HaloMap &map, const Block &block, const Tile &tile, 
         at<T>(map, block.image, block.query_row, block.query_column, block.head));
     const uint64_t row_step = uint64_t(map.row) * sizeof(T);
     const uint64_t column_step = uint64_t(map.column) * sizeof(T);
-    for (long q = 0; q < tile.count; q += 8) {
+    for (long q = 0; q < tile.count; q += addresses_at_once) {
         Addresses row, column;
         __builtin_memcpy(&row, tile.row + q, sizeof(row));
         __builtin_memcpy(&column, tile.column + q, sizeof(column));
