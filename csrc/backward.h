@@ -189,7 +189,7 @@ private:
                 const Run &run = runs[q / lanes].run[r];
                 for (long u = 0; u < shape.window; u++) {
                     float *entry = offset_gradients + (u + run.offset) * width + q;
-                    store(entry, run.mask ? load(gradients + u * width + q) : load(entry));
+                    store(entry, run.mask ? load(gradients + u * width + q) * relative.factor : load(entry));
                 }
             }
         weighted_sums(entries, shape.offsets, p.table_width, offset_gradients, width, nullptr,

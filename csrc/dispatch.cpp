@@ -66,7 +66,7 @@ bool valid(const HaloProblem &p) {
     return p.batch >= 0 && p.height > 0 && p.width > 0 && p.heads > 0 && p.channels > 0 &&
            p.value_channels > 0 && p.block_size > 0 && p.halo_size >= 0 &&
            (p.stride == 1 || p.stride == 2) && p.block_size % p.stride == 0 &&
-           p.position_stride >= 0 &&
+           p.position_stride >= 0 && (p.scale != 0 || p.position_scale == 0) &&
            (p.block_size / p.stride - 1) * p.position_stride < p.block_size && p.threads > 0 &&
            (p.table_width == 0 || p.table_width == p.channels ||
             p.table_width * 2 == p.channels) &&

@@ -112,14 +112,16 @@ private:
     void exponentials(long count, long width) {
         for (long q = 0; q < width; q += lanes) {
             const Vector top = load(highest + q), factor = exp(load(before + q) - top);
-            Vector sum = load(total + q) * factor;
+            // A chunk by itself: added one by one to a large total, equal weights (as of padding's
+            // cells without a relative position) would all be rounded the same way.
+            Vector sum = {};
             for (long k = 0; k < count; k++) {
                 const Vector weight = exp(load(scores + k * width + q) - top);
                 store(scores + k * width + q, weight);
                 sum += weight;
             }
             store(rescale + q, factor);
-            store(total + q, sum);
+            store(total + q, load(total + q) * factor + sum);
         }
     }
 };

@@ -28,6 +28,7 @@ typedef struct {
     int64_t data_type;    // of query, key, value, output and their gradients unless said otherwise
     int64_t threads;
     double scale;
+    double position_scale;  // of the relative logits; scale must not be 0 unless this is
 
     HaloMap query;   // [batch, ceil(height / stride), ceil(width / stride), heads, channels]
     HaloMap key;     // [batch, height, width, heads, channels]

@@ -76,6 +76,7 @@ struct RelativeLogits {
     float *products;
     float *row, *column;
     float *zeros;
+    float factor;  // of the products with scaled queries
     long step;
     CellOffsets row_offsets, column_offsets;
 
@@ -87,6 +88,7 @@ struct RelativeLogits {
           row(arena.take<float>(shape.window * most_queries)),
           column(arena.take<float>(shape.window * most_queries)),
           zeros(arena.take<float>(most_queries)),
+          factor(p.position_scale == p.scale ? 1.0f : float(p.position_scale / p.scale)),
           step(0),
           row_offsets(shape, arena),
           column_offsets(shape, arena) {
@@ -143,7 +145,7 @@ private:
                     const Run &run = these.run[r];
                     logit = run.mask ? load(products + (u + run.offset) * width + q) : logit;
                 }
-                store(logits + u * width + q, logit);
+                store(logits + u * width + q, logit * factor);
             }
         }
     }

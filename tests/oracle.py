@@ -19,12 +19,14 @@ def oracle(
     kernel_size: int | None = None,
     position_stride: int | None = None,
     scale: float | None = None,
+    position_scale: float | None = None,
     mask_padding: bool = True,
 ) -> Tensor:
     """The operator's definition, one query and one cell at a time."""
     batch, height, width, heads, channels = key.shape
     step = stride if position_stride is None else position_stride
     factor = channels**-0.5 if scale is None else scale
+    position_factor = factor if position_scale is None else position_scale
     result = query.new_zeros(*query.shape[:4], value.shape[-1])
     for n in range(batch):
         for i in range(query.shape[1]):
@@ -47,16 +49,17 @@ def oracle(
                             ):
                                 continue
                             k = key[n, y, x, head] if inside else torch.zeros_like(q)
-                            score = q @ k
+                            score = factor * (q @ k)
                             if row_table is not None and column_table is not None:
                                 middle = block_size + halo_size - 1
                                 row = row_table[middle + y - seen_row]
                                 column = column_table[middle + x - seen_column]
                                 if len(row) == channels:
-                                    score = score + q @ row + q @ column
+                                    relative = q @ row + q @ column
                                 else:
-                                    score = score + q @ torch.cat([row, column])
-                            scores.append(float(score) * factor)
+                                    relative = q @ torch.cat([row, column])
+                                score = score + position_factor * relative
+                            scores.append(float(score))
                             values.append(
                                 value[n, y, x, head]
                                 if inside

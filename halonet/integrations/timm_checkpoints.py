@@ -100,6 +100,7 @@ class TimmHaloAttention(nn.Module):
             stride=self.stride,
             position_stride=1,
             scale=self.scale,
+            position_scale=None if self.scale_pos_embed else 1.0,
             mask_padding=False,
             backend=self.backend,
         )
@@ -112,9 +113,8 @@ class TimmHaloAttention(nn.Module):
         more than in ours, so its first 2 halo_size rows are never read.
         """
         tables: Any = self.pos_embed
-        factor = 1.0 if self.scale_pos_embed else 1 / self.scale
         unread = 2 * self.halo_size
-        return tables.height_rel[unread:] * factor, tables.width_rel[unread:] * factor
+        return tables.height_rel[unread:], tables.width_rel[unread:]
 
     def extra_repr(self) -> str:
         return (

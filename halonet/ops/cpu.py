@@ -8,7 +8,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def _fields() -> list[tuple[str, type]]:
         "position_stride mask_padding table_width data_type threads"
     )
     fields: list[tuple[str, type]] = [(name, ctypes.c_int64) for name in integers.split()]
-    fields.append(("scale", ctypes.c_double))
+    fields += [("scale", ctypes.c_double), ("position_scale", ctypes.c_double)]
     for name in MAPS:
         fields += _map_fields(name)
     fields += [("row_table", ctypes.c_void_p), ("column_table", ctypes.c_void_p)]
@@ -108,6 +108,7 @@ def why_not(
     column_table: Tensor | None,
     window: Window,
     scale: float,
+    position_scale: float,
 ) -> str | None:
     """One line on why the kernel can't run these arguments, or None."""
     if query.device.type != "cpu":
@@ -116,6 +117,8 @@ def why_not(
         return f"it computes in float32 and bfloat16, not {query.dtype}"
     if window.kernel_size is not None:
         return "it has no kernel_size (SASA)"
+    if scale == 0 and position_scale != 0:
+        return "it has no scale of 0 beside another position_scale"
     return MISSING
 
 
@@ -127,45 +130,36 @@ def run(
     column_table: Tensor | None,
     window: Window,
     scale: float,
+    position_scale: float,
 ) -> Tensor:
     """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
     tensors = (query, key, value, row_table, column_table)
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return torch.ops.halonet.cpu_forward.default(
-        *tensors,
+    options = (
         window.block_size,
         window.halo_size,
         window.stride,
         window.position_stride,
         window.mask_padding,
         scale,
-        training,
-    )[0]
-
-
-class _Options(NamedTuple):
-    """What the operators take behind their tensors."""
-
-    block_size: int
-    halo_size: int
-    stride: int
-    position_stride: int
-    mask_padding: bool
-    scale: float
+        position_scale,
+    )
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return torch.ops.halonet.cpu_forward.default(*tensors, *options)[0]
+    return torch.ops.halonet.cpu_inference.default(*tensors, *options)
 
 
 def _problem(
-    query: Tensor, key: Tensor, value: Tensor, row_table: Tensor | None, options: _Options
+    query: Tensor, key: Tensor, value: Tensor, row_table: Tensor | None, options: tuple
 ) -> list[int | float]:
-    """The values of _Problem's first fields, up to `scale`."""
+    """The values of _Problem's first fields, up to the scales, which end the options."""
     return [
         *key.shape,
         value.shape[4],
-        *options[:-1],
+        *options[:-2],
         0 if row_table is None else row_table.shape[1],
         DATA_TYPES[query.dtype],
         torch.get_num_threads(),
-        options.scale,
+        *options[-2:],
     ]
 
 
@@ -182,7 +176,9 @@ def _readable(tensor: Tensor) -> Tensor:
 
 
 def _table(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to(torch.float32).contiguous()
+    if tensor is None or (tensor.dtype is torch.float32 and tensor.is_contiguous()):
+        return tensor
+    return tensor.detach().to(torch.float32).contiguous()
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -197,39 +193,64 @@ def _call(function: Callable[[_Problem], int], problem: _Problem) -> None:
         )
 
 
+def _inference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    return _attend(query, key, value, row_table, column_table, options, None)
+
+
 def _forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     row_table: Tensor | None,
     column_table: Tensor | None,
-    *options_and_training: Any,
+    *options: Any,
 ) -> tuple[Tensor, Tensor]:
-    *options, training = options_and_training
+    log_sum = query.new_empty(query.shape[:4], dtype=torch.float32)
+    return _attend(query, key, value, row_table, column_table, options, log_sum), log_sum
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_table: Tensor | None,
+    column_table: Tensor | None,
+    options: tuple,
+    log_sum: Tensor | None,
+) -> Tensor:
     query, key, value = _readable(query), _readable(key), _readable(value)
     output = query.new_empty((*query.shape[:4], value.shape[4]))
-    log_sum = query.new_empty(query.shape[:4] if training else (0,), dtype=torch.float32)
     if query.numel() == 0:
-        return output, log_sum
+        return output
     row, column = _table(row_table), _table(column_table)
     problem = _Problem(
-        *_problem(query, key, value, row, _Options(*options)),
+        *_problem(query, key, value, row, options),
         *_map(query),
         *_map(key),
         *_map(value),
         *_map(output),
-        *(_map(log_sum) if training else NO_MAP),
+        *(NO_MAP if log_sum is None else _map(log_sum)),
         _address(row),
         _address(column),
     )
     _call(_loaded().halonet_forward, problem)
-    return output, log_sum
+    return output
 
 
-def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    training = rest[-1]
-    log_sum = query.new_empty(query.shape[:4] if training else (0,), dtype=torch.float32)
-    return query.new_empty((*query.shape[:4], value.shape[4])), log_sum
+def _fake_inference(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    return query.new_empty((*query.shape[:4], value.shape[4]))
+
+
+def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    log_sum = query.new_empty(query.shape[:4], dtype=torch.float32)
+    return _fake_inference(query, key, value), log_sum
 
 
 def _backward(
@@ -252,7 +273,7 @@ def _backward(
     column_gradient = torch.zeros_like(row_gradient)
     if query.numel():
         problem = _Problem(
-            *_problem(query, key, value, row, _Options(*options)),
+            *_problem(query, key, value, row, options),
             *_map(query),
             *_map(key),
             *_map(value),
@@ -300,7 +321,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    tensors, ctx.options = inputs[:5], inputs[5:-1]
+    tensors, ctx.options = inputs[:5], inputs[5:]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output)
 
@@ -332,11 +353,15 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
 # seconds, and costs twice as much a call.
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? row_table, Tensor? column_table"
 _OPTIONS = (
-    "int block_size, int halo_size, int stride, int position_stride, bool mask_padding, float scale"
+    "int block_size, int halo_size, int stride, int position_stride, bool mask_padding, "
+    "float scale, float position_scale"
 )
 _operators = torch.library.Library("halonet", "FRAGMENT")
 _operators.define(
-    f"cpu_forward({_TENSORS}, {_OPTIONS}, bool training) -> (Tensor, Tensor)",
+    f"cpu_inference({_TENSORS}, {_OPTIONS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+_operators.define(
+    f"cpu_forward({_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _operators.define(
@@ -344,8 +369,10 @@ _operators.define(
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_operators.impl("cpu_inference", _inference, "CPU")
 _operators.impl("cpu_forward", _forward, "CPU")
 _operators.impl("cpu_backward", _backward, "CPU")
+torch.library.register_fake("halonet::cpu_inference", _fake_inference, lib=_operators)
 torch.library.register_fake("halonet::cpu_forward", _fake_forward, lib=_operators)
 torch.library.register_fake("halonet::cpu_backward", _fake_backward, lib=_operators)
 torch.library.register_autograd(

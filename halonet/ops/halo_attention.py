@@ -64,6 +64,7 @@ def halo_attention(
     kernel_size: int | None = None,
     position_stride: int | None = None,
     scale: float | None = None,
+    position_scale: float | None = None,
     mask_padding: bool = True,
     backend: str | None = None,
 ) -> Tensor:
@@ -71,8 +72,8 @@ def halo_attention(
 
     The map is cut into blocks of `block_size` x `block_size` pixels from (0, 0) on; every query
     of a block attends to the block and a band of `halo_size` pixels around it:
-    softmax(scale * (q.k + q.row[dy] + q.column[dx])) times v. Height and width need not be
-    multiples of the block.
+    softmax(scale * q.k + position_scale * (q.row[dy] + q.column[dx])) times v. Height and width
+    need not be multiples of the block.
 
     Args:
         query: [batch, ceil(height / stride), ceil(width / stride), heads, channels]; the query
@@ -92,7 +93,8 @@ def halo_attention(
             odd, at most 2 halo_size + 1.
         position_stride: the step in pixels that the tables take from one query of a block to the
             next. None means `stride`, which is true to the image; 1 at stride 2 is timm's rule.
-        scale: factor of the scores; None means channels ** -0.5.
+        scale: factor of the queries' products with keys; None means channels ** -0.5.
+        position_scale: factor of those with the tables; None means `scale`, 1 is timm's rule.
         mask_padding: cells outside the map get no weight. Otherwise they take part with key 0
             and value 0, their relative position counting as any other.
         backend: name of a backend; None takes the fastest that can run.
@@ -105,11 +107,11 @@ def halo_attention(
         ValueError: a shape or option that doesn't fit; the message names it.
         NotImplementedError: the named backend can't run these arguments; the message says why.
     """
-    query, key, value, row_table, column_table, window, scale = _resolve(
+    arguments = _resolve(
         query, key, value, row_table, column_table,
-        block_size, halo_size, stride, kernel_size, position_stride, scale, mask_padding,
+        block_size, halo_size, stride, kernel_size, position_stride, scale, position_scale,
+        mask_padding,
     )  # fmt: skip
-    arguments = (query, key, value, row_table, column_table, window, scale)
     run = _select(backend, arguments)
     device_type = query.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
@@ -132,6 +134,7 @@ def explain_backend(
     kernel_size: int | None = None,
     position_stride: int | None = None,
     scale: float | None = None,
+    position_scale: float | None = None,
     mask_padding: bool = True,
 ) -> BackendChoice:
     """Which backend `halo_attention` would run for these arguments, and why not the others.
@@ -140,7 +143,8 @@ def explain_backend(
     """
     arguments = _resolve(
         query, key, value, row_table, column_table,
-        block_size, halo_size, stride, kernel_size, position_stride, scale, mask_padding,
+        block_size, halo_size, stride, kernel_size, position_stride, scale, position_scale,
+        mask_padding,
     )  # fmt: skip
     reasons = {backend.name: backend.why_not(*arguments) for backend in BACKENDS}
     chosen = next(name for name, reason in reasons.items() if reason is None)
@@ -192,6 +196,8 @@ def check_geometry(block_size: int, halo_size: int, stride: int, kernel_size: in
 
 
 def _check_integer(name: str, number: object) -> None:
+    if type(number) is int:
+        return
     if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an integer, got {number!r}")
 
@@ -208,8 +214,9 @@ def _resolve(
     kernel_size: int | None,
     position_stride: int | None,
     scale: float | None,
+    position_scale: float | None,
     mask_padding: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Window, float]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Window, float, float]:
     """Check the operator's arguments, fill in defaults, and cast under autocast."""
     check_geometry(block_size, halo_size, stride, kernel_size)
     if position_stride is None:
@@ -236,11 +243,10 @@ def _resolve(
             name: tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
             for name, tensor in tensors.items()
         }
+    dtype = tensors["query"].dtype
     for name, tensor in tensors.items():
-        if tensor.dtype != tensors["query"].dtype:
-            raise ValueError(
-                f"{name} must have the query's type {tensors['query'].dtype}, got {tensor.dtype}"
-            )
+        if tensor.dtype != dtype:
+            raise ValueError(f"{name} must have the query's type {dtype}, got {tensor.dtype}")
     if scale is None:
         # A head of no channels has no scores to scale.
         scale = max(query.shape[-1], 1) ** -0.5
@@ -252,14 +258,14 @@ def _resolve(
         tensors.get("column_table"),
         window,
         float(scale),
+        float(scale if position_scale is None else position_scale),
     )
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
+    for (name, tensor), dimensions in zip(tensors.items(), (5, 5, 5, 2, 2), strict=False):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        dimensions = 2 if name.endswith("_table") else 5
         if tensor.dim() != dimensions:
             raise ValueError(
                 f"{name} must have {dimensions} dimensions, got shape {list(tensor.shape)}"
@@ -283,28 +289,31 @@ def _check_shapes(
     column_table: Tensor | None,
     window: Window,
 ) -> None:
-    batch, height, width, heads, channels = key.shape
+    # Slices of torch's own shapes take longer than those of tuples.
+    found, key_shape, value_shape = tuple(query.shape), tuple(key.shape), tuple(value.shape)
+    batch, height, width, heads, channels = key_shape
     if min(height, width, heads, channels) < 1:
-        raise ValueError(f"key must have no empty dimension but batch, got {list(key.shape)}")
+        raise ValueError(f"key must have no empty dimension but batch, got {list(key_shape)}")
     query_height, query_width = -(-height // window.stride), -(-width // window.stride)
     expected = (batch, query_height, query_width, heads, channels)
-    if query.shape != expected:
+    if found != expected:
         raise ValueError(
-            f"query must have shape {list(expected)} for key {list(key.shape)} and stride "
-            f"{window.stride}, got {list(query.shape)}"
+            f"query must have shape {list(expected)} for key {list(key_shape)} and stride "
+            f"{window.stride}, got {list(found)}"
         )
-    if value.shape[:4] != key.shape[:4] or value.shape[4] < 1:
+    if value_shape[:4] != key_shape[:4] or value_shape[4] < 1:
         raise ValueError(
-            f"value must have shape {[*key.shape[:4], 'value_channels']} like key, "
-            f"got {list(value.shape)}"
+            f"value must have shape {[*key_shape[:4], 'value_channels']} like key, "
+            f"got {list(value_shape)}"
         )
     if row_table is None or column_table is None:
         return
+    length = window.table_length
     for name, table in (("row_table", row_table), ("column_table", column_table)):
-        half = table.shape[1] * 2 == channels
-        if table.shape[0] != window.table_length or not (half or table.shape[1] == channels):
+        rows, table_width = table.shape
+        if rows != length or not (table_width == channels or table_width * 2 == channels):
             raise ValueError(
-                f"{name} must have shape [{window.table_length}, {channels} or {channels} / 2] for "
+                f"{name} must have shape [{length}, {channels} or {channels} / 2] for "
                 f"block_size {window.block_size}, halo_size {window.halo_size} and {channels} "
                 f"channels, got {list(table.shape)}"
             )

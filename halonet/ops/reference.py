@@ -25,6 +25,7 @@ def why_not(
     column_table: Tensor | None,
     window: Window,
     scale: float,
+    position_scale: float,
 ) -> str | None:
     """The reference runs everything."""
     return None
@@ -38,6 +39,7 @@ def run(
     column_table: Tensor | None,
     window: Window,
     scale: float,
+    position_scale: float,
 ) -> Tensor:
     """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
     height, width = key.shape[1:3]
@@ -47,11 +49,11 @@ def run(
     keys = gather_windows(key, window, rows, columns)  # [B, Y, X, U, V, N, C]
     values = gather_windows(value, window, rows, columns)  # [B, Y, X, U, V, N, D]
 
-    scores = torch.einsum("byxijnc,byxuvnc->byxnijuv", queries, keys)
+    scores = torch.einsum("byxijnc,byxuvnc->byxnijuv", queries, keys) * scale
     if row_table is not None and column_table is not None:
         row_logits, column_logits = relative_logits(queries, row_table, column_table, window)
-        scores = scores + row_logits[..., :, None] + column_logits[..., None, :]
-    scores = scores * scale
+        logits = row_logits[..., :, None] + column_logits[..., None, :]
+        scores = scores + logits * position_scale
 
     visible = visible_cells(window, height, width, query.device)
     if visible is not None:

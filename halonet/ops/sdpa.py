@@ -27,6 +27,7 @@ def why_not(
     column_table: Tensor | None,
     window: Window,
     scale: float,
+    position_scale: float,
 ) -> str | None:
     """Nothing is refused: where torch has no fused kernel, it takes its plain path."""
     return None
@@ -40,23 +41,28 @@ def run(
     column_table: Tensor | None,
     window: Window,
     scale: float,
+    position_scale: float,
 ) -> Tensor:
     """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
     if query.shape[0] == 0:
         # torch's function cuts the bias, and so the tables, out of an empty batch's graph.
-        return reference.run(query, key, value, row_table, column_table, window, scale)
+        return reference.run(
+            query, key, value, row_table, column_table, window, scale, position_scale
+        )
     height, width = key.shape[1:3]
     rows, columns = window.blocks(height), window.blocks(width)
 
-    queries = split_into_blocks(query * scale, window, rows, columns)  # [B, Y, X, I, J, N, C]
+    queries = split_into_blocks(query, window, rows, columns)  # [B, Y, X, I, J, N, C]
     batch, _, _, _, _, heads, _ = queries.shape
-    bias = attention_bias(queries, row_table, column_table, window, height, width)
+    scaled = queries * scale
+    position_queries = scaled if position_scale == scale else queries * position_scale
+    bias = attention_bias(position_queries, row_table, column_table, window, height, width)
     if bias is not None:
         bias = bias.expand(batch, rows, columns, heads, -1, -1, -1, -1)
         bias = bias.flatten(-2).flatten(-3, -2).flatten(0, 2)  # [B Y X, N, I J, U V]
 
     result = F.scaled_dot_product_attention(
-        queries.flatten(3, 4).transpose(3, 4).flatten(0, 2),
+        scaled.flatten(3, 4).transpose(3, 4).flatten(0, 2),
         flatten_windows(gather_windows(key, window, rows, columns)),
         flatten_windows(gather_windows(value, window, rows, columns)),
         attn_mask=bias,

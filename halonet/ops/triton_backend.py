@@ -39,6 +39,7 @@ def why_not(
     column_table: Tensor | None,
     window: Window,
     scale: float,
+    position_scale: float,
 ) -> str | None:
     """CUDA from Ampere on; whole windows; up to 128 query and 256 value channels a head."""
     if not INSTALLED:
@@ -54,6 +55,8 @@ def why_not(
         return "it has no float64"
     if window.kernel_size is not None:
         return "it has no kernel_size"
+    if scale == 0 and position_scale != 0:
+        return "it has no scale of 0 beside another position_scale"
     if query.shape[-1] > MAX_CHANNELS:
         return f"it takes {MAX_CHANNELS} channels a head, got {query.shape[-1]}"
     if value.shape[-1] > MAX_VALUE_CHANNELS:
@@ -82,10 +85,13 @@ def run(
     column_table: Tensor | None,
     window: Window,
     scale: float,
+    position_scale: float,
 ) -> Tensor:
     """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
     if row_table is not None and column_table is not None:
         tables = torch.stack([row_table, column_table])
+        if position_scale != scale:
+            tables = tables * (position_scale / scale)
     else:
         tables = query.new_empty(2, window.table_length, 0)
     result, _ = forward(

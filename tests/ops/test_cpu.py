@@ -87,20 +87,26 @@ def test_kernel_is_the_reference(case: Case, dtype: torch.dtype, variant: str) -
 
 
 @st.composite
-def random_cases(draw: st.DrawFn) -> Case:
+def random_cases(draw: st.DrawFn) -> tuple[Case, torch.dtype]:
+    dtype = draw(st.sampled_from(TYPES))
+    # Behind a softmax over one cell the gradient of its score is 0: exactly in plain torch, to a
+    # rounding of the sums in the kernel. In bfloat16 few cells do, as it starts from the rounded
+    # output. Maps and blocks this small are in the table.
+    least = 2 if dtype == torch.float32 else 3
     stride = draw(st.sampled_from([1, 2]))
     tables = draw(st.sampled_from(["none", "half", "full"]))
     options = {
-        "block_size": draw(st.integers(1, 5)) * stride,
+        "block_size": draw(st.integers(least, 5)) * stride,
         "halo_size": draw(st.integers(0, 4)),
         "stride": stride,
         "position_stride": draw(st.integers(1, stride)),
         "mask_padding": draw(st.booleans()),
+        "position_scale": draw(st.sampled_from([None, 0.25])),  # scores stay about 1
     }
-    return Case(
+    case = Case(
         "random",
-        draw(st.integers(1, 20)),
-        draw(st.integers(1, 20)),
+        draw(st.integers(least, 20)),
+        draw(st.integers(least, 20)),
         options,
         batch=draw(st.integers(1, 3)),
         heads=draw(st.integers(1, 3)),
@@ -108,12 +114,13 @@ def random_cases(draw: st.DrawFn) -> Case:
         value_channels=draw(st.integers(1, 40)),
         tables=tables,
     )
+    return case, dtype
 
 
 @hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
-@hypothesis.given(case=random_cases(), dtype=st.sampled_from(TYPES))
-def test_random_shapes(case: Case, dtype: torch.dtype) -> None:
-    assert_is_the_reference(case, dtype)
+@hypothesis.given(drawn=random_cases())
+def test_random_shapes(drawn: tuple[Case, torch.dtype]) -> None:
+    assert_is_the_reference(*drawn)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -186,14 +193,18 @@ def test_large_scores() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own
 def test_registered_operator_is_sound() -> None:
     tensors = [tensor.requires_grad_() for tensor in CASES[0].inputs(torch.float32).values()]
-    arguments = (*tensors, 4, 2, 1, 1, True, 0.5, True)
+    arguments = (*tensors, 4, 2, 1, 1, True, 0.5, 0.25)
     torch.library.opcheck(torch.ops.halonet.cpu_forward.default, arguments)
+    plain = [tensor.detach() for tensor in tensors]
+    torch.library.opcheck(torch.ops.halonet.cpu_inference.default, (*plain, *arguments[5:]))
 
 
 def test_compiles_and_exports_as_one_operator() -> None:
     case = CASES[0]
     inputs = case.inputs(torch.float32)
     compiled = torch.compile(halo_attention, fullgraph=True, backend="aot_eager")
+    plain = halo_attention(**inputs, **case.options, backend="cpu")
+    assert torch.equal(compiled(**inputs, **case.options, backend="cpu"), plain)
     found = run_with_gradients(compiled, inputs, case.options | {"backend": "cpu"})
     for name, tensor in outcomes(inputs, case.options).items():
         assert torch.equal(tensor, found[name]), name
@@ -204,7 +215,7 @@ def test_compiles_and_exports_as_one_operator() -> None:
 
     tensors = (inputs["query"], inputs["key"], inputs["value"])
     exported = torch.export.export(Module(), tensors)
-    assert "halonet.cpu_forward" in str(exported.graph)
+    assert "halonet.cpu_inference" in str(exported.graph)
     assert torch.equal(exported.module()(*tensors), Module()(*tensors))
 
 
@@ -223,6 +234,11 @@ def test_second_derivatives_are_refused() -> None:
     [
         (CASES[0], torch.float64, "float32 and bfloat16, not torch.float64"),
         (KERNEL_CASES[0], torch.float32, "kernel_size"),
+        (
+            CASES[0]._replace(options=CASES[0].options | {"scale": 0, "position_scale": 1}),
+            torch.float32,
+            "no scale of 0",
+        ),
     ],
     ids=str,
 )
