@@ -25,6 +25,8 @@ from typing import Any
 from cases import available, list_cases, operator_flops
 
 HERE = Path(__file__).resolve().parent
+# To glibc: no pages back to the system, and none from it beside the heap.
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
 class Worker:
@@ -143,6 +145,7 @@ def header(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "matrix_rate_gigaflops": matrix_rate(threads),
+        "memory_kept": all(os.environ.get(name) == KEEP_MEMORY[name] for name in KEEP_MEMORY),
     }
 
 
@@ -153,7 +156,7 @@ def table(head: dict[str, Any], entries: list[dict[str, Any]]) -> str:
         f"{head['date']}, {head['processor']}, {head['threads']} threads, Python {head['python']}; "
         f"{versions}.",
         f"Matrix rate {head['matrix_rate_gigaflops']:.0f} GFLOP/s at the start, of 1024 x 1024 "
-        "float32 numbers.",
+        "float32 numbers." + (" Freed memory kept." if head["memory_kept"] else ""),
         "",
         "Medians of turns taken side by side; ratio to the first contestant of the case; share of "
         "the matrix rate in the same turns; peak memory above the process before the model was "
@@ -264,10 +267,15 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="each model through torch.compile too"
     )
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="let processes keep freed memory (glibc)"
+    )
     parser.add_argument("--contestants", nargs="+", help="only these, where a case has them")
     parser.add_argument("--base", help="a commit of ours to compare with, as HEAD~1")
     parser.add_argument("--output", type=Path, help="folder for the results")
     options = parser.parse_args()
+    if options.keep_memory:
+        os.environ |= KEEP_MEMORY  # for the contestants' processes
     chosen = {
         case: contestants
         for case, contestants in list_cases().items()
