@@ -28,7 +28,7 @@ _MAP = "P4q"
 _FORWARD_FIELDS = "14q2d" + 5 * _MAP + "2P"
 _BACKWARD_FIELDS = 4 * _MAP + "3P"
 _PROBLEM = struct.Struct("@" + _FORWARD_FIELDS + _BACKWARD_FIELDS)
-_NO_BACKWARD = (0,) * 23
+_NO_BACKWARD = (0,) * (4 * 5 + 3)
 _NO_MAP = (0,) * 5
 
 
