@@ -196,8 +196,6 @@ def check_geometry(block_size: int, halo_size: int, stride: int, kernel_size: in
 
 
 def _check_integer(name: str, number: object) -> None:
-    if type(number) is int:
-        return
     if isinstance(number, bool) or not isinstance(number, (int, torch.SymInt)):
         raise TypeError(f"{name} must be an integer, got {number!r}")
 
@@ -263,9 +261,10 @@ def _resolve(
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
-    for (name, tensor), dimensions in zip(tensors.items(), (5, 5, 5, 2, 2), strict=False):
+    for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        dimensions = 2 if name.endswith("_table") else 5
         if tensor.dim() != dimensions:
             raise ValueError(
                 f"{name} must have {dimensions} dimensions, got shape {list(tensor.shape)}"
