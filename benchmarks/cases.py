@@ -4,6 +4,7 @@ import importlib.util
 from dataclasses import dataclass
 
 IMAGE_SIZES = {"halonet_h0": 256, "halonet_h1": 256, "halonet_h4": 384, "halonet_h7": 600}
+MATRIX_SIDE = 1024  # of the square float32 matrices whose product gives the machine's rate
 # The paper's comparison: each H model beside the EfficientNet of its size.
 EFFICIENTNETS = {
     "halonet_h0": ("efficientnet_b0", 224),
@@ -65,10 +66,10 @@ def list_cases() -> dict[str, list[str]]:
         if model == "halonet_h0":
             continue  # its attention layers are H1's
         for stage in stages(model):
-            for direction in ("forward", "both"):
-                cases[f"operator/{model}/{stage}/{direction}"] = ["cpu", "sdpa"]
+            cases[f"operator/{model}/{stage}/forward"] = ["cpu", "sdpa", "matrix-product"]
+            cases[f"operator/{model}/{stage}/both"] = ["cpu", "sdpa"]
     for channels in (16, 32, 64):
-        cases[f"operator/64x64/{channels}_channels/forward"] = ["cpu", "sdpa"]
+        cases[f"operator/64x64/{channels}_channels/forward"] = ["cpu", "sdpa", "matrix-product"]
     for stage in ("stage1", "stage2", "stage3"):
         for direction in ("forward", "both"):
             cases[f"layer/halonet_h1/{stage}/{direction}"] = ["cpu", "timm", "halonet-pytorch"]

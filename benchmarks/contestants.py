@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from cases import EFFICIENTNETS, IMAGE_SIZES, Stage, batch_size, find_stage
+from cases import EFFICIENTNETS, IMAGE_SIZES, MATRIX_SIDE, Stage, batch_size, find_stage
 from torch import Tensor, nn
 
 
@@ -27,6 +27,8 @@ def build(case: str, contestant: str, compiled: bool) -> Contestant:
     """Set up a contestant of a case in this process."""
     torch.manual_seed(0)
     kind, *rest = case.split("/")
+    if contestant == "matrix-product":
+        return _matrix_product()
     if kind == "operator":
         return _operator(rest[0], rest[1], rest[2], contestant)
     if kind == "timm":
@@ -36,6 +38,11 @@ def build(case: str, contestant: str, compiled: bool) -> Contestant:
     if kind == "layer":
         return _layer(rest[0], rest[1], rest[2], contestant, compiled)
     return _model(rest[0], rest[1], contestant, compiled)
+
+
+def _matrix_product() -> Contestant:
+    left, right = torch.randn(MATRIX_SIDE, MATRIX_SIDE), torch.randn(MATRIX_SIDE, MATRIX_SIDE)
+    return Contestant(lambda: torch.mm(left, right), "torch's, for the machine's rate")
 
 
 def _operator(model: str, name: str, direction: str, backend: str) -> Contestant:

@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from cases import available, list_cases, operator_flops
+from cases import MATRIX_SIDE, available, list_cases, operator_flops
 
 HERE = Path(__file__).resolve().parent
 # To glibc: no pages back to the system, and none from it beside the heap.
@@ -79,8 +79,6 @@ def measure(
                 continue
             once = worker.ask(do="time", repeats=1)["seconds"]
             running.append((worker, entry, max(1, round(0.05 / once)), [], []))
-        flops = operator_flops(case) if case.endswith("forward") else None
-        rates = []
         started = time.perf_counter()
         rounds = 0
         while running and (rounds < 5 or time.perf_counter() - started < seconds * len(running)):
@@ -88,8 +86,6 @@ def measure(
                 answer = worker.ask(do="time", repeats=repeats)
                 times.append(answer["seconds"])
                 layer_times += [answer["layer_seconds"]] if "layer_seconds" in answer else []
-            if flops is not None:
-                rates.append(matrix_rate(threads, products=3))
             rounds += 1
         for worker, entry, _, times, layer_times in running:
             peak = worker.ask(do="memory")["peak"]
@@ -102,25 +98,14 @@ def measure(
                 "rounds": rounds,
                 "peak_mebibytes": peak - entry.pop("idle"),
             }
+    times = {entry["contestant"]: entry.get("milliseconds") for entry in entries}
+    flops, product = operator_flops(case), times.get("matrix-product")
     for entry in entries:
-        if flops is not None and "milliseconds" in entry:
-            entry["gigaflops_per_second"] = flops / entry["milliseconds"] / 1e6
-            entry["matrix_rate_gigaflops"] = statistics.median(rates)
+        if flops is not None and product and "milliseconds" in entry:
+            operations = 2 * MATRIX_SIDE**3 if entry["contestant"] == "matrix-product" else flops
+            entry["gigaflops_per_second"] = operations / entry["milliseconds"] / 1e6
+            entry["matrix_rate_gigaflops"] = 2 * MATRIX_SIDE**3 / product / 1e6
     return entries
-
-
-def matrix_rate(threads: int, products: int = 40) -> float:
-    """The machine's float32 matrix rate in GFLOP/s: the median of products of 1024 x 1024."""
-    import torch
-
-    torch.set_num_threads(threads)
-    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    times = []
-    for _ in range(products):
-        started = time.perf_counter()
-        torch.mm(left, right)
-        times.append(time.perf_counter() - started)
-    return 2 * 1024**3 / statistics.median(times) / 1e9
 
 
 def header(threads: int) -> dict[str, Any]:
@@ -144,7 +129,6 @@ def header(threads: int) -> dict[str, Any]:
         "threads": threads,
         "python": platform.python_version(),
         "versions": versions,
-        "matrix_rate_gigaflops": matrix_rate(threads),
         "memory_kept": all(os.environ.get(name) == KEEP_MEMORY[name] for name in KEEP_MEMORY),
     }
 
@@ -155,12 +139,11 @@ def table(head: dict[str, Any], entries: list[dict[str, Any]]) -> str:
     lines = [
         f"{head['date']}, {head['processor']}, {head['threads']} threads, Python {head['python']}; "
         f"{versions}.",
-        f"Matrix rate {head['matrix_rate_gigaflops']:.0f} GFLOP/s at the start, of 1024 x 1024 "
-        "float32 numbers." + (" Freed memory kept." if head["memory_kept"] else ""),
+        *(["Freed memory kept."] if head["memory_kept"] else []),
         "",
-        "Medians of turns taken side by side; ratio to the first contestant of the case; share of "
-        "the matrix rate in the same turns; peak memory above the process before the model was "
-        "built.",
+        "Medians of turns taken side by side; ratio to the first contestant of the case; GFLOP/s "
+        "and their share of those of torch's product of float32 matrices, "
+        f"{MATRIX_SIDE} x {MATRIX_SIDE}; peak memory above the process before the model was built.",
         "",
         "| case | contestant | ms | 10-90 % | ratio | rate, share | peak, MiB | check |",
         "|---|---|---|---|---|---|---|---|",

@@ -50,7 +50,7 @@ private:
     Cells cells;
     CellOffsets key_offsets, value_offsets, key_gradient_offsets, value_gradient_offsets;
     RelativeLogits relative;
-    float *queries;               // [channels][width], scaled
+    float *queries;               // [channels][width], scaled, for powers of 2
     float *query_rows;            // [queries][padded_channels], scaled
     float *output_gradients;      // [value_channels][width]
     float *output_gradient_rows;  // [queries][padded_values]
@@ -87,7 +87,7 @@ private:
     }
 
     void load_queries(const Block &block) {
-        transpose_queries<T>(p.query, block, tile, p.channels, float(p.scale), queries);
+        transpose_queries<T>(p.query, block, tile, p.channels, float(p.scale * log2_of_e), queries);
         transpose_queries<T>(p.output_gradient, block, tile, p.value_channels, 1.0f, output_gradients);
         const T *query[most_queries], *gradient[most_queries], *output[most_queries];
         const float *log_sums[most_queries];
@@ -100,7 +100,7 @@ private:
             scales[q] = float(p.scale);
         }
         for (long q = 0; q < tile.count; q++) {
-            log_sum[q] = *log_sums[q];
+            log_sum[q] = *log_sums[q] * float(log2_of_e);
             copy_row(query[q], p.channels, float(p.scale), query_rows + q * padded_channels);
             copy_row(gradient[q], p.value_channels, 1.0f, output_gradient_rows + q * padded_values);
             minus_delta[q] = -dot(gradient[q], output[q], p.value_channels);
@@ -132,7 +132,7 @@ private:
         gather_rows(p.value, value_offsets, block, chunk, p.value_channels, converted_values, T(),
                     values);
         find_gradients(chunk, keys, p.channels, values, p.value_channels);
-        weighted_sums(keys, chunk.count, p.channels, score_gradients, width, nullptr, query_gradients);
+        weighted_sums(keys, chunk.count, p.channels, score_gradients, width, query_gradients);
         float *rows[chunk_rows];
         key_gradient_offsets.rows(p.key_gradient, block, chunk, rows);
         weight_gradients(score_gradients, width, chunk.count, tile.count, query_rows, padded_channels,
@@ -148,14 +148,13 @@ private:
         const long width = tile.width;
         const float *first[chunk_rows], *second[chunk_rows];
         relative.rows_of(chunk, first, second);
-        dot_products(keys, chunk.count, channels, queries, width, first, second, weights, nullptr,
-                     nullptr);
+        dot_products(keys, chunk.count, channels, queries, width, first, second, weights);
         for (long k = 0; k < chunk.count; k++) {
             first[k] = minus_delta;
             second[k] = relative.zeros;
         }
         dot_products(values, chunk.count, value_channels, output_gradients, width, first, second,
-                     score_gradients, nullptr, nullptr);
+                     score_gradients);
         softmax_gradients(chunk, width);
     }
 
@@ -168,7 +167,7 @@ private:
             float *row = row_gradients + chunk.row[k] * width;
             float *column = column_gradients + chunk.column[k] * width;
             for (long q = 0; q < width; q += lanes) {
-                const Vector weight = exp(load(weights + k * width + q) - load(log_sum + q));
+                const Vector weight = exp2(load(weights + k * width + q) - load(log_sum + q));
                 const Vector gradient = weight * load(score_gradients + k * width + q);
                 store(weights + k * width + q, weight);
                 store(score_gradients + k * width + q, gradient);
@@ -192,7 +191,7 @@ private:
                     store(entry, run.mask ? load(gradients + u * width + q) * relative.factor : load(entry));
                 }
             }
-        weighted_sums(entries, shape.offsets, p.table_width, offset_gradients, width, nullptr,
+        weighted_sums(entries, shape.offsets, p.table_width, offset_gradients, width,
                       query_gradients + channel * width);
         for (long t = 0; t < shape.offsets; t++) table_rows[t] = table + t * p.table_width;
         weight_gradients(offset_gradients, width, shape.offsets, tile.count, query_rows + channel,

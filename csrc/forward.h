@@ -1,6 +1,7 @@
-// The forward pass of one block: scores, softmax and weighted sum, a chunk of cells at a time. The
-// maximum and the sum of the weights so far are kept, and what was added up before is rescaled when
-// the maximum grows, so that a window of any size needs the scores of one chunk only.
+// The forward pass of one block: each cell's weights are found and its values added up by them before
+// the next cells are looked at. Nothing is subtracted from the scores at first: a softmax is the same
+// without, and float32 holds the exponentials of all but extreme scores. Where their sum shows that it
+// doesn't, the block is done once more, with the highest scores subtracted.
 #pragma once
 
 #include "tile.h"
@@ -37,10 +38,10 @@ private:
     RelativeLogits relative;
     float *queries;  // [channels][width]
     float *sums;     // [value_channels][width]
-    float *scores;   // [cells][width], then their exponentials
+    float *scores;   // [cells][width], where they are extreme
     float *converted_keys, *converted_values;
-    float highest[most_queries], before[most_queries];  // the second without this chunk
-    float total[most_queries], rescale[most_queries];
+    float total[most_queries];    // of the weights
+    float highest[most_queries];  // what was subtracted from the scores
 
     void run_tile(const Block &block, const Block &next) {
         const long width = tile.width;
@@ -49,46 +50,110 @@ private:
         for (long q = 0; q < tile.count; q++)
             for (long c = 0; c < p.value_channels; c += 64 / long(sizeof(T)))
                 __builtin_prefetch(results[q] + c, 1);
-        transpose_queries<T>(p.query, block, tile, p.channels, float(p.scale), queries);
+        transpose_queries<T>(p.query, block, tile, p.channels, float(p.scale * log2_of_e), queries);
         relative.compute(p, shape, tile, queries);
-        for (long i = 0; i < p.value_channels * width; i++) sums[i] = 0.0f;
-        for (long q = 0; q < width; q++) {
-            highest[q] = -INFINITY;
-            total[q] = 0.0f;
-        }
         cells.place(block);
         key_offsets.place<T>(cells, p.key);
         value_offsets.place<T>(cells, p.value);
         relative.place(cells);
-        cells.for_chunks([&](const Chunk &chunk) {
-            const float *rows[chunk_rows];
-            gather_rows(p.key, key_offsets, block, chunk, p.channels, converted_keys, T(), rows);
-            const Ahead ahead = behind(block, chunk, next);
-            find_weights(chunk, rows, p.channels, &ahead);
-            gather_rows(p.value, value_offsets, block, chunk, p.value_channels, converted_values, T(),
-                        rows);
-            weighted_sums(rows, chunk.count, p.value_channels, scores, width, rescale, sums);
-        });
-        cells.for_chunks(cells.inside, cells.count, chunk_cells, [&](const Chunk &chunk) {
-            find_weights(chunk, nothing, 0, nullptr);
-            weighted_sums(nothing, 0, p.value_channels, scores, width, rescale, sums);
-        });
-        for (long q = 0; q < width; q++) rescale[q] = 1.0f / total[q];
-        scatter_queries<T>(sums, rescale, p.output, block, tile, p.value_channels);
+        attend_fast(block, next);
+        if (!totals_fit()) attend_lowered(block);
+        float factor[most_queries];
+        for (long q = 0; q < width; q += lanes) store(factor + q, 1.0f / load(total + q));
+        scatter_queries<T>(sums, factor, p.output, block, tile, p.value_channels);
         if (!p.log_sum.data) return;
         float *log_sums[most_queries];
         addresses(p.log_sum, block, tile, log_sums);
-        for (long q = 0; q < tile.count; q++) *log_sums[q] = highest[q] + logf(total[q]);
+        for (long q = 0; q < tile.count; q++)
+            *log_sums[q] = highest[q] / float(log2_of_e) + logf(total[q]);
     }
 
-    // Exponentials of a chunk's scores, from `length` channels of its keys.
-    void find_weights(const Chunk &chunk, const float *const *keys, long length, const Ahead *ahead) {
+    // The totals of the weights, and the sums of the values by them, with nothing subtracted.
+    void attend_fast(const Block &block, const Block &next) {
+        clear(0.0f);
+        for_cells(block, [&](const Chunk &chunk, const float *const *keys, long channels,
+                             const float *const *values, long value_channels) {
+            const float *first[chunk_rows], *second[chunk_rows];
+            relative.rows_of(chunk, first, second);
+            // A chunk by itself: added one by one to a large total, equal weights (as of padding's
+            // cells without a relative position) would all be rounded the same way.
+            float part[most_queries] = {};
+            attend(keys, chunk.count, channels, queries, tile.width, first, second, values,
+                   value_channels, part, sums, behind(block, chunk, next));
+            add_to_total(part);
+        });
+    }
+
+    // Whether every weight that counts is far from the ends of float32, also when it is multiplied by
+    // a value. Not where one is NaN.
+    bool totals_fit() const {
+        Integers fit = ~Integers{};
+        for (long q = 0; q < tile.width; q += lanes)
+            fit &= (load(total + q) > 0x1p-64f) & (load(total + q) < 0x1p64f);
+        for (int i = 0; i < lanes; i++)
+            if (!fit[i]) return false;
+        return true;
+    }
+
+    // The same with the highest scores subtracted. From scores as the backward pass finds them, to
+    // the last bit: it multiplies their exponentials' error by the keys.
+    void attend_lowered(const Block &block) {
+        clear(-INFINITY);
+        for_cells(block, [&](const Chunk &chunk, const float *const *keys, long channels,
+                             const float *const *, long) {
+            find_scores(chunk, keys, channels);
+            for (long i = 0; i < chunk.count * tile.width; i += lanes) {
+                float *top = highest + i % tile.width;
+                store(top, maximum(load(scores + i), load(top)));
+            }
+        });
+        for_cells(block, [&](const Chunk &chunk, const float *const *keys, long channels,
+                             const float *const *values, long value_channels) {
+            find_scores(chunk, keys, channels);
+            float part[most_queries] = {};
+            for (long i = 0; i < chunk.count * tile.width; i += lanes) {
+                const long q = i % tile.width;
+                const Vector weight = exp2(load(scores + i) - load(highest + q));
+                store(scores + i, weight);
+                store(part + q, load(part + q) + weight);
+            }
+            weighted_sums(values, chunk.count, value_channels, scores, tile.width, sums);
+            add_to_total(part);
+        });
+    }
+
+    void clear(float top) {
+        for (long i = 0; i < p.value_channels * tile.width; i += lanes) store(sums + i, Vector{});
+        for (long q = 0; q < tile.width; q += lanes) {
+            store(total + q, Vector{});
+            store(highest + q, constant(top));
+        }
+    }
+
+    void add_to_total(const float *part) {
+        for (long q = 0; q < tile.width; q += lanes)
+            store(total + q, load(total + q) + load(part + q));
+    }
+
+    void find_scores(const Chunk &chunk, const float *const *keys, long channels) {
         const float *first[chunk_rows], *second[chunk_rows];
         relative.rows_of(chunk, first, second);
-        for (long q = 0; q < tile.width; q++) before[q] = highest[q];
-        dot_products(keys, chunk.count, length, queries, tile.width, first, second, scores, highest,
-                     ahead);
-        exponentials(chunk.count, tile.width);
+        dot_products(keys, chunk.count, channels, queries, tile.width, first, second, scores);
+    }
+
+    // Calls body(chunk, keys, channels, values, value channels) for all cells that take part; of those
+    // outside the map it has no channels.
+    template <class Body>
+    void for_cells(const Block &block, Body body) {
+        cells.for_chunks([&](const Chunk &chunk) {
+            const float *keys[chunk_rows], *values[chunk_rows];
+            gather_rows(p.key, key_offsets, block, chunk, p.channels, converted_keys, T(), keys);
+            gather_rows(p.value, value_offsets, block, chunk, p.value_channels, converted_values, T(),
+                        values);
+            body(chunk, keys, p.channels, values, p.value_channels);
+        });
+        cells.for_chunks(cells.inside, cells.count, chunk_cells,
+                         [&](const Chunk &chunk) { body(chunk, nothing, 0, nothing, 0); });
     }
 
     // The cells behind a chunk: of the same block, or the first ones of the next, if it has the same.
@@ -106,23 +171,6 @@ private:
         ahead.first = last ? 0 : end;
         ahead.end = cells.are_those_of(then) ? cells.inside : 0;
         return ahead;
-    }
-
-    // Turns scores into exponentials relative to the highest score so far.
-    void exponentials(long count, long width) {
-        for (long q = 0; q < width; q += lanes) {
-            const Vector top = load(highest + q), factor = exp(load(before + q) - top);
-            // A chunk by itself: added one by one to a large total, equal weights (as of padding's
-            // cells without a relative position) would all be rounded the same way.
-            Vector sum = {};
-            for (long k = 0; k < count; k++) {
-                const Vector weight = exp(load(scores + k * width + q) - top);
-                store(scores + k * width + q, weight);
-                sum += weight;
-            }
-            store(rescale + q, factor);
-            store(total + q, load(total + q) * factor + sum);
-        }
     }
 };
 

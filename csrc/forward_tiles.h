@@ -89,13 +89,14 @@ private:
         if (!p.log_sum.data) return;
         float *log_sums[most_queries];
         addresses(p.log_sum, block, tile, log_sums);
-        for (long q = 0; q < tile.count; q++) *log_sums[q] = highest[q] + logf(total[q]);
+        for (long q = 0; q < tile.count; q++)
+            *log_sums[q] = highest[q] / float(log2_of_e) + logf(total[q]);
     }
 
     void load_queries(const Block &block) {
         const long width = tile.width;
         if (p.table_width)
-            transpose_queries<Bfloat16>(p.query, block, tile, p.channels, float(p.scale), scaled_queries);
+            transpose_queries<Bfloat16>(p.query, block, tile, p.channels, float(p.scale * log2_of_e), scaled_queries);
         relative.compute(p, shape, tile, scaled_queries);
         const Bfloat16 *rows[most_queries];
         addresses(p.query, block, tile, rows);
@@ -170,7 +171,7 @@ private:
     // Scores -> exponentials relative to the highest score so far, as pairs of cells in bfloat16.
     void exponentials(const Chunk &chunk, long depth) {
         const long width = tile.width;
-        const Vector scale = Vector{} + float(p.scale);
+        const Vector scale = constant(float(p.scale * log2_of_e));
         for (long q = 0; q < width; q += lanes) {
             const Vector before = load(highest + q);
             Vector top = before;
@@ -181,12 +182,12 @@ private:
                 store(scores + k * width + q, score);
                 top = maximum(score, top);
             }
-            const Vector factor = exp(before - top);
+            const Vector factor = exp2(before - top);
             Vector sum = load(total + q) * factor;
             for (long k = 0; k < depth; k += 2) {
                 Vector even = {}, odd = {};
-                if (k < chunk.count) even = exp(load(scores + k * width + q) - top);
-                if (k + 1 < chunk.count) odd = exp(load(scores + (k + 1) * width + q) - top);
+                if (k < chunk.count) even = exp2(load(scores + k * width + q) - top);
+                if (k + 1 < chunk.count) odd = exp2(load(scores + (k + 1) * width + q) - top);
                 sum += even + odd;
                 // To the nearest; a NaN stays one.
                 const Words pair = ((bits_of<Words>(even) + 0x8000u) >> 16) |

@@ -1,4 +1,4 @@
-// The three small matrix products that the attention is made of, each a block of sums in registers.
+// The small matrix products that the attention is made of, each a block of sums in registers.
 //
 // Queries lie along the lanes: a "column" below is a vector of queries, `width` floats apart from one
 // row to the next. Cells and channels come one number at a time, broadcast, straight from the map:
@@ -48,8 +48,7 @@ inline void for_vector_groups(long width, Body body) {
 
 template <int rows, int vectors>
 __attribute__((noinline)) void dot_group(const float *const *left, long length, const float *right, long width,
-                      const float *const *first_bias, const float *const *second_bias, float *out,
-                      float *highest) {
+                      const float *const *first_bias, const float *const *second_bias, float *out) {
     Vector sums[rows][vectors];
     const float *row[rows];
 #pragma GCC unroll 8
@@ -74,22 +73,12 @@ __attribute__((noinline)) void dot_group(const float *const *left, long length, 
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) store(out + i * width + j * lanes, sums[i][j]);
-    if (!highest) return;
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; j++) {
-        Vector top = load(highest + j * lanes);
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) top = maximum(sums[i][j], top);
-        store(highest + j * lanes, top);
-    }
 }
 
-// out[i][q] = first_bias[i][q] + second_bias[i][q] + sum over c of left[i][c] * right[c][q], and
-// highest[q] grows to the highest of them, where it isn't null.
+// out[i][q] = first_bias[i][q] + second_bias[i][q] + sum over c of left[i][c] * right[c][q].
 __attribute__((noinline)) void dot_products(const float *const *left, long rows, long length, const float *right,
                          long width, const float *const *first_bias,
-                         const float *const *second_bias, float *out, float *highest,
-                         const Ahead *ahead) {
+                         const float *const *second_bias, float *out) {
     for_vector_groups(width, [&](auto vectors, long q) {
         constexpr int vector_count = decltype(vectors)::number;
         for_row_groups<most_rows(vector_count)>(rows, [&](auto row_count, long i) {
@@ -99,24 +88,94 @@ __attribute__((noinline)) void dot_products(const float *const *left, long rows,
                 first[k] = first_bias[i + k] + q;
                 second[k] = second_bias[i + k] + q;
             }
-            if (ahead && !q) ahead->fetch(i, count);
             dot_group<count, vector_count>(left + i, length, right + q, width, first, second,
-                                           out + i * width + q, highest ? highest + q : nullptr);
+                                           out + i * width + q);
+        });
+    });
+}
+
+template <int rows, int vectors>
+__attribute__((noinline)) void attend_group(const float *const *keys, long channels, const float *queries,
+                         long width, const float *const *first_bias, const float *const *second_bias,
+                         const float *const *values, long value_channels, float *totals, float *sums) {
+    Vector weights[rows][vectors];
+    const float *row[rows];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+        row[i] = keys[i];
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++)
+            weights[i][j] = load(first_bias[i] + j * lanes) + load(second_bias[i] + j * lanes);
+    }
+    for (long c = 0; c < channels; c++) {
+        Vector query[vectors];
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++) query[j] = load(queries + c * width + j * lanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            const float key = row[i][c];
+#pragma GCC unroll 4
+            for (int j = 0; j < vectors; j++) weights[i][j] += key * query[j];
+        }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; j++) {
+        Vector total = load(totals + j * lanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            weights[i][j] = exp2(weights[i][j]);
+            total += weights[i][j];
+        }
+        store(totals + j * lanes, total);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) row[i] = values[i];
+    for (long c = 0; c < value_channels; c++) {
+        Vector sum[vectors];
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++) sum[j] = load(sums + c * width + j * lanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            const float value = row[i][c];
+#pragma GCC unroll 4
+            for (int j = 0; j < vectors; j++) sum[j] += value * weights[i][j];
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++) store(sums + c * width + j * lanes, sum[j]);
+    }
+}
+
+// Attention to a chunk of cells; scores and weights never leave the registers:
+// weight[i][q] = 2^(first_bias[i][q] + second_bias[i][q] + sum over c of keys[i][c] * queries[c][q]),
+// totals[q] += sum over i of weight[i][q], sums[c][q] += sum over i of values[i][c] * weight[i][q].
+__attribute__((noinline)) void attend(const float *const *keys, long rows, long channels,
+                   const float *queries, long width, const float *const *first_bias,
+                   const float *const *second_bias, const float *const *values, long value_channels,
+                   float *totals, float *sums, const Ahead &ahead) {
+    for_vector_groups(width, [&](auto vectors, long q) {
+        constexpr int vector_count = decltype(vectors)::number;
+        for_row_groups<most_rows(vector_count)>(rows, [&](auto row_count, long i) {
+            const float *first[8], *second[8];
+            constexpr int count = decltype(row_count)::number;
+            for (int k = 0; k < count; k++) {
+                first[k] = first_bias[i + k] + q;
+                second[k] = second_bias[i + k] + q;
+            }
+            if (!q) ahead.fetch(i, count);
+            attend_group<count, vector_count>(keys + i, channels, queries + q, width, first, second,
+                                              values + i, value_channels, totals + q, sums + q);
         });
     });
 }
 
 template <int rows, int vectors>
 __attribute__((noinline)) void weighted_group(const float *const *left, long column, long length, const float *weights,
-                           long width, const float *rescale, float *out) {
+                           long width, float *out) {
     Vector sums[rows][vectors];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) {
-            sums[i][j] = load(out + i * width + j * lanes);
-            if (rescale) sums[i][j] *= load(rescale + j * lanes);
-        }
+        for (int j = 0; j < vectors; j++) sums[i][j] = load(out + i * width + j * lanes);
     for (long k = 0; k < length; k++) {
         const float *row = left[k] + column;
         Vector weight[vectors];
@@ -135,15 +194,14 @@ __attribute__((noinline)) void weighted_group(const float *const *left, long col
         for (int j = 0; j < vectors; j++) store(out + i * width + j * lanes, sums[i][j]);
 }
 
-// out[c][q] = out[c][q] * rescale[q] + sum over k of left[k][c] * weights[k][q]; rescale may be null.
+// out[c][q] += sum over k of left[k][c] * weights[k][q].
 __attribute__((noinline)) void weighted_sums(const float *const *left, long length, long channels, const float *weights,
-                          long width, const float *rescale, float *out) {
+                          long width, float *out) {
     for_vector_groups(width, [&](auto vectors, long q) {
         constexpr int vector_count = decltype(vectors)::number;
         for_row_groups<most_rows(vector_count)>(channels, [&](auto row_count, long c) {
             weighted_group<decltype(row_count)::number, vector_count>(
-                left, c, length, weights + q, width, rescale ? rescale + q : nullptr,
-                out + c * width + q);
+                left, c, length, weights + q, width, out + c * width + q);
         });
     });
 }

@@ -116,10 +116,10 @@ struct RelativeLogits {
         }
         step = width;
         dot_products(row_entries, shape.offsets, p.table_width, queries, width, zero_rows,
-                     zero_rows, products, nullptr, nullptr);
+                     zero_rows, products);
         pick(shape, tile, tile.row_runs, row);
         dot_products(column_entries, shape.offsets, p.table_width,
-                     queries + column_channel(p) * width, width, zero_rows, zero_rows, products, nullptr, nullptr);
+                     queries + column_channel(p) * width, width, zero_rows, zero_rows, products);
         pick(shape, tile, tile.column_runs, column);
     }
 

@@ -81,8 +81,8 @@ inline void store(Bfloat16 *p, Vector v) {
 
 inline Vector constant(float x) { return Vector{} + x; }
 
-// Of a NaN in a: b. One instruction, where compilers make two of the comparison. (The 512-bit one
-// without a mask gets a warning from GCC 12.)
+// Of a NaN in a: b. One instruction, where compilers make two of the comparison. (512-bit ones without
+// a mask get a warning from GCC 12.)
 inline Vector maximum(Vector a, Vector b) {
 #if defined(__AVX512F__)
     return _mm512_maskz_max_ps(0xffff, a, b);
@@ -93,24 +93,48 @@ inline Vector maximum(Vector a, Vector b) {
 #endif
 }
 
-// e^x for x up to 88; at most e^-86.5 below that; NaN for NaN. Error below 1 ulp near 0, growing by
-// 0.03 ulp a unit of x.
-inline Vector exp(Vector x) {
-    x = maximum(constant(-86.5f), x);
+// Scores are scaled by this, so that their exponentials are powers of 2.
+constexpr double log2_of_e = 1.4426950408889634;
+
+// Of a NaN in b: b.
+inline Vector minimum(Vector a, Vector b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    return _mm256_min_ps(a, b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+// 2^x from x = -125 on, infinity from 128 on; 2^-125 below; NaN for NaN. Error below 0.7 ulp.
+inline Vector exp2(Vector x) {
+    x = maximum(constant(-125.0f), x);
+    // The polynomials are minimax for the relative error, with 2^0 exact.
+#if defined(__AVX512F__)
+    const Vector fraction = _mm512_maskz_reduce_ps(0xffff, x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    Vector p = constant(2.16129149e-4f);
+    p = p * fraction + 1.2467847e-3f;
+    p = p * fraction + 9.67545155e-3f;
+    p = p * fraction + 5.54852821e-2f;
+    p = p * fraction + 2.40229309e-1f;
+    p = p * fraction + 6.93147063e-1f;
+    p = p * fraction + 1.0f;
+    return _mm512_maskz_scalef_ps(0xffff, p, x);
+#else
+    x = minimum(constant(128.0f), x);
     // Adding 1.5 * 2^23 rounds to an integer in the low bits; 127 more is the exponent's bias.
     const float shifter = 12582912.0f + 127.0f;
-    const Vector shifted = x * 1.44269504f + shifter;
-    const Vector fraction = x - (shifted - shifter) * 0.693147181f;
+    const Vector shifted = x + shifter;
+    const Vector fraction = x - (shifted - shifter);
     const Vector power = bits_of<Vector>(bits_of<Words>(shifted) << 23);
-    // Minimax for the relative error over [-ln(2) / 2, ln(2) / 2].
-    Vector p = constant(1.38214665e-3f);
-    p = p * fraction + 8.36866256e-3f;
-    p = p * fraction + 4.16682549e-2f;
-    p = p * fraction + 1.66665211e-1f;
-    p = p * fraction + 4.99999940e-1f;
-    p = p * fraction + 1.0f;
+    Vector p = constant(1.5353362e-4f);
+    p = p * fraction + 1.33988739e-3f;
+    p = p * fraction + 9.61843692e-3f;
+    p = p * fraction + 5.55033237e-2f;
+    p = p * fraction + 2.40226477e-1f;
+    p = p * fraction + 6.93147182e-1f;
     p = p * fraction + 1.0f;
     return p * power;
+#endif
 }
 
 // Exchanges, between two rows of a square, the numbers whose column's bit `step` is not the row's.
