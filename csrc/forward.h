@@ -57,7 +57,7 @@ private:
         value_offsets.place<T>(cells, p.value);
         relative.place(cells);
         attend_fast(block, next);
-        if (!totals_fit()) attend_lowered(block);
+        if (!totals_fit(total, width)) attend_lowered(block);
         float factor[most_queries];
         for (long q = 0; q < width; q += lanes) store(factor + q, 1.0f / load(total + q));
         scatter_queries<T>(sums, factor, p.output, block, tile, p.value_channels);
@@ -82,17 +82,6 @@ private:
                    value_channels, part, sums, behind(block, chunk, next));
             add_to_total(part);
         });
-    }
-
-    // Whether every weight that counts is far from the ends of float32, also when it is multiplied by
-    // a value. Not where one is NaN.
-    bool totals_fit() const {
-        Integers fit = ~Integers{};
-        for (long q = 0; q < tile.width; q += lanes)
-            fit &= (load(total + q) > 0x1p-64f) & (load(total + q) < 0x1p64f);
-        for (int i = 0; i < lanes; i++)
-            if (!fit[i]) return false;
-        return true;
     }
 
     // The same with the highest scores subtracted. From scores as the backward pass finds them, to

@@ -55,42 +55,70 @@ private:
     uint32_t *weights;      // [chunk_cells / 2][width], pairs of cells
     float *sums;            // [value_rows][width]
     Bfloat16 *zeros;        // values of the cells behind a chunk's last
-    float highest[most_queries], total[most_queries], rescale[most_queries];
+    float total[most_queries];    // of the weights
+    float highest[most_queries];  // what was subtracted from the scores
 
     void run_tile(const Block &block) {
         const long width = tile.width;
         load_queries(block);
-        for (long i = 0; i < value_rows * width; i++) sums[i] = 0.0f;
-        for (long q = 0; q < width; q++) {
-            highest[q] = -INFINITY;
-            total[q] = 0.0f;
-        }
         cells.place(block);
         key_offsets.place<Bfloat16>(cells, p.key);
         value_offsets.place<Bfloat16>(cells, p.value);
         relative.place(cells);
-        cells.for_chunks(0, cells.inside, tile_cells, [&](const Chunk &chunk) {
-            const long depth = round_up(chunk.count, tile_depth);
-            load_keys(block, chunk);
-            multiply_tiles(keys, key_depth, round_up(chunk.count, tile_rows), key_depth, queries, width,
-                           scores, false);
-            exponentials(chunk, depth);
-            load_values(block, chunk, depth);
-            if (chunk.first) rescale_sums();
-            multiply_tiles(values, tile_cells, value_rows, depth, weights, width, sums, true);
-        });
-        cells.for_chunks(cells.inside, cells.count, tile_cells, [&](const Chunk &chunk) {
-            for (long i = 0; i < chunk.count * width; i++) scores[i] = 0.0f;
-            exponentials(chunk, chunk.count);
-            rescale_sums();
-        });
-        for (long q = 0; q < width; q++) rescale[q] = 1.0f / total[q];
-        scatter_queries<Bfloat16>(sums, rescale, p.output, block, tile, p.value_channels);
+        for (long q = 0; q < width; q += lanes) store(highest + q, Vector{});
+        attend(block);
+        if (!totals_fit(total, width)) {
+            find_highest(block);
+            relative.lower(shape, tile, highest);
+            attend(block);
+        }
+        float factor[most_queries];
+        for (long q = 0; q < width; q += lanes) store(factor + q, 1.0f / load(total + q));
+        scatter_queries<Bfloat16>(sums, factor, p.output, block, tile, p.value_channels);
         if (!p.log_sum.data) return;
         float *log_sums[most_queries];
         addresses(p.log_sum, block, tile, log_sums);
         for (long q = 0; q < tile.count; q++)
             *log_sums[q] = highest[q] / float(log2_of_e) + logf(total[q]);
+    }
+
+    // The totals of the weights, and the sums of the values by them.
+    void attend(const Block &block) {
+        for (long i = 0; i < value_rows * tile.width; i += lanes) store(sums + i, Vector{});
+        for (long q = 0; q < tile.width; q += lanes) store(total + q, Vector{});
+        for_cells(block, [&](const Chunk &chunk, bool inside) {
+            const long depth = round_up(chunk.count, tile_depth);
+            find_weights(chunk, depth);
+            if (!inside) return;
+            load_values(block, chunk, depth);
+            multiply_tiles(values, tile_cells, value_rows, depth, weights, tile.width, sums, true);
+        });
+    }
+
+    void find_highest(const Block &block) {
+        for (long q = 0; q < tile.width; q += lanes) store(highest + q, constant(-INFINITY));
+        for_cells(block, [&](const Chunk &chunk, bool) {
+            const Scores found(*this, chunk);
+            for (long k = 0; k < chunk.count; k++)
+                for (long q = 0; q < tile.width; q += lanes)
+                    store(highest + q, maximum(found.of(k, q), load(highest + q)));
+        });
+    }
+
+    // Calls body(chunk, whether it lies inside the map) with the products of queries and keys in
+    // `scores`, for all cells that take part.
+    template <class Body>
+    void for_cells(const Block &block, Body body) {
+        cells.for_chunks(0, cells.inside, tile_cells, [&](const Chunk &chunk) {
+            load_keys(block, chunk);
+            multiply_tiles(keys, key_depth, round_up(chunk.count, tile_rows), key_depth, queries,
+                           tile.width, scores, false);
+            body(chunk, true);
+        });
+        cells.for_chunks(cells.inside, cells.count, tile_cells, [&](const Chunk &chunk) {
+            for (long i = 0; i < chunk.count * tile.width; i += lanes) store(scores + i, Vector{});
+            body(chunk, false);
+        });
     }
 
     void load_queries(const Block &block) {
@@ -118,14 +146,6 @@ private:
                     queries[c / 2 * width + q + i] = rows[q + i][c].bits | next << 16;
                 }
         }
-    }
-
-    void rescale_sums() {
-        for (long c = 0; c < p.value_channels; c++)
-            for (long q = 0; q < tile.width; q += lanes) {
-                float *sum = sums + c * tile.width + q;
-                store(sum, load(sum) * load(rescale + q));
-            }
     }
 
     void load_keys(const Block &block, const Chunk &chunk) {
@@ -168,35 +188,44 @@ private:
         return __builtin_convertvector(halves, Words);
     }
 
-    // Scores -> exponentials relative to the highest score so far, as pairs of cells in bfloat16.
-    void exponentials(const Chunk &chunk, long depth) {
-        const long width = tile.width;
-        const Vector scale = constant(float(p.scale * log2_of_e));
+    // Products -> scores, for powers of 2.
+    struct Scores {
+        const float *products, *rows[chunk_rows], *columns[chunk_rows];
+        const long width;
+        const Vector scale;
+
+        Scores(const ForwardTiles &pass, const Chunk &chunk)
+            : products(pass.scores),
+              width(pass.tile.width),
+              scale(constant(float(pass.p.scale * log2_of_e))) {
+            pass.relative.rows_of(chunk, rows, columns);
+        }
+
+        Vector of(long k, long q) const {
+            return load(products + k * width + q) * scale + (load(rows[k] + q) + load(columns[k] + q));
+        }
+    };
+
+    // To the nearest bfloat16, in the upper half of a word; a NaN stays one.
+    static Words rounded(Vector v) { return (bits_of<Words>(v) + 0x8000u) & 0xffff0000u; }
+
+    // The scores' powers of 2, as pairs of cells in bfloat16, with zeros behind the last cell.
+    void find_weights(const Chunk &chunk, long depth) {
+        const Scores found(*this, chunk);
+        const long width = tile.width, count = chunk.count;
+        uint32_t *const pairs = weights;
         for (long q = 0; q < width; q += lanes) {
-            const Vector before = load(highest + q);
-            Vector top = before;
-            for (long k = 0; k < chunk.count; k++) {
-                const Vector score = load(scores + k * width + q) * scale +
-                                     (load(relative.row + chunk.row[k] * relative.step + q) +
-                                      load(relative.column + chunk.column[k] * relative.step + q));
-                store(scores + k * width + q, score);
-                top = maximum(score, top);
-            }
-            const Vector factor = exp2(before - top);
-            Vector sum = load(total + q) * factor;
+            Vector sum = {};
             for (long k = 0; k < depth; k += 2) {
-                Vector even = {}, odd = {};
-                if (k < chunk.count) even = exp2(load(scores + k * width + q) - top);
-                if (k + 1 < chunk.count) odd = exp2(load(scores + (k + 1) * width + q) - top);
-                sum += even + odd;
-                // To the nearest; a NaN stays one.
-                const Words pair = ((bits_of<Words>(even) + 0x8000u) >> 16) |
-                                   ((bits_of<Words>(odd) + 0x8000u) & 0xffff0000u);
-                __builtin_memcpy(weights + k / 2 * width + q, &pair, sizeof(pair));
+                // What is summed is what is multiplied with.
+                Words even = {}, odd = {};
+                if (k < count) even = rounded(exp2(found.of(k, q)));
+                if (k + 1 < count) odd = rounded(exp2(found.of(k + 1, q)));
+                sum += bits_of<Vector>(even) + bits_of<Vector>(odd);
+                const Words pair = even >> 16 | odd;
+                __builtin_memcpy(pairs + k / 2 * width + q, &pair, sizeof(pair));
             }
-            store(highest + q, top);
-            store(rescale + q, factor);
-            store(total + q, sum);
+            store(total + q, load(total + q) + sum);
         }
     }
 };

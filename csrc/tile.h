@@ -69,6 +69,17 @@ __attribute__((noinline)) void scatter_queries(const float *in, const float *fac
     }
 }
 
+// Whether every weight that counts is far from the ends of float32, also when it is multiplied by a
+// value, by the totals of the weights of `width` queries. Not where one is NaN.
+inline bool totals_fit(const float *total, long width) {
+    Integers fit = ~Integers{};
+    for (long q = 0; q < width; q += lanes)
+        fit &= (load(total + q) > 0x1p-64f) & (load(total + q) < 0x1p64f);
+    for (int i = 0; i < lanes; i++)
+        if (!fit[i]) return false;
+    return true;
+}
+
 // One tile's logits of the relative position: for the window's row u and column v, the vectors of
 // queries row + u * step and column + v * step. Without tables every row is the same: step is 0.
 struct RelativeLogits {
@@ -121,6 +132,13 @@ struct RelativeLogits {
         dot_products(column_entries, shape.offsets, p.table_width,
                      queries + column_channel(p) * width, width, zero_rows, zero_rows, products);
         pick(shape, tile, tile.column_runs, column);
+    }
+
+    // Subtracts `by` [width] from all logits.
+    void lower(const Shape &shape, const Tile &tile, const float *by) {
+        for (long u = 0; u < (step ? shape.window : 1); u++)
+            for (long q = 0; q < tile.width; q += lanes)
+                store(row + u * step + q, load(row + u * step + q) - load(by + q));
     }
 
     void place(const Cells &cells) {

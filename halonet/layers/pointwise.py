@@ -1,5 +1,6 @@
 """1x1 convolutions, which are most of a HaloNet's arithmetic, as matrix products."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,4 +23,7 @@ class PointwiseConvolution(nn.Conv2d):
         rows, columns = self.stride
         # In this order the gradient of the step is in channels-last order too.
         pixels = input.permute(0, 2, 3, 1)[:, ::rows, ::columns]
+        if not torch.is_grad_enabled():
+            # A strided map torch would multiply row by row. In training the copy would be kept.
+            pixels = pixels.contiguous()
         return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
