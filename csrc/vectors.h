@@ -93,9 +93,6 @@ inline Vector maximum(Vector a, Vector b) {
 #endif
 }
 
-// Scores are scaled by this, so that their exponentials are powers of 2.
-constexpr double log2_of_e = 1.4426950408889634;
-
 // Of a NaN in b: b.
 inline Vector minimum(Vector a, Vector b) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -105,7 +102,11 @@ inline Vector minimum(Vector a, Vector b) {
 #endif
 }
 
-// 2^x from x = -125 on, infinity from 128 on; 2^-125 below; NaN for NaN. Relative error below 1.7e-7.
+// Scores are scaled by this, so that their exponentials are powers of 2.
+constexpr double log2_of_e = 1.4426950408889634;
+
+// 2^x from x = -125 to 127, infinity at 128 and above; 2^-125 below; NaN for NaN. Relative error below
+// 1.7e-7.
 inline Vector exp2(Vector x) {
     x = maximum(constant(-125.0f), x);
     // The polynomials are minimax for the relative error, with 2^0 exact.
