@@ -58,14 +58,7 @@ private:
         relative.place(cells);
         attend_fast(block, next);
         if (!totals_fit(total, width)) attend_lowered(block);
-        float factor[most_queries];
-        for (long q = 0; q < width; q += lanes) store(factor + q, 1.0f / load(total + q));
-        scatter_queries<T>(sums, factor, p.output, block, tile, p.value_channels);
-        if (!p.log_sum.data) return;
-        float *log_sums[most_queries];
-        addresses(p.log_sum, block, tile, log_sums);
-        for (long q = 0; q < tile.count; q++)
-            *log_sums[q] = highest[q] / float(log2_of_e) + logf(total[q]);
+        write_outputs<T>(p, block, tile, sums, total, highest);
     }
 
     // The totals of the weights, and the sums of the values by them, with nothing subtracted.

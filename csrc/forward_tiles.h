@@ -72,14 +72,7 @@ private:
             relative.lower(shape, tile, highest);
             attend(block);
         }
-        float factor[most_queries];
-        for (long q = 0; q < width; q += lanes) store(factor + q, 1.0f / load(total + q));
-        scatter_queries<Bfloat16>(sums, factor, p.output, block, tile, p.value_channels);
-        if (!p.log_sum.data) return;
-        float *log_sums[most_queries];
-        addresses(p.log_sum, block, tile, log_sums);
-        for (long q = 0; q < tile.count; q++)
-            *log_sums[q] = highest[q] / float(log2_of_e) + logf(total[q]);
+        write_outputs<Bfloat16>(p, block, tile, sums, total, highest);
     }
 
     // The totals of the weights, and the sums of the values by them.

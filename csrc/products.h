@@ -46,10 +46,31 @@ inline void for_vector_groups(long width, Body body) {
     }
 }
 
+// Calls body(Count<rows>, Count<vectors>, first row, first lane, biases, biases) for groups of rows and
+// vectors; the biases are those of the group's rows, from its first lane on.
+template <class Body>
+inline void for_groups(long width, long rows, const float *const *first_bias,
+                       const float *const *second_bias, Body body) {
+    for_vector_groups(width, [&](auto vectors, long q) {
+        for_row_groups<most_rows(decltype(vectors)::number)>(rows, [&](auto row_count, long i) {
+            constexpr int count = decltype(row_count)::number;
+            const float *first[count], *second[count];
+            for (int k = 0; k < count; k++) {
+                first[k] = first_bias[i + k] + q;
+                second[k] = second_bias[i + k] + q;
+            }
+            body(row_count, vectors, i, q, first, second);
+        });
+    });
+}
+
+// sums[i][q] = first_bias[i][q] + second_bias[i][q] + sum over c of left[i][c] * right[c][q].
 template <int rows, int vectors>
-__attribute__((noinline)) void dot_group(const float *const *left, long length, const float *right, long width,
-                      const float *const *first_bias, const float *const *second_bias, float *out) {
-    Vector sums[rows][vectors];
+__attribute__((always_inline)) inline void dot_sums(const float *const *left, long length,
+                                                    const float *right, long width,
+                                                    const float *const *first_bias,
+                                                    const float *const *second_bias,
+                                                    Vector (&sums)[rows][vectors]) {
     const float *row[rows];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
@@ -69,6 +90,13 @@ __attribute__((noinline)) void dot_group(const float *const *left, long length, 
             for (int j = 0; j < vectors; j++) sums[i][j] += factor * column[j];
         }
     }
+}
+
+template <int rows, int vectors>
+__attribute__((noinline)) void dot_group(const float *const *left, long length, const float *right, long width,
+                      const float *const *first_bias, const float *const *second_bias, float *out) {
+    Vector sums[rows][vectors];
+    dot_sums(left, length, right, width, first_bias, second_bias, sums);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
@@ -79,19 +107,11 @@ __attribute__((noinline)) void dot_group(const float *const *left, long length, 
 __attribute__((noinline)) void dot_products(const float *const *left, long rows, long length, const float *right,
                          long width, const float *const *first_bias,
                          const float *const *second_bias, float *out) {
-    for_vector_groups(width, [&](auto vectors, long q) {
-        constexpr int vector_count = decltype(vectors)::number;
-        for_row_groups<most_rows(vector_count)>(rows, [&](auto row_count, long i) {
-            const float *first[8], *second[8];
-            constexpr int count = decltype(row_count)::number;
-            for (int k = 0; k < count; k++) {
-                first[k] = first_bias[i + k] + q;
-                second[k] = second_bias[i + k] + q;
-            }
-            dot_group<count, vector_count>(left + i, length, right + q, width, first, second,
-                                           out + i * width + q);
-        });
-    });
+    for_groups(width, rows, first_bias, second_bias,
+               [&](auto row_count, auto vectors, long i, long q, auto first, auto second) {
+                   dot_group<decltype(row_count)::number, decltype(vectors)::number>(
+                       left + i, length, right + q, width, first, second, out + i * width + q);
+               });
 }
 
 template <int rows, int vectors>
@@ -99,25 +119,7 @@ __attribute__((noinline)) void attend_group(const float *const *keys, long chann
                          long width, const float *const *first_bias, const float *const *second_bias,
                          const float *const *values, long value_channels, float *totals, float *sums) {
     Vector weights[rows][vectors];
-    const float *row[rows];
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) {
-        row[i] = keys[i];
-#pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++)
-            weights[i][j] = load(first_bias[i] + j * lanes) + load(second_bias[i] + j * lanes);
-    }
-    for (long c = 0; c < channels; c++) {
-        Vector query[vectors];
-#pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) query[j] = load(queries + c * width + j * lanes);
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) {
-            const float key = row[i][c];
-#pragma GCC unroll 4
-            for (int j = 0; j < vectors; j++) weights[i][j] += key * query[j];
-        }
-    }
+    dot_sums(keys, channels, queries, width, first_bias, second_bias, weights);
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; j++) {
         Vector total = load(totals + j * lanes);
@@ -128,6 +130,7 @@ __attribute__((noinline)) void attend_group(const float *const *keys, long chann
         }
         store(totals + j * lanes, total);
     }
+    const float *row[rows];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) row[i] = values[i];
     for (long c = 0; c < value_channels; c++) {
@@ -152,20 +155,14 @@ __attribute__((noinline)) void attend(const float *const *keys, long rows, long 
                    const float *queries, long width, const float *const *first_bias,
                    const float *const *second_bias, const float *const *values, long value_channels,
                    float *totals, float *sums, const Ahead &ahead) {
-    for_vector_groups(width, [&](auto vectors, long q) {
-        constexpr int vector_count = decltype(vectors)::number;
-        for_row_groups<most_rows(vector_count)>(rows, [&](auto row_count, long i) {
-            const float *first[8], *second[8];
-            constexpr int count = decltype(row_count)::number;
-            for (int k = 0; k < count; k++) {
-                first[k] = first_bias[i + k] + q;
-                second[k] = second_bias[i + k] + q;
-            }
-            if (!q) ahead.fetch(i, count);
-            attend_group<count, vector_count>(keys + i, channels, queries + q, width, first, second,
-                                              values + i, value_channels, totals + q, sums + q);
-        });
-    });
+    for_groups(width, rows, first_bias, second_bias,
+               [&](auto row_count, auto vectors, long i, long q, auto first, auto second) {
+                   constexpr int count = decltype(row_count)::number;
+                   if (!q) ahead.fetch(i, count);
+                   attend_group<count, decltype(vectors)::number>(keys + i, channels, queries + q, width,
+                                                                  first, second, values + i,
+                                                                  value_channels, totals + q, sums + q);
+               });
 }
 
 template <int rows, int vectors>

@@ -69,6 +69,22 @@ __attribute__((noinline)) void scatter_queries(const float *in, const float *fac
     }
 }
 
+// The outputs of a tile's queries, and the logarithms of their softmax's denominators where they are
+// asked for: from the values' sums by weights, the weights' totals, and what was subtracted from the
+// scores.
+template <class T>
+inline void write_outputs(const HaloProblem &p, const Block &block, const Tile &tile, const float *sums,
+                          const float *total, const float *highest) {
+    float factor[most_queries];
+    for (long q = 0; q < tile.width; q += lanes) store(factor + q, 1.0f / load(total + q));
+    scatter_queries<T>(sums, factor, p.output, block, tile, p.value_channels);
+    if (!p.log_sum.data) return;
+    float *log_sums[most_queries];
+    addresses(p.log_sum, block, tile, log_sums);
+    for (long q = 0; q < tile.count; q++)
+        *log_sums[q] = highest[q] / float(log2_of_e) + logf(total[q]);
+}
+
 // Whether every weight that counts is far from the ends of float32, also when it is multiplied by a
 // value, by the totals of the weights of `width` queries. Not where one is NaN.
 inline bool totals_fit(const float *total, long width) {
