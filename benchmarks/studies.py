@@ -13,10 +13,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from halonet.training.checkpoint import write_text
-from halonet.training.classification import resume, train
-from halonet.training.config import Augmentation, TrainingConfig
-from halonet.training.recipes import get_recipe
+from halonet.classification.config import TrainingConfig
+from halonet.classification.recipes import get_recipe
+from halonet.classification.training import resume, train
+from halonet.data.augmentation import Augmentation
+from halonet.files import write_text
 
 ATTENTION, CONVOLUTION = ["attention"] * 4, ["convolution"] * 4
 TINY = {

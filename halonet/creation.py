@@ -9,8 +9,7 @@ from halonet.integrations.timm_checkpoints import (
     TimmCheckpoint,
     create_timm_checkpoint,
 )
-from halonet.models import halonet as family
-from halonet.models.halonet import HaloNet
+from halonet.models.halonet import HaloNet, get_variant
 from halonet.models.variants import VARIANTS
 
 
@@ -82,6 +81,9 @@ def create_model(
         raise ValueError(
             f"pretrained must be False for {name}: only {', '.join(TIMM_CHECKPOINTS)} have weights"
         )
-    return family.create_model(
-        name, num_classes=num_classes, in_channels=in_channels, backend=backend, **options
+    return HaloNet(
+        get_variant(name, **options),
+        num_classes=num_classes,
+        in_channels=in_channels,
+        backend=backend,
     )

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """Two folders of twelve images."""
-    from tests.training.pictures import draw_folder
+    from tests.pictures import draw_folder
 
     return draw_folder(tmp_path_factory.mktemp("images"))
 
@@ -20,8 +20,8 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="session")
 def whole_run(images, tmp_path_factory):
     """A run that nothing interrupted; tests don't change its folder."""
-    from halonet.training.classification import train
-    from tests.training.pictures import small_config
+    from halonet.classification.training import train
+    from tests.pictures import small_config
 
     config = small_config(images, checkpoint_steps=1)
     return train(config, output=str(tmp_path_factory.mktemp("runs") / "whole"))

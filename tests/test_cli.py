@@ -186,7 +186,7 @@ def test_mistake_is_one_line(capsys, monkeypatch, tmp_path, words, status, said)
         and "--data" not in words
         and said not in ("no folder at imagenet", "imagenet21k")
     ):
-        from tests.training.pictures import draw_folder
+        from tests.pictures import draw_folder
 
         if "--resume" not in words:
             words = [*words, "--data", f"folder:{draw_folder(tmp_path / 'images', images=2)}"]
@@ -196,7 +196,7 @@ def test_mistake_is_one_line(capsys, monkeypatch, tmp_path, words, status, said)
 
 def elpv_folder(folder: Path) -> Path:
     """A few real photos of solar cells, in a folder for each class."""
-    from halonet.training.data import load_data
+    from halonet.data.sources import load_data
 
     data = load_data("elpv")
     for label, name in enumerate(data.class_names):
@@ -212,7 +212,7 @@ def elpv_folder(folder: Path) -> Path:
 
 
 def test_train_evaluate_predict_on_photos(capsys, tmp_path):
-    from tests.training.pictures import SMALL_MODEL
+    from tests.pictures import SMALL_MODEL
 
     cells, run = elpv_folder(tmp_path / "cells"), tmp_path / "run"
     words = ["--data", f"folder:{cells}", "--output", run, "--epochs", 1, "--batch-size=4"]
@@ -335,16 +335,16 @@ def test_one_recipe(capsys):
 
 
 def test_recipes_of_the_tasks_have_different_names():
+    from halonet.classification.recipes import RECIPES
     from halonet.detection.recipes import RECIPES as DETECTION_RECIPES
-    from halonet.training.recipes import RECIPES
 
     assert not RECIPES.keys() & DETECTION_RECIPES.keys()
 
 
 @pytest.mark.parametrize("recipe", ["imagenet_h7_conv12", "finetune_h4_base128_512", "sasa_mask"])
 def test_parser_takes_all_of_a_recipe(recipe):
-    from halonet.training.config import make_config
-    from halonet.training.recipes import get_recipe
+    from halonet.classification.config import make_config
+    from halonet.classification.recipes import get_recipe
 
     fields = classification.make_train_parser(recipe).parse_words(["--epochs", "2"]).as_dict()
     del fields["output"], fields["resume"]
@@ -352,7 +352,7 @@ def test_parser_takes_all_of_a_recipe(recipe):
 
 
 def test_recipe_of_the_paper_trains(capsys, images, tmp_path):
-    from tests.training.pictures import SMALL_MODEL
+    from tests.pictures import SMALL_MODEL
 
     words = [
         "train",
@@ -448,7 +448,7 @@ def test_damaged_metadata_is_not_the_users_problem(capsys, whole_run, tmp_path):
 
 
 def test_shards_are_written_and_trained_on(images, tmp_path, capsys):
-    from tests.training.pictures import make_words, small_config
+    from tests.pictures import make_words, small_config
 
     cli.main(["shards", f"folder:{images}", str(tmp_path / "shards"), "--validation-share", "0.25"])
     assert "24 images in 2 shards" in capsys.readouterr().out

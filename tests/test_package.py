@@ -1,6 +1,7 @@
 """The package as a whole: its public list, and which way imports run."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,23 @@ import halonet
 ROOT = Path(halonet.__file__).parent
 # A layer may import from itself and those before it.
 ORDER = [
+    "files",
     "ops",
     "layers",
     "models",
+    "data",
     "training",
+    "classification",
     "detection",
     "integrations",
     "creation",
     "cli",
     "__main__",
 ]
+# Tasks, which know nothing of each other.
+SIBLINGS = {"classification", "detection"}
 # What only the integrations import, and the module that goes through them.
-LEAVES = {"timm": ["training", "integrations"], "huggingface_hub": ["integrations"]}
+LEAVES = {"timm": ["data", "training", "integrations"], "huggingface_hub": ["integrations"]}
 
 
 def test_public_list_is_frozen() -> None:
@@ -51,6 +57,18 @@ def test_public_list_is_frozen() -> None:
         assert getattr(halonet, name).__doc__, f"{name} has no docstring"
 
 
+def imported_modules(path: Path) -> list[str]:
+    """All that a file imports, in functions too."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            # Of a package, a name may be a module.
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return names
+
+
 @pytest.mark.parametrize(
     "path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
 )
@@ -58,19 +76,27 @@ def test_imports_run_one_way(path: Path) -> None:
     own = path.relative_to(ROOT).parts[0].removesuffix(".py")
     if own == "__init__":
         return
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            assert own in LEAVES.get(parts[0], [own]), f"{path.name} imports {name}"
-            if parts[:2] == ["halonet", "integrations"]:
-                assert own in ("integrations", "creation"), f"{path.name} imports {name}"
-            if parts[0] == "halonet" and len(parts) > 1:
-                assert ORDER.index(parts[1]) <= ORDER.index(own), f"{path.name} imports {name}"
+    for name in imported_modules(path):
+        parts = name.split(".")
+        assert own in LEAVES.get(parts[0], [own]), f"{path.name} imports {name}"
+        if parts[:2] == ["halonet", "integrations"]:
+            assert own in ("integrations", "creation"), f"{path.name} imports {name}"
+        if {own, *parts[1:2]} == SIBLINGS:
+            raise AssertionError(f"{path.name} imports {name}, of the other task")
+        if parts[0] == "halonet" and len(parts) > 1:
+            assert ORDER.index(parts[1]) <= ORDER.index(own), f"{path.name} imports {name}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {
+        ".".join(["halonet", *path.relative_to(ROOT).with_suffix("").parts]): path
+        for path in ROOT.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    imports = {name: set(imported_modules(path)) & set(modules) for name, path in modules.items()}
+    assert imports["halonet.data.sources"] >= {"halonet.data.shards", "halonet.data.hub"}
+    order = graphlib.TopologicalSorter(imports)
+    order.prepare()  # raises CycleError, which names the circle
 
 
 def test_the_core_imports_torch_and_little_else() -> None:

@@ -26,7 +26,7 @@ PURPOSES = {
 def train_command(words: Sequence[str]) -> None:
     """halonet train"""
     fields = parse_training(make_train_parser(_recipe_name(words)), words)
-    from halonet.training.classification import Classification
+    from halonet.classification.training import Classification
 
     result = run_training(Classification, fields)
     if result is None:
@@ -43,7 +43,7 @@ def train_command(words: Sequence[str]) -> None:
 
 def make_train_parser(recipe: str) -> CommandParser:
     """The options of `halonet train`, their defaults from a recipe."""
-    from halonet.training.recipes import get_recipe
+    from halonet.classification.recipes import get_recipe
 
     return make_training_parser("halonet train", PURPOSES["train"], get_recipe(recipe))
 
@@ -58,11 +58,11 @@ def evaluate_command(words: Sequence[str]) -> None:
     """halonet evaluate"""
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
+    from halonet.classification.config import TrainingConfig, make_config
+    from halonet.classification.evaluate import evaluate_on
+    from halonet.classification.report import write_report
+    from halonet.data.sources import load_data
     from halonet.training.checkpoint import find_checkpoint, find_run, read_config
-    from halonet.training.config import TrainingConfig, make_config
-    from halonet.training.data import load_data
-    from halonet.training.evaluate import evaluate_on
-    from halonet.training.report import write_report
 
     checkpoint = find_checkpoint(Path(options.checkpoint))
     run = find_run(checkpoint)
@@ -130,8 +130,9 @@ def predict_command(words: Sequence[str]) -> None:
         parser.error(f"--top_k must be 1 or more, got {options.top_k}")
     if options.format not in ("table", "json"):
         parser.error(f"--format must be table or json, got {options.format!r}")
-    from halonet.training.checkpoint import find_checkpoint, write_text
-    from halonet.training.evaluate import predict
+    from halonet.classification.predict import predict
+    from halonet.files import write_text
+    from halonet.training.checkpoint import find_checkpoint
 
     model = load_model(find_checkpoint(Path(options.checkpoint)))
     names = model.class_names or tuple(str(index) for index in range(model.num_classes))

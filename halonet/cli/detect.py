@@ -117,10 +117,11 @@ def predict_command(words: Sequence[str]) -> None:
     """halonet detect predict"""
     parser = make_predict_parser()
     options = parser.parse_words(words)
+    from halonet.data.pixels import read_image
     from halonet.detection.mask_rcnn import load_detector
     from halonet.detection.predict import Objects, predict
-    from halonet.training.checkpoint import find_checkpoint, write_atomically, write_text
-    from halonet.training.images import read_image
+    from halonet.files import write_atomically, write_text
+    from halonet.training.checkpoint import find_checkpoint
 
     model = load_detector(find_checkpoint(Path(options.checkpoint)))
     paths = list_given_images(options.images)

@@ -33,7 +33,7 @@ def list_given_images(given: Sequence[str]) -> list[Path]:
     Raises:
         ValueError: a folder without images.
     """
-    from halonet.training.data import find_images
+    from halonet.data.folders import find_images
 
     paths: list[Path] = []
     for place in map(Path, given):

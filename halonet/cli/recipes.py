@@ -17,8 +17,9 @@ def recipes_command(words: Sequence[str]) -> None:
     options = parser.parse_words(words)
     if options.format not in ("table", "json"):
         parser.error(f"--format must be table or json, got {options.format!r}")
+    from halonet.classification.recipes import RECIPES
     from halonet.detection.recipes import RECIPES as DETECTION_RECIPES
-    from halonet.training.recipes import RECIPES, find_recipe
+    from halonet.training.config import find_recipe
 
     recipes: dict[str, Any] = {**RECIPES, **DETECTION_RECIPES}
     if options.recipe is not None:

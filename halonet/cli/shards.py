@@ -17,8 +17,8 @@ def shards_command(words: Sequence[str]) -> None:
         shard_bytes = round(parse_number(options.shard_size))
     except ValueError as error:
         parser.error(f"--shard_size: {error}")
-    from halonet.training.data import load_data
-    from halonet.training.shard_writer import write_shards
+    from halonet.data.shard_writer import write_shards
+    from halonet.data.sources import load_data
 
     data = load_data(
         options.data, data_root=options.data_root, validation_share=options.validation_share

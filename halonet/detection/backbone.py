@@ -10,7 +10,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from halonet.detection.options import STAGES
-from halonet.models.halonet import STRIDES, HaloNet, create_model
+from halonet.models.halonet import STRIDES, HaloNet, get_variant
 from halonet.models.pretrained import load_model, load_weights
 
 # What a checkpoint may have otherwise than the backbone that starts from it.
@@ -94,7 +94,7 @@ def make_backbone(
             f"trainable_stages below {STAGES} needs init: fresh weights must learn, "
             f"got {trainable_stages}"
         )
-    body = create_model(name, num_classes=0, backend=backend, **changes)
+    body = HaloNet(get_variant(name, **changes), num_classes=0, backend=backend)
     if init is not None:
         _start_from(body, init)
     backbone = PyramidBackbone(body, channels=pyramid_channels)

@@ -12,12 +12,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from halonet.data.pixels import read_image
+from halonet.data.splits import VALIDATION_NAMES
 from halonet.detection.annotations import Annotation, BadAnnotations, Problem, read_annotation
 from halonet.detection.config import POLICIES
-from halonet.training.images import read_image
 
 TRAINING_NAMES = ("train",)
-VALIDATION_NAMES = ("val", "valid", "validation", "test")
 _PATTERNS = (
     "annotations/instances_{part}*.json",
     "annotations/{part}*.json",

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
+from halonet.data.pixels import read_image
+from halonet.data.randomness import mix_seed
 from halonet.detection.annotations import Annotation, decode_masks, find_box
 from halonet.detection.coco import AnnotatedImage, AnnotatedImages
 from halonet.models.halonet import Preprocessing
-from halonet.training.images import mix_seed, read_image
 
 NO_JITTER = (1.0, 1.0)
 

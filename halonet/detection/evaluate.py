@@ -12,9 +12,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
+from halonet.data.pixels import read_image
 from halonet.detection.coco import AnnotatedImages, as_ground_truth
 from halonet.detection.mask_rcnn import Detector
-from halonet.training.images import read_image
 
 KINDS = {"box": "bbox", "mask": "segm"}
 MASKS_AT_ONCE = 16  # a mask of the whole image takes 4 bytes a pixel

@@ -19,7 +19,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from halonet.detection.backbone import PyramidBackbone, freeze, make_backbone
 from halonet.detection.options import DetectorOptions, make_options
-from halonet.models.halonet import STRIDES, Preprocessing, create_model
+from halonet.models.halonet import STRIDES, HaloNet, Preprocessing, get_variant
 from halonet.models.pretrained import read_weights, write_weights
 
 METADATA_KEY = "halonet_detector"
@@ -224,7 +224,7 @@ def load_detector(
     tensors, description = read_weights(path, METADATA_KEY)
     variant = description["variant"]
     changed = {name: variant[name] for name in variant if name not in _FIXED}
-    body = create_model(variant["name"], num_classes=0, backend=backend, **changed)
+    body = HaloNet(get_variant(variant["name"], **changed), num_classes=0, backend=backend)
     preprocessing: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in description["preprocessing"].items()

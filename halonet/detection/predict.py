@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from halonet.data.pixels import read_image
 from halonet.detection.annotations import decode_masks
 from halonet.detection.coco import AnnotatedImage, Category
 from halonet.detection.evaluate import (
@@ -21,7 +22,6 @@ from halonet.detection.evaluate import (
     paste_masks,
 )
 from halonet.detection.mask_rcnn import Detector
-from halonet.training.images import read_image
 
 # Told apart with most kinds of colour blindness (Okabe and Ito); classes take turns.
 COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")

@@ -4,8 +4,7 @@ import copy
 
 from halonet.detection.config import DetectionConfig
 from halonet.detection.options import DetectorOptions
-from halonet.training.config import Recipe
-from halonet.training.recipes import find_recipe
+from halonet.training.config import Recipe, find_recipe
 
 
 def coco() -> Recipe[DetectionConfig]:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from halonet.data.pixels import read_image
 from halonet.detection.coco import AnnotatedImage, AnnotatedImages, DetectionData, load_coco
 from halonet.detection.config import (
     DetectionConfig,
@@ -23,9 +24,9 @@ from halonet.detection.dataset import CocoDataset, collate
 from halonet.detection.evaluate import DetectionMetrics, detect_images, merge_results, score
 from halonet.detection.mask_rcnn import Detector, mask_rcnn, save_detector, sum_losses
 from halonet.detection.predict import draw_truth, predict
-from halonet.training.checkpoint import find_checkpoint, write_atomically, write_text
+from halonet.files import write_atomically, write_text
+from halonet.training.checkpoint import find_checkpoint
 from halonet.training.compare import draw_curves, read_run
-from halonet.training.images import read_image
 from halonet.training.run import RunResult, resume_run, start_run
 
 PICTURES = 6

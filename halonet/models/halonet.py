@@ -296,39 +296,6 @@ def make_classifier(features: int, num_classes: int) -> nn.Module:
     return nn.Linear(features, num_classes) if num_classes else nn.Identity()
 
 
-def create_model(
-    name: str,
-    *,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    backend: str | None = None,
-    **changes: Any,
-) -> HaloNet:
-    """Create a model of the family, with fresh weights.
-
-    Args:
-        name: one of `list_models()`.
-        num_classes: width of the classifier; 0 for none.
-        in_channels: channels of the images.
-        backend: name of the operator's backend; None takes the fastest.
-        **changes: fields of `Variant` to change, such as `block_size`, `halo_size`, `activation`,
-            `dropout`, `stochastic_depth`, `kernel_size`, `position`, `image_size`;
-            `squeeze_excitation` takes one bool for all stages, or four.
-
-    Raises:
-        ValueError: an unknown name or option, or a value that doesn't fit.
-
-    Example:
-        >>> model = halonet.create_model("halonet_h1", num_classes=10, block_size=4, halo_size=1)
-    """
-    return HaloNet(
-        get_variant(name, **changes),
-        num_classes=num_classes,
-        in_channels=in_channels,
-        backend=backend,
-    )
-
-
 def get_variant(name: str, **changes: Any) -> Variant:
     """The architecture called `name`, with some of its fields changed."""
     if name not in VARIANTS:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from halonet.files import write_atomically
 from halonet.models.halonet import HaloNet, Preprocessing, get_variant
 from halonet.models.variants import VARIANTS, Variant
 
@@ -44,15 +45,10 @@ def write_weights(
     path: str | os.PathLike[str], model: nn.Module, key: str, description: dict[str, Any]
 ) -> None:
     """Write a state dict, and under `key` of the metadata a description, whole or not at all."""
-    path = Path(path)
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Not save_file: it lets nobody else read the file.
-        temporary.write_bytes(save(tensors, {key: json.dumps(description)}))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not save_file: it lets nobody else read the file.
+    content = save(tensors, {key: json.dumps(description)})
+    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
 def describe_model(model: HaloNet) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Training, evaluation and prediction on images."""
+"""What every task shares: the loop, runs, configurations, checkpoints, processes."""

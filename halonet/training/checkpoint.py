@@ -1,8 +1,7 @@
-"""The run folder: files written whole or not at all, and the state to go on from."""
+"""The run folder: its configuration, its checkpoints, and the state to go on from."""
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,10 +18,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from halonet.files import write_atomically, write_text
 from halonet.training.config import Config, RunConfig
 
 CONFIG_NAME = "config.json"
+
 METRICS_NAME = "metrics.csv"
+
 STATE_FOLDER = "state"
 
 
@@ -34,29 +36,6 @@ class Resumable(Protocol):
     prepared_optimizer: AcceleratedOptimizer
     average: ModelEmaV3
     progress: dict[str, Any]
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it.
-
-    The temporary name ends in the same suffix, by which some writers choose their format.
-
-    Raises:
-        OSError: it can't be written; the error names `path`, which is as it was before.
-    """
-    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def check_output(output: str) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halonet.training.checkpoint import CONFIG_NAME, METRICS_NAME, write_atomically
+from halonet.files import write_atomically
+from halonet.training.checkpoint import CONFIG_NAME, METRICS_NAME
 from halonet.training.config import flatten_fields
 
 SCORE_PREFIX = "validation_"

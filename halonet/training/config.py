@@ -1,38 +1,11 @@
 """The configuration of a training run: its fields, and what they may hold."""
 
+import difflib
 import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
-
-from halonet.models.halonet import SMALLEST_IMAGE
-
-LARGEST_MAGNITUDE = 31  # of RandAugment, as the paper's H7 has it
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes of a training image.
-
-    Attributes:
-        crop_share: least and largest share of the area that a random crop keeps; with 1 and 1
-            nothing is resampled, and the central crop is taken.
-        horizontal_flip: mirror half of the images, left to right.
-        vertical_flip: mirror half of the images, top to bottom.
-        quarter_turns: turn by 0, 90, 180 or 270 degrees, each as likely.
-        color_jitter: largest relative change of brightness, contrast and saturation.
-        randaugment: magnitude of RandAugment on TensorFlow's scale, up to 31; 0 for none.
-        randaugment_layers: changes that RandAugment makes, one after the other.
-    """
-
-    crop_share: tuple[float, float] = (0.35, 1.0)
-    horizontal_flip: bool = True
-    vertical_flip: bool = False
-    quarter_turns: bool = False
-    color_jitter: float = 0.0
-    randaugment: int = 0
-    randaugment_layers: int = 2
 
 
 @dataclass(frozen=True)
@@ -107,40 +80,6 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
-class TrainingConfig(RunConfig):
-    """All that decides the training of a classifier; the rest is in `RunConfig`.
-
-    Attributes:
-        data: elpv, folder:PATH, shards:PATH, hf:NAME, cifar10, flowers102 or oxford_pets.
-        data_root: where downloaded data sets and shards lie.
-        validation_share: share held out of data that has no held-out part.
-        validation_data: held-out tar files as shards:TAR_FILES, where `data` is of tar files too.
-        model: one of `halonet models`.
-        in_channels: 3 for colour images, 1 for grey ones.
-        image_size: pixels on a side of the images.
-        central_crop_share: share of an image's short side that the central crop keeps, where
-            images aren't changed at random.
-        augmentation: random changes of training images.
-        mixup: alpha of mixup, 0 for none.
-        cutmix: alpha of CutMix, 0 for none; with both, each batch takes one of them.
-        label_smoothing: share of each label spread over all classes.
-    """
-
-    data: str = "elpv"
-    data_root: str = "data"
-    validation_share: float = 0.2
-    validation_data: str | None = None
-    model: str = "halonet_tiny"
-    in_channels: int = 3
-    image_size: int = 96
-    central_crop_share: float = 0.95
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    label_smoothing: float = 0.1
-
-
-@dataclass(frozen=True)
 class Recipe(Generic[Config]):
     """A configuration to start from, and what it is for.
 
@@ -168,6 +107,18 @@ class Recipe(Generic[Config]):
         return self.config.recipe
 
 
+def find_recipe(recipes: Mapping[str, Recipe[Config]], name: str) -> Recipe[Config]:
+    """The recipe called `name`; ValueError for an unknown one, with those that are called alike."""
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes)
+        hint = f"; near it are {', '.join(near)}" if near else ""
+        raise ValueError(
+            "recipe must be one of the command's, which `halonet recipes` lists, "
+            f"got {name!r}{hint}"
+        )
+    return recipes[name]
+
+
 def flatten_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration's plain values by the names of the command line's options.
 
@@ -181,22 +132,6 @@ def flatten_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
-
-
-def make_config(fields: Mapping[str, Any]) -> TrainingConfig:
-    """A configuration from plain values, as JSON or the command line has them.
-
-    Raises:
-        KeyError, TypeError, ValueError: a field is missing or unknown, or it is a detector's.
-    """
-    if "detector" in fields:
-        raise ValueError("it is a detector's")
-    values = dict(fields)
-    augmentation = dict(values["augmentation"])
-    augmentation["crop_share"] = tuple(augmentation["crop_share"])
-    values["augmentation"] = Augmentation(**augmentation)
-    values["decay_shares"] = tuple(values["decay_shares"])
-    return TrainingConfig(**values)
 
 
 def check_run_config(config: RunConfig) -> None:
@@ -230,34 +165,6 @@ def check_run_config(config: RunConfig) -> None:
             "decay_shares are for schedule steps, and it needs them; got "
             f"{list(config.decay_shares)} with {config.schedule}"
         )
-
-
-def check_config(config: TrainingConfig) -> None:
-    """Raise ValueError for a value that no classifier's run can have; it names the field."""
-    check_run_config(config)
-    require_not_negative(config, "mixup", "cutmix")
-    require_shares(config, "label_smoothing")
-    if config.image_size < SMALLEST_IMAGE:
-        raise ValueError(f"image_size must be {SMALLEST_IMAGE} or more, got {config.image_size}")
-    if not 0 < config.central_crop_share <= 1:
-        raise ValueError(
-            f"central_crop_share must be above 0, at most 1, got {config.central_crop_share}"
-        )
-    if config.in_channels not in (1, 3):
-        raise ValueError(f"in_channels must be 1 or 3, got {config.in_channels}")
-    augmentation = config.augmentation
-    low, high = augmentation.crop_share
-    if not 0 < low <= high <= 1:
-        raise ValueError(
-            f"crop_share must be two shares up to 1, the smaller first, got {[low, high]}"
-        )
-    if not 0 <= augmentation.color_jitter <= 1:
-        raise ValueError(f"color_jitter must be from 0 to 1, got {augmentation.color_jitter}")
-    if not 0 <= augmentation.randaugment <= LARGEST_MAGNITUDE:
-        raise ValueError(
-            f"randaugment must be from 0 to {LARGEST_MAGNITUDE}, got {augmentation.randaugment}"
-        )
-    require_positive(augmentation, "randaugment_layers")
 
 
 def require_positive(config: object, *names: str) -> None:

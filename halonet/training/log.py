@@ -6,7 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from halonet.training.checkpoint import METRICS_NAME, write_atomically
+from halonet.files import write_atomically
+from halonet.training.checkpoint import METRICS_NAME
 
 LOG_FOLDER = "tensorboard"
 

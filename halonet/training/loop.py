@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from halonet.data.loader import EpochSampler, InOrder, make_loader
+from halonet.data.randomness import mix_seed
 from halonet.training.checkpoint import load_state, save_state
 from halonet.training.config import RunConfig
-from halonet.training.images import EpochSampler, InOrder, make_loader, mix_seed
 from halonet.training.log import RunLog, describe_epoch, write_metrics
 from halonet.training.parallel import (
     Whole,

@@ -184,8 +184,8 @@ def test_detections_are_cocos_results(data: AnnotatedImages) -> None:
 
 
 def test_masks_are_torchvisions(data: AnnotatedImages) -> None:
+    from halonet.data.pixels import read_image
     from halonet.detection.evaluate import as_pixels
-    from halonet.training.images import read_image
 
     model = small_detector(detections=30).eval()  # more than are pasted at once
     results = detect_images(model, select_images(data, [1]))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
+from halonet.data.pixels import read_image
 from halonet.detection.coco import load_coco
 from halonet.detection.predict import Objects, draw_truth, predict
-from halonet.training.images import read_image
 from tests.detection.pictures import draw_coco, small_detector
 
 

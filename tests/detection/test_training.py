@@ -12,15 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from halonet import cli
+from halonet.classification.training import resume
 from halonet.detection.config import check_detection_config, make_detection_config
 from halonet.detection.mask_rcnn import load_detector
 from halonet.detection.options import DetectorOptions
 from halonet.detection.recipes import RECIPES, get_detection_recipe
 from halonet.detection.training import resume_detector, train_detector
 from halonet.training import loop
-from halonet.training.classification import resume
 from tests.detection.pictures import NARROW, SHARED, draw_coco, needs_shared_data
-from tests.training.pictures import make_words
+from tests.pictures import make_words
 from tests.training.processes import assert_close_runs, assert_equal_runs, launch
 
 

@@ -6,9 +6,9 @@ import json
 import pytest
 from PIL import Image
 
+from halonet.classification.recipes import get_recipe
 from halonet.training.compare import choose_score, compare_runs, draw_curves, read_run
 from halonet.training.log import write_metrics
-from halonet.training.recipes import get_recipe
 
 DETECTOR = {"recipe": "coco", "model": "resnet_50_se", "epochs": 2, "detector": {"image_size": 64}}
 

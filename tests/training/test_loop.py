@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import halonet
+from halonet.classification.config import check_config, make_config
+from halonet.classification.recipes import get_recipe
+from halonet.classification.training import make_model, resume, train
+from halonet.data.sources import load_data
 from halonet.training import checkpoint, loop
-from halonet.training.classification import make_model, resume, train
-from halonet.training.config import check_config, make_config
-from halonet.training.data import load_data
 from halonet.training.loop import LossNotFinite
-from halonet.training.recipes import get_recipe
-from tests.training.pictures import draw_folder, make_words, small_config
+from tests.pictures import draw_folder, make_words, small_config
 
 TIMES = {"images_per_second", "seconds", "waiting_share"}
 
@@ -138,8 +138,8 @@ def test_existing_output_is_refused(whole_run, images, tmp_path):
 # A run in a process of its own, that kills or interrupts itself in a step, as the arguments say.
 STOPPED_RUN = """
 import os, signal, sys
-from halonet import cli
-from halonet.training import checkpoint, loop
+from halonet import cli, files
+from halonet.training import loop
 
 step, how, words = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
 original = loop.Trainer._step
@@ -147,7 +147,7 @@ original = loop.Trainer._step
 def stop_in_step(run, *arguments):
     if run.progress["step"] + 1 == step:
         if how == "kill in writing":
-            checkpoint.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         if how == "interrupt":
             os.killpg(0, signal.SIGINT)
     return original(run, *arguments)

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from halonet.classification.training import resume, train
 from halonet.training.checkpoint import find_states
-from halonet.training.classification import resume, train
 from halonet.training.parallel import ProcessLost, naming_lost_process
-from tests.training.pictures import make_words, small_config
+from tests.pictures import make_words, small_config
 from tests.training.processes import assert_close_runs, assert_equal_runs, launch
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from halonet.training.data import LabelledImages, Split, hold_out
-from halonet.training.shards import VALIDATION_NAMES
+from halonet.data.splits import VALIDATION_NAMES, LabelledImages, Split, hold_out
 
 
 @dataclass(frozen=True)

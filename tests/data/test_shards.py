@@ -1,53 +1,33 @@
 """Shards: written and read back, by us and by others; the same batches as the folder's."""
 
 import functools
-import http.server
 import io
 import itertools
 import json
 import pickle
 import shutil
 import tarfile
-import threading
-from typing import ClassVar
 
 import pytest
-import torch
 from PIL import Image
 from torchvision import datasets
 
+from halonet.data import shards
+from halonet.data.augmentation import Augmentation
+from halonet.data.dataset import ImageDataset
+from halonet.data.loader import InOrder, make_loader
+from halonet.data.pixels import read_image
+from halonet.data.shard_writer import write_shards
+from halonet.data.sources import load_data
 from halonet.models.halonet import Preprocessing
-from halonet.training import shards
-from halonet.training.config import Augmentation
-from halonet.training.data import load_data
-from halonet.training.images import EpochSampler, ImageDataset, InOrder, make_loader, read_image
-from halonet.training.shard_writer import write_shards
-from tests.training.pictures import draw_folder
+from tests.data.batches import assert_same_batches, batches
+from tests.data.conftest import SHARD_BYTES
+from tests.pictures import draw_folder
 
-SHARD_BYTES = 6000
 # webdataset closes files when it likes.
 leaves_files_open = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Three classes of eight images; the names of files repeat, and not all are PNG."""
-    folder = draw_folder(tmp_path_factory.mktemp("images") / "images", classes=3, images=7)
-    for color in ("red", "green", "blue"):
-        Image.new("RGB", (40, 50), color).save(folder / color / "a photo.v2.JPEG")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def written(folder, tmp_path_factory):
-    output = tmp_path_factory.mktemp("shards") / "written"
-    data = load_data(f"folder:{folder}", validation_share=0.25)
-    result = write_shards(data, output, shard_bytes=SHARD_BYTES)
-    assert result.problems == []
-    assert result.images == 24
-    return output
 
 
 def write_tar(path, files):
@@ -64,25 +44,6 @@ def picture(color="red", kind="PNG"):
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40), color).save(buffer, kind)
     return buffer.getvalue()
-
-
-def batches(data, workers=0, **options):
-    dataset = ImageDataset(
-        data.training,
-        Preprocessing(32),
-        augmentation=Augmentation(randaugment=10),
-        seed=3,
-        broken_share=0.2,
-    )
-    sampler = EpochSampler(len(dataset), 3, batch_size=4, **options)
-    sampler.start(1, skip=4)
-    return list(make_loader(dataset, sampler, 4 // options.get("process_count", 1), workers))
-
-
-def assert_same_batches(one, other):
-    assert len(one) == len(other) > 0
-    for left, right in zip(one, other, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(left, right, strict=True))
 
 
 def test_folder_and_shards_give_the_same_batches(folder, written):
@@ -366,59 +327,6 @@ def test_images_without_files_are_stored_without_loss(monkeypatch, tmp_path):
     assert (tmp_path / "again" / "train-000000.tar").read_bytes() == (
         tmp_path / "shards" / "train-000000.tar"
     ).read_bytes()
-
-
-@pytest.fixture
-def server(written):
-    """A server of the written shards that counts what is asked of it, and can cut answers."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        asked: ClassVar[list[str]] = []
-        cut = False
-
-        def do_GET(self):
-            self.asked.append(self.path)
-            super().do_GET()
-
-        def copyfile(self, source, outputfile):
-            outputfile.write(source.read()[: 100 if self.cut else None])
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Handler, directory=str(written))
-    ) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}", Handler
-        running.shutdown()
-        thread.join()
-
-
-def test_remote_shards_are_downloaded_once(server, written, tmp_path):
-    url, handler = server
-    here = load_data(f"shards:{written}")
-    data = load_data(f"shards:{url}/", data_root=str(tmp_path))
-    assert_same_batches(batches(data), batches(here))
-    assert len(handler.asked) == len(set(handler.asked))
-    handler.asked.clear()
-    names = [path.name for path in sorted(written.glob("train-*.tar"))]
-    pattern = f"shards:{url}/train-{{000000..{len(names) - 1:06}}}.tar"
-    again = load_data(pattern, data_root=str(tmp_path), validation_share=0.3)
-    assert len(again.training.labels) + len(again.validation.labels) == 18
-    load_data(f"shards:{url}", data_root=str(tmp_path))
-    assert handler.asked == []
-
-
-def test_download_that_fails_leaves_nothing(server, tmp_path):
-    url, handler = server
-    with pytest.raises(FileNotFoundError, match=r"can't download .*absent\.tar: .*404"):
-        load_data(f"shards:{url}/absent.tar", data_root=str(tmp_path))
-    handler.cut = True
-    with pytest.raises(FileNotFoundError, match=r"can't download .*ended after 100 of \d+ bytes"):
-        load_data(f"shards:{url}/train-000000.tar", data_root=str(tmp_path))
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_held_out_shards_give_every_image_once(written):

@@ -1,24 +1,16 @@
-"""What a model makes of images: scores on a split, and predictions on anything."""
+"""Scores of a model on labelled images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from halonet.data.dataset import ImageDataset
+from halonet.data.loader import InOrder, make_loader
+from halonet.data.splits import LabelledImages, Split
 from halonet.models.halonet import HaloNet
-from halonet.training.data import LabelledImages, Split
-from halonet.training.images import (
-    ImageDataset,
-    InOrder,
-    crop_center,
-    make_loader,
-    normalize,
-    read_image,
-    resize_short_side,
-)
 
 LARGEST_CONFUSION = 200  # classes
 
@@ -197,39 +189,3 @@ def make_validation_dataset(
     return ImageDataset(
         split, model.preprocessing, in_channels=model.in_channels, broken_share=broken_share
     )
-
-
-@torch.no_grad()
-def predict(
-    model: HaloNet, paths: Sequence[Path], *, batch_size: int = 32
-) -> Iterator[tuple[Path, Tensor | str]]:
-    """Class probabilities [classes] of each image, or what is wrong with it, in order."""
-    model.eval()
-    device = next(model.parameters()).device
-    for start in range(0, len(paths), batch_size):
-        batch = paths[start : start + batch_size]
-        pixels: list[Tensor] = []
-        found: list[Tensor | str | None] = []
-        for path in batch:
-            try:
-                pixels.append(prepare_image(model, path))
-                found.append(None)
-            except (ValueError, FileNotFoundError) as error:
-                found.append(str(error))
-        answers = iter(())
-        if pixels:
-            images = torch.stack(pixels).to(device, memory_format=torch.channels_last)
-            answers = iter(model(images).float().softmax(1).cpu())
-        for path, problem in zip(batch, found, strict=True):
-            yield path, next(answers) if problem is None else problem
-
-
-def prepare_image(model: HaloNet, path: Path) -> Tensor:
-    """An image file as the model wants it, [channels, image_size, image_size]."""
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    preprocessing = model.preprocessing
-    image = read_image(path, model.in_channels)
-    short_side = round(preprocessing.image_size / preprocessing.crop_share)
-    pixels = pil_to_tensor(resize_short_side(image, short_side))
-    return normalize(crop_center(pixels, preprocessing.image_size), preprocessing)

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from halonet.models.halonet import HaloNet, create_model
+from halonet.classification.config import TrainingConfig, check_config, make_config
+from halonet.classification.evaluate import Evaluation, find_answers, score
+from halonet.classification.report import write_report
+from halonet.data.dataset import ImageDataset
+from halonet.data.sources import load_data
+from halonet.data.splits import LabelledImages
+from halonet.models.halonet import HaloNet, get_variant
 from halonet.models.pretrained import load_model, load_weights, save_model
 from halonet.training.checkpoint import find_checkpoint
-from halonet.training.config import TrainingConfig, check_config, make_config
-from halonet.training.data import LabelledImages, load_data
-from halonet.training.evaluate import Evaluation, find_answers, score
-from halonet.training.images import ImageDataset
-from halonet.training.report import write_report
 from halonet.training.run import RunResult, resume_run, start_run
 
 
@@ -135,12 +136,11 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
     """
     options: dict[str, Any] = {"image_size": config.image_size, **config.model_options}
     try:
-        model = create_model(
-            config.model,
+        model = HaloNet(
+            get_variant(config.model, **options),
             num_classes=len(data.class_names),
             in_channels=config.in_channels,
             backend=config.backend,
-            **options,
         )
     except TypeError as error:  # a text where a number belongs
         raise ValueError(f"model_options {config.model_options} don't fit: {error}") from None

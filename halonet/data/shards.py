@@ -22,12 +22,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from halonet.training.checkpoint import write_atomically
-from halonet.training.data import IMAGE_SUFFIXES, LabelledImages, Split, hold_out
-from halonet.training.download import download, is_url, local_copy
+from halonet.data.download import download, is_url, local_copy
+from halonet.data.folders import IMAGE_SUFFIXES
+from halonet.data.splits import VALIDATION_NAMES, LabelledImages, Split, hold_out
+from halonet.files import write_atomically
 
 INFO_NAMES = ("_info.json", "info.json")
-VALIDATION_NAMES = ("validation", "val", "valid", "test")
 BLOCK_SIZE = tarfile.BLOCKSIZE
 INDEX_VERSION = 1
 METADATA = re.compile(r"__[^/]*__($|/)")  # what webdataset's readers skip

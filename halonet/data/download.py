@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from halonet.training.checkpoint import write_atomically
+from halonet.files import write_atomically
 
 CHUNK_BYTES = 2**20
 TIMEOUT_SECONDS = 60

@@ -7,8 +7,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from halonet.training.config import RunConfig, TrainingConfig
-from halonet.training.recipes import get_recipe
+from halonet.classification.config import TrainingConfig
+from halonet.classification.recipes import get_recipe
+from halonet.training.config import RunConfig
 
 COLORS = ("red", "green", "blue")
 SMALL_MODEL = {

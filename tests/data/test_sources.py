@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 from torchvision import datasets
 
-from halonet.training.data import load_data
-from halonet.training.images import read_image
-from tests.training.pictures import draw_folder
+from halonet.data.pixels import read_image
+from halonet.data.sources import load_data
+from tests.pictures import draw_folder
 
 FIRST_HELD_OUT = ["cell0006.png", "cell0007.png", "cell0015.png", "cell0028.png"]
 

@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from halonet.classification.evaluate import evaluate, find_answers, score
+from halonet.data.dataset import ImageDataset
+from halonet.data.loader import InOrder, make_loader
+from halonet.data.splits import Split
 from halonet.models.halonet import Preprocessing
-from halonet.training.data import Split
-from halonet.training.evaluate import evaluate, find_answers, score
-from halonet.training.images import ImageDataset, InOrder, make_loader
 
 CPU = torch.device("cpu")
 

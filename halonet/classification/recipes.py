@@ -5,11 +5,11 @@ The command line takes a recipe and overrides some of its fields. Ours are here,
 """
 
 import copy
-import difflib
-from collections.abc import Mapping
 
-from halonet.training.config import Augmentation, Config, Recipe, TrainingConfig
-from halonet.training.paper_recipes import paper_recipes
+from halonet.classification.config import TrainingConfig
+from halonet.classification.paper_recipes import paper_recipes
+from halonet.data.augmentation import Augmentation
+from halonet.training.config import Recipe, find_recipe
 
 
 def elpv() -> Recipe[TrainingConfig]:
@@ -58,18 +58,6 @@ def small() -> Recipe[TrainingConfig]:
 RECIPES: dict[str, Recipe[TrainingConfig]] = {
     recipe.name: recipe for recipe in (elpv(), small(), *paper_recipes())
 }
-
-
-def find_recipe(recipes: Mapping[str, Recipe[Config]], name: str) -> Recipe[Config]:
-    """The recipe called `name`; ValueError for an unknown one, with those that are called alike."""
-    if name not in recipes:
-        near = difflib.get_close_matches(name, recipes)
-        hint = f"; near it are {', '.join(near)}" if near else ""
-        raise ValueError(
-            "recipe must be one of the command's, which `halonet recipes` lists, "
-            f"got {name!r}{hint}"
-        )
-    return recipes[name]
 
 
 def get_recipe(name: str) -> TrainingConfig:

@@ -14,10 +14,10 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from halonet.training.checkpoint import write_atomically, write_text
-from halonet.training.data import LabelledImages, Split
-from halonet.training.images import read_image
-from halonet.training.shards import INFO_NAMES
+from halonet.data.pixels import read_image
+from halonet.data.shards import INFO_NAMES
+from halonet.data.splits import LabelledImages, Split
+from halonet.files import write_atomically, write_text
 
 # timm looks for jpg, png and webp.
 SUFFIXES = {

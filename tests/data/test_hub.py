@@ -5,10 +5,10 @@ import sys
 import pytest
 from PIL import Image
 
-from halonet.training.data import load_data
-from halonet.training.images import read_image
-from halonet.training.shard_writer import write_shards
-from tests.training.pictures import draw_folder
+from halonet.data.pixels import read_image
+from halonet.data.shard_writer import write_shards
+from halonet.data.sources import load_data
+from tests.pictures import draw_folder
 
 datasets = pytest.importorskip("datasets")
 

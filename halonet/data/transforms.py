@@ -1,17 +1,13 @@
 """Random changes of training images."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
 from halonet.models.halonet import Preprocessing
-from halonet.training.config import LARGEST_MAGNITUDE, Augmentation
 
 
 def make_augmentation(augmentation: Augmentation, preprocessing: Preprocessing) -> v2.Transform:
@@ -67,22 +63,3 @@ class RandAugment(v2.Transform):
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
         changed = self.change(v2.functional.to_pil_image(inpt))
         return v2.functional.pil_to_tensor(changed)
-
-
-@contextmanager
-def own_random_state() -> Iterator[None]:
-    """Put the global random states back at the end: torch's on the CPU, Python's and numpy's."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def seed_everything(seed: int) -> None:
-    """Start torch's generator on the CPU, Python's and numpy's at a seed of 63 bits."""
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed([seed % 2**32, seed >> 32])

@@ -6,8 +6,10 @@ What the paper doesn't state is ours, and `Recipe.ours` names it. None of them h
 from collections.abc import Iterator
 from typing import Any
 
+from halonet.classification.config import TrainingConfig
+from halonet.data.augmentation import Augmentation
 from halonet.models.halonet import get_variant
-from halonet.training.config import Augmentation, Recipe, TrainingConfig
+from halonet.training.config import Recipe
 
 HARDWARE = "TPUv3 in the paper; not run by us"
 IMAGENET = "folder:imagenet"

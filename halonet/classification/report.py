@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from halonet.classification.evaluate import Evaluation
+from halonet.data.pixels import read_image
+from halonet.data.splits import LabelledImages
+from halonet.files import write_atomically, write_text
 from halonet.models.halonet import HaloNet
-from halonet.training.checkpoint import write_atomically, write_text
-from halonet.training.data import LabelledImages
-from halonet.training.evaluate import Evaluation
-from halonet.training.images import read_image
 
 INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#c2410c", "#9aa5b1"
 SHOWN = 6  # images in a row of predictions.png

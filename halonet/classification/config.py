@@ -1,0 +1,93 @@
+"""The configuration of a classifier's training: its fields, and what they may hold."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
+from halonet.models.halonet import SMALLEST_IMAGE
+from halonet.training.config import (
+    RunConfig,
+    check_run_config,
+    require_not_negative,
+    require_positive,
+    require_shares,
+)
+
+
+@dataclass(frozen=True)
+class TrainingConfig(RunConfig):
+    """All that decides the training of a classifier; the rest is in `RunConfig`.
+
+    Attributes:
+        data: elpv, folder:PATH, shards:PATH, hf:NAME, cifar10, flowers102 or oxford_pets.
+        data_root: where downloaded data sets and shards lie.
+        validation_share: share held out of data that has no held-out part.
+        validation_data: held-out tar files as shards:TAR_FILES, where `data` is of tar files too.
+        model: one of `halonet models`.
+        in_channels: 3 for colour images, 1 for grey ones.
+        image_size: pixels on a side of the images.
+        central_crop_share: share of an image's short side that the central crop keeps, where
+            images aren't changed at random.
+        augmentation: random changes of training images.
+        mixup: alpha of mixup, 0 for none.
+        cutmix: alpha of CutMix, 0 for none; with both, each batch takes one of them.
+        label_smoothing: share of each label spread over all classes.
+    """
+
+    data: str = "elpv"
+    data_root: str = "data"
+    validation_share: float = 0.2
+    validation_data: str | None = None
+    model: str = "halonet_tiny"
+    in_channels: int = 3
+    image_size: int = 96
+    central_crop_share: float = 0.95
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.1
+
+
+def make_config(fields: Mapping[str, Any]) -> TrainingConfig:
+    """A configuration from plain values, as JSON or the command line has them.
+
+    Raises:
+        KeyError, TypeError, ValueError: a field is missing or unknown, or it is a detector's.
+    """
+    if "detector" in fields:
+        raise ValueError("it is a detector's")
+    values = dict(fields)
+    augmentation = dict(values["augmentation"])
+    augmentation["crop_share"] = tuple(augmentation["crop_share"])
+    values["augmentation"] = Augmentation(**augmentation)
+    values["decay_shares"] = tuple(values["decay_shares"])
+    return TrainingConfig(**values)
+
+
+def check_config(config: TrainingConfig) -> None:
+    """Raise ValueError for a value that no classifier's run can have; it names the field."""
+    check_run_config(config)
+    require_not_negative(config, "mixup", "cutmix")
+    require_shares(config, "label_smoothing")
+    if config.image_size < SMALLEST_IMAGE:
+        raise ValueError(f"image_size must be {SMALLEST_IMAGE} or more, got {config.image_size}")
+    if not 0 < config.central_crop_share <= 1:
+        raise ValueError(
+            f"central_crop_share must be above 0, at most 1, got {config.central_crop_share}"
+        )
+    if config.in_channels not in (1, 3):
+        raise ValueError(f"in_channels must be 1 or 3, got {config.in_channels}")
+    augmentation = config.augmentation
+    low, high = augmentation.crop_share
+    if not 0 < low <= high <= 1:
+        raise ValueError(
+            f"crop_share must be two shares up to 1, the smaller first, got {[low, high]}"
+        )
+    if not 0 <= augmentation.color_jitter <= 1:
+        raise ValueError(f"color_jitter must be from 0 to 1, got {augmentation.color_jitter}")
+    if not 0 <= augmentation.randaugment <= LARGEST_MAGNITUDE:
+        raise ValueError(
+            f"randaugment must be from 0 to {LARGEST_MAGNITUDE}, got {augmentation.randaugment}"
+        )
+    require_positive(augmentation, "randaugment_layers")

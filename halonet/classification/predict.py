@@ -1,0 +1,35 @@
+"""What a model says of images that nobody has labelled."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from halonet.data.pixels import prepare_image
+from halonet.models.halonet import HaloNet
+
+
+@torch.no_grad()
+def predict(
+    model: HaloNet, paths: Sequence[Path], *, batch_size: int = 32
+) -> Iterator[tuple[Path, Tensor | str]]:
+    """Class probabilities [classes] of each image, or what is wrong with it, in order."""
+    model.eval()
+    device = next(model.parameters()).device
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        pixels: list[Tensor] = []
+        found: list[Tensor | str | None] = []
+        for path in batch:
+            try:
+                pixels.append(prepare_image(path, model.preprocessing, model.in_channels))
+                found.append(None)
+            except (ValueError, FileNotFoundError) as error:
+                found.append(str(error))
+        answers = iter(())
+        if pixels:
+            images = torch.stack(pixels).to(device, memory_format=torch.channels_last)
+            answers = iter(model(images).float().softmax(1).cpu())
+        for path, problem in zip(batch, found, strict=True):
+            yield path, next(answers) if problem is None else problem

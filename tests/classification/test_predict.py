@@ -1,0 +1,52 @@
+"""One way from an image file to a model's input, whoever asks."""
+
+import torch
+from PIL import Image, ImageDraw
+
+import halonet
+from halonet.classification import evaluate, predict
+from halonet.classification.training import Classification
+from halonet.data.sources import load_data
+from halonet.training.parallel import make_accelerator
+from tests.pictures import SMALL_MODEL, small_config
+
+
+class Recorder(torch.nn.Module):
+    """Keeps what it is given, in place of a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.seen = []
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.model, name)
+
+    def forward(self, images):
+        self.seen += images.clone()
+        return self.model(images)
+
+
+def test_training_evaluate_and_predict_see_the_same_pixels(tmp_path):
+    for place, size in enumerate([(40, 61), (90, 33), (300, 200), (64, 64)]):
+        for color in ("red", "green"):
+            image = Image.effect_noise(size, 80).convert("RGB")
+            ImageDraw.Draw(image).rectangle((3, 3, 20, 20), fill=color)
+            (tmp_path / color).mkdir(exist_ok=True)
+            image.save(tmp_path / color / f"{place}.jpg")
+    config = small_config(tmp_path, central_crop_share=0.9, validation_share=0.5)
+    task = Classification(config, make_accelerator(config))
+    data = load_data(config.data, validation_share=0.5)
+    trained = torch.stack([task.validation[0, place][0] for place in range(4)])
+
+    model = halonet.create_model("halonet_tiny", num_classes=2, image_size=32, **SMALL_MODEL)
+    model.preprocessing = task.model.preprocessing
+    evaluated, predicted = Recorder(model), Recorder(model)
+    evaluate.evaluate_on(evaluated, data)
+    list(predict.predict(predicted, data.validation.sources))
+    assert torch.equal(torch.stack(evaluated.seen), trained)
+    assert torch.equal(torch.stack(predicted.seen), trained)
+    assert trained.std() > 0.3
