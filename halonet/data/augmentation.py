@@ -10,8 +10,9 @@ class Augmentation:
     """Random changes of a training image.
 
     Attributes:
-        crop_share: least and largest share of the area that a random crop keeps; with 1 and 1
-            nothing is resampled, and the central crop is taken.
+        crop_share: smallest and largest share of an image's area that a random crop keeps. It is
+            cut from the image in its own size, or in a fraction of it as long as no crop has to be
+            enlarged for that. With 1 and 1 the central crop is taken, as of held-out images.
         horizontal_flip: mirror half of the images, left to right.
         vertical_flip: mirror half of the images, top to bottom.
         quarter_turns: turn by 0, 90, 180 or 270 degrees, each as likely.

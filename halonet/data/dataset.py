@@ -7,28 +7,31 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 from halonet.data.augmentation import Augmentation
-from halonet.data.pixels import finish_pixels, normalize, read_pixels, short_side
+from halonet.data.pixels import finish_pixels, normalize, read_image, read_pixels
 from halonet.data.randomness import mix_seed, own_random_state, seed_everything
 from halonet.data.splits import Split
-from halonet.data.transforms import make_augmentation
+from halonet.data.transforms import least_side_for_crops, make_augmentation
 from halonet.models.halonet import Preprocessing
 
 CACHE_LIMIT_BYTES = 2 * 2**30
+SAMPLE_SIZE = 32  # images by which the size of all is estimated
 
 
 class ImageDataset(Dataset):
-    """Images of a split as model inputs, kept in memory where they fit.
+    """Images of a split as model inputs, from files or from memory: the same to the bit.
 
     An item is asked for by (epoch, index) and is (pixels, label, broken). Its random changes depend
     on these two numbers and the seed alone, so that any item of any epoch can be made again, in
     any process.
 
     `broken` is -1, or the index asked for where that image can't be read. Whoever takes the items
-    hands these indices to `check_broken`. A training image is replaced by the next that can be
-    read; a held-out one is blank and has the label -1, as has any where none may be broken.
+    hands these indices to `check_broken`. A training image that can't be read is replaced by the
+    next that can; a held-out one is blank with the label -1, and so is a training image where
+    `broken_share` allows none.
 
     Args:
         split: images and labels.
@@ -58,8 +61,10 @@ class ImageDataset(Dataset):
         self.seed = seed
         self.allowed_broken = int(broken_share * len(split.labels))
         self.transform = None
+        self.least_side: int | None = None
         if augmentation is not None:
             self.transform = make_augmentation(augmentation, preprocessing)
+            self.least_side = least_side_for_crops(augmentation, preprocessing)
         self.cached: list[Tensor | None] | None = None
         self.problems: dict[int, str] = {}
 
@@ -102,8 +107,15 @@ class ImageDataset(Dataset):
         return place, None
 
     def read(self, index: int) -> Tensor:
-        """The image as `read_pixels` gives it."""
-        return read_pixels(self.split.sources[index], self.preprocessing, self.in_channels)
+        """An image as bytes [channels, height, width], before its random changes.
+
+        With random crops it has its own size, or a fraction of it as long as no crop is enlarged;
+        else it is as `read_pixels` gives it.
+        """
+        source = self.split.sources[index]
+        if self.least_side is None:
+            return read_pixels(source, self.preprocessing, self.in_channels)
+        return pil_to_tensor(read_image(source, self.in_channels, least_side=self.least_side))
 
     def prepare(self, label: str, show_progress: bool = True) -> None:
         """Read every image into memory, or none where they would take more than 2 GiB.
@@ -113,7 +125,7 @@ class ImageDataset(Dataset):
         Raises:
             ValueError: more images can't be read than allowed; names the first ones.
         """
-        if len(self) * self.in_channels * short_side(self.preprocessing) ** 2 > CACHE_LIMIT_BYTES:
+        if self._estimate_bytes() > CACHE_LIMIT_BYTES:
             return
         cached: list[Tensor | None] = []
         taken = 0
@@ -131,10 +143,16 @@ class ImageDataset(Dataset):
                     cached.append(None)
                     continue
                 taken += pixels.numel()
-                if taken <= CACHE_LIMIT_BYTES:  # long images take more than was estimated
+                if taken <= CACHE_LIMIT_BYTES:  # they may take more than was estimated
                     cached.append(pixels)
         self.check_broken(self.problems)
         self.cached = cached if taken <= CACHE_LIMIT_BYTES else None
+
+    def _estimate_bytes(self) -> float:
+        """What all images take in memory, by some of them, taken evenly."""
+        places = range(0, len(self), max(1, len(self) // SAMPLE_SIZE))
+        sample = [pixels for pixels in map(self._try_read, places) if isinstance(pixels, Tensor)]
+        return len(self) * sum(one.numel() for one in sample) / max(1, len(sample))
 
     def check_broken(self, indices: Collection[int]) -> None:
         """Raise ValueError where more images can't be read than `broken_share` allows.

@@ -13,12 +13,16 @@ from halonet.data.splits import Source
 from halonet.models.halonet import Preprocessing
 
 
-def read_image(source: Source | str, in_channels: int = 3) -> Image.Image:
+def read_image(
+    source: Source | str, in_channels: int = 3, *, least_side: int | None = None
+) -> Image.Image:
     """Read an image as a person sees it: upright, 8 bits, on white where it is transparent.
 
     Args:
         source: a path or other stored bytes, or a function that gives an image.
         in_channels: 3 for colour, 1 for grey.
+        least_side: pixels that the shorter side needs. A larger image is read at a half, a third,
+            ... of its size, never below that; None reads every pixel.
 
     Raises:
         ValueError: the file is empty, broken or no image; the message names it.
@@ -32,8 +36,12 @@ def read_image(source: Source | str, in_channels: int = 3) -> Image.Image:
             if not content:
                 raise ValueError("it is empty")
             image = Image.open(io.BytesIO(content))
+        if least_side is not None:
+            image.draft(None, (least_side, least_side))  # only a JPEG: decoded in less time
         image = ImageOps.exif_transpose(image)
-        return _to_eight_bits(image).convert("RGB" if in_channels == 3 else "L")
+        image = _to_eight_bits(image).convert("RGB" if in_channels == 3 else "L")
+        factor = 1 if least_side is None else min(image.size) // least_side
+        return image.reduce(factor) if factor > 1 else image
     except FileNotFoundError:
         raise FileNotFoundError(f"no image at {source}") from None
     except UnidentifiedImageError:

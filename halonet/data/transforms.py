@@ -1,5 +1,6 @@
 """Random changes of training images."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,15 +10,30 @@ from torchvision.transforms import v2
 from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
 from halonet.models.halonet import Preprocessing
 
+CROP_RATIOS = (3 / 4, 4 / 3)  # width to height of a random crop: torchvision's, after Inception
+
+
+def least_side_for_crops(augmentation: Augmentation, preprocessing: Preprocessing) -> int | None:
+    """Pixels of an image's shorter side from which on no random crop has to be enlarged.
+
+    None where there are no random crops.
+    """
+    smallest, largest = augmentation.crop_share
+    if smallest == largest == 1:
+        return None
+    return math.ceil(preprocessing.image_size / math.sqrt(smallest * CROP_RATIOS[0]))
+
 
 def make_augmentation(augmentation: Augmentation, preprocessing: Preprocessing) -> v2.Transform:
     """Bytes [channels, height, width] to bytes [channels, image_size, image_size], at random."""
     size = preprocessing.image_size
     steps: list[v2.Transform] = []
-    if augmentation.crop_share == (1.0, 1.0):
+    if least_side_for_crops(augmentation, preprocessing) is None:
         steps.append(v2.CenterCrop(size))
     else:
-        steps.append(v2.RandomResizedCrop(size, scale=augmentation.crop_share, antialias=True))
+        steps.append(
+            v2.RandomResizedCrop(size, augmentation.crop_share, CROP_RATIOS, antialias=True)
+        )
     if augmentation.horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
     if augmentation.vertical_flip:

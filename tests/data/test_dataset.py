@@ -11,6 +11,7 @@ from halonet.data import dataset as datasets
 from halonet.data.augmentation import Augmentation
 from halonet.data.dataset import ImageDataset
 from halonet.data.loader import EpochSampler, InOrder, make_loader
+from halonet.data.randomness import own_random_state
 from halonet.data.splits import Split
 from halonet.data.transforms import make_augmentation
 from halonet.models.halonet import Preprocessing
@@ -49,10 +50,54 @@ def test_item_depends_on_seed_epoch_and_index_alone(dataset):
     assert not torch.equal(first, dataset[3, 1][0])
 
 
-def test_memory_and_disk_give_the_same_item(dataset):
-    from_disk = dataset[2, 0][0]
+@pytest.mark.parametrize("size", [(44, 40), (300, 700)], ids=["small", "large"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("changes", [ALL_CHANGES, None], ids=["training", "held-out"])
+def test_memory_and_disk_give_the_same_item(tmp_path, size, suffix, changes):
+    path = tmp_path / f"noise.{suffix}"
+    Image.effect_noise(size, 60).save(path)
+    dataset = ImageDataset(Split([path], [0]), Preprocessing(32), augmentation=changes)
+    from_disk = [dataset[epoch, 0][0] for epoch in range(4)]
     dataset.prepare("images", show_progress=False)
-    assert torch.equal(from_disk, dataset[2, 0][0])
+    path.unlink()
+    for epoch, expected in enumerate(from_disk):
+        assert torch.equal(expected, dataset[epoch, 0][0])
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["memory", "disk"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_small_crops_keep_the_detail_of_the_whole_image(tmp_path, suffix, kept):
+    # Fields of 8 pixels: grey where the image is shrunk to 34 first, black and white in a crop.
+    fields = np.indices((200, 300)).sum(0) % 2 * 255
+    path = tmp_path / f"fields.{suffix}"
+    Image.fromarray(fields.astype(np.uint8).repeat(8, 0).repeat(8, 1)).save(path)
+    dataset = ImageDataset(
+        Split([path], [0]),
+        Preprocessing(32, mean=(0.0,) * 3, std=(1.0,) * 3),
+        augmentation=Augmentation(crop_share=(0.002, 0.002)),
+    )
+    if kept:
+        dataset.prepare("images", show_progress=False)
+    crops = torch.stack([dataset[epoch, 0][0] for epoch in range(8)])
+    assert crops.flatten(1).std(1).min() > 0.3
+
+
+@pytest.mark.parametrize(("suffix", "size"), [("png", 129), ("jpg", 225)])
+def test_large_images_are_read_at_a_fraction_that_no_crop_outgrows(tmp_path, suffix, size):
+    path = tmp_path / f"photo.{suffix}"
+    Image.new("RGB", (900, 900)).save(path)
+    dataset = ImageDataset(
+        Split([path], [0]), Preprocessing(32), augmentation=Augmentation(crop_share=(0.1, 0.1))
+    )
+    pixels = dataset.read(0)
+    assert pixels.shape == (3, size, size)
+    crop, sides = dataset.transform.transforms[0], []
+    with own_random_state():
+        for seed in range(500):
+            torch.manual_seed(seed)
+            drawn = crop.make_params([pixels])
+            sides += [drawn["height"], drawn["width"]]
+    assert min(sides) >= 32
 
 
 def test_global_random_state_is_untouched(dataset):
@@ -131,25 +176,34 @@ def test_one_broken_image_stops_where_none_may_be(tmp_path, monkeypatch):
         dataset.check_broken(broken[broken >= 0].tolist())
 
 
-def test_large_sets_are_not_read_ahead(dataset, monkeypatch):
-    monkeypatch.setattr(datasets, "CACHE_LIMIT_BYTES", 3 * 3 * 34 * 37)
+def test_large_sets_are_not_read_ahead(tmp_path, monkeypatch):
+    split = draw_split(tmp_path, 3)
+    many = Split(split.sources * 100, split.labels * 100)
+    dataset = ImageDataset(many, Preprocessing(32), augmentation=ALL_CHANGES)
+    monkeypatch.setattr(datasets, "CACHE_LIMIT_BYTES", 300 * 3 * 40 * 44)
     dataset.prepare("images", show_progress=False)
-    assert len(dataset.cached) == 3
+    assert len(dataset.cached) == 300
     dataset.cached = None
-    monkeypatch.setattr(datasets, "CACHE_LIMIT_BYTES", 3 * 3 * 34**2 - 1)
-    monkeypatch.setattr(datasets, "read_pixels", None)
+    monkeypatch.setattr(datasets, "CACHE_LIMIT_BYTES", 300 * 3 * 40 * 44 - 1)
+    original, read = dataset.read, []
+    monkeypatch.setattr(dataset, "read", lambda index: read.append(index) or original(index))
     dataset.prepare("images", show_progress=False)
     assert dataset.cached is None
+    assert 30 < len(read) < 40
 
 
-def test_long_images_that_outgrow_memory_are_read_again(tmp_path, monkeypatch):
+def test_images_that_outgrow_the_estimate_are_read_again(tmp_path, monkeypatch):
     split = draw_split(tmp_path, 2)
     Image.effect_noise((400, 40), 60).save(split.sources[1])
-    dataset = ImageDataset(split, Preprocessing(32))
-    monkeypatch.setattr(datasets, "CACHE_LIMIT_BYTES", 3 * 2 * 34**2 + 1000)
+    many = Split(split.sources * 40, split.labels * 40)  # every second is looked at: the short ones
+    dataset = ImageDataset(many, Preprocessing(32))
+    monkeypatch.setattr(datasets, "CACHE_LIMIT_BYTES", 3 * 80 * 34 * 38)
     dataset.prepare("images", show_progress=False)
     assert dataset.cached is None
     assert dataset[0, 1][0].shape == (3, 32, 32)
+    split.sources[1].write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match="40 images can't be read"):
+        dataset.prepare("images", show_progress=False)
 
 
 def test_items_that_randaugment_changed_can_be_made_again(dataset):
