@@ -1,5 +1,6 @@
 """Files at URLs, downloaded once."""
 
+import hashlib
 import http.client
 import urllib.request
 from collections.abc import Iterator
@@ -24,12 +25,22 @@ def is_url(location: str) -> bool:
 
 
 def local_copy(url: str, folder: str) -> Path:
-    """Where the file at `url` lies in `folder` once it is downloaded."""
+    """Where the file at `url` lies in `folder` once it is downloaded: HOST/PATH.
+
+    A query is part of the name, as a hash: files at URLs that differ in it are different files.
+
+    Raises:
+        ValueError: the path has a `..`, by which it could lie outside `folder`.
+    """
     parts = urlsplit(url)
-    path = unquote(parts.path).strip("/")
-    if ".." in path.split("/"):
+    if ".." in unquote(parts.path).split("/"):
         raise ValueError(f"a URL must have no .. in its path, got {url}")
-    return Path(folder, parts.netloc.replace(":", "_"), path)
+    # Still escaped: a%2Fb is not a/b.
+    path = Path(folder, parts.netloc.replace(":", "_"), parts.path.strip("/"))
+    if not parts.query:
+        return path
+    digest = hashlib.sha256(parts.query.encode()).hexdigest()[:16]
+    return path.with_name(f"{path.stem}-{digest}{path.suffix}")
 
 
 def download(url: str, path: Path, show_progress: bool = True) -> Path:

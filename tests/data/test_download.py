@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+from halonet.data.download import download, local_copy
 from halonet.data.sources import load_data
 from tests.data.batches import assert_same_batches, batches
 
@@ -62,3 +63,35 @@ def test_download_that_fails_leaves_nothing(server, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"can't download .*ended after 100 of \d+ bytes"):
         load_data(f"shards:{url}/train-000000.tar", data_root=str(tmp_path))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://host/x.tar?v=1", "http://host/x.tar?v=2"),
+        ("http://host/x.tar?v=1", "http://host/x.tar"),
+        ("http://host/x.tar?v=1&a=/b", "http://host/x.tar?v=1&a=/c"),
+        ("http://host/a%2Fx.tar", "http://host/a/x.tar"),
+        ("http://host/x.tar%3Fv=1", "http://host/x.tar?v=1"),
+        ("http://host:1/x.tar", "http://host:2/x.tar"),
+    ],
+)
+def test_every_url_has_a_file_of_its_own(one, other, tmp_path):
+    assert local_copy(one, str(tmp_path)) != local_copy(other, str(tmp_path))
+    for url in (one, other):
+        assert local_copy(url, str(tmp_path)).suffix.startswith(".tar")
+        assert local_copy(url, str(tmp_path)).is_relative_to(tmp_path)
+
+
+def test_query_is_asked_for(server, tmp_path):
+    url, handler = server
+    for query in ("?v=1", "?v=2", "?v=1"):
+        place = local_copy(f"{url}/_info.json{query}", str(tmp_path))
+        download(f"{url}/_info.json{query}", place, show_progress=False)
+    assert handler.asked == ["/_info.json?v=1", "/_info.json?v=2"]
+
+
+@pytest.mark.parametrize("path", ["../x.tar", "a/../x.tar", "a/%2e%2e/x.tar", "%2e%2e%2Fx.tar"])
+def test_url_must_stay_in_its_folder(path, tmp_path):
+    with pytest.raises(ValueError, match=r"no \.\. in its path"):
+        local_copy(f"http://host/{path}", str(tmp_path))
