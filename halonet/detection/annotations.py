@@ -1,12 +1,12 @@
 """Annotations in COCO's format: what each holds, and what may be wrong with it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
+LARGEST = 2**32  # pixels that run lengths can count; a number that isn't finite isn't below it
 TOLERANCE = 1.0  # pixels that a box or polygon may reach beyond the image: COCO's own do
 
 
@@ -32,21 +32,22 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with an image, or with one annotation of it.
+    """What is wrong with an image, or with one annotation.
 
     Attributes:
-        image_id: the image's id in the file.
-        annotation_id: the annotation's, or None where it is the image.
+        image_id: the image's id in the file, or None where the annotation doesn't tell.
+        annotation_id: the annotation's id, or None where the image itself is wrong.
         reason: in words.
     """
 
-    image_id: int
+    image_id: int | None
     annotation_id: int | None
     reason: str
 
     def __str__(self) -> str:
-        one = "" if self.annotation_id is None else f", annotation {self.annotation_id}"
-        return f"image {self.image_id}{one}: {self.reason}"
+        places = {"image": self.image_id, "annotation": self.annotation_id}
+        named = [f"{kind} {number}" for kind, number in places.items() if number is not None]
+        return f"{', '.join(named)}: {self.reason}"
 
 
 class BadAnnotations(ValueError):
@@ -65,7 +66,8 @@ def read_annotation(
     """Check an annotation of COCO's format and put its mask into run lengths.
 
     Args:
-        entry: as in the file; polygons, or run lengths as numbers or as text.
+        entry: as in the file; its mask is of polygons, or of run lengths as numbers or as text.
+            A bbox, area or iscrowd of null is as none.
         height, width: of its image, in pixels.
         category_ids: those that the file knows.
 
@@ -74,8 +76,11 @@ def read_annotation(
     """
     from faster_coco_eval import mask as masks
 
-    if entry.get("category_id") not in category_ids:
-        raise ValueError(f"category {entry.get('category_id')!r} is unknown")
+    category_id = entry.get("category_id")
+    if not is_whole(category_id):
+        raise ValueError(f"its category_id must be a whole number, got {category_id!r}")
+    if category_id not in category_ids:
+        raise ValueError(f"category {category_id} is unknown")
     counts = encode_mask(entry.get("segmentation"), height, width)
     run_lengths = {"size": [height, width], "counts": counts}
     mask_area = float(masks.area(run_lengths))
@@ -91,17 +96,27 @@ def read_annotation(
         raise ValueError(f"its box has no area: {box}")
     if not (_inside([left, left + box_width], width) and _inside([top, top + box_height], height)):
         raise ValueError(f"its box {box} reaches outside the image of {width} x {height} pixels")
-    area = entry.get("area", mask_area)
+    area = entry.get("area")
+    if area is None:
+        area = mask_area
     if not _are_numbers([area], 1) or area <= 0:
-        raise ValueError(f"its area must be positive, got {area!r}")
+        raise ValueError(f"its area must be a positive number, got {area!r}")
+    crowd = entry.get("iscrowd")
+    if crowd not in (None, 0, 1):
+        raise ValueError(f"its iscrowd must be 0 or 1, got {crowd!r}")
     return Annotation(
         entry["id"],
-        entry["category_id"],
+        category_id,
         (left, top, box_width, box_height),
         float(area),
-        bool(entry.get("iscrowd", 0)),
+        bool(crowd),
         counts,
     )
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value of JSON is a whole number of 64 bits; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def encode_mask(segmentation: object, height: int, width: int) -> bytes:
@@ -155,7 +170,7 @@ def _read_run_lengths(segmentation: dict[str, Any], height: int, width: int) -> 
         raise ValueError(f"its mask has size {size}, the image [{height}, {width}]")
     if isinstance(counts, str):
         counts = _unpack(counts)
-    if not isinstance(counts, list) or not all(isinstance(one, int) and one >= 0 for one in counts):
+    if not isinstance(counts, list) or not all(is_whole(one) and one >= 0 for one in counts):
         raise ValueError("its run lengths must be text, or numbers of 0 or more")
     if sum(counts) != height * width:
         raise ValueError(
@@ -190,7 +205,7 @@ def _are_numbers(values: object, count: int | None) -> bool:
         isinstance(values, list)
         and (count is None or len(values) == count)
         and all(
-            isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one)
+            isinstance(one, float | int) and not isinstance(one, bool) and abs(one) < LARGEST
             for one in values
         )
     )

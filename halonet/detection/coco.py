@@ -14,7 +14,14 @@ from tqdm import tqdm
 
 from halonet.data.pixels import read_image
 from halonet.data.splits import VALIDATION_NAMES
-from halonet.detection.annotations import Annotation, BadAnnotations, Problem, read_annotation
+from halonet.detection.annotations import (
+    LARGEST,
+    Annotation,
+    BadAnnotations,
+    Problem,
+    is_whole,
+    read_annotation,
+)
 from halonet.detection.config import POLICIES
 
 TRAINING_NAMES = ("train",)
@@ -172,15 +179,19 @@ def read_coco(
         raise ValueError(f"bad_annotations must be skip or refuse, got {bad_annotations!r}")
     content = _read_json(annotations)
     folder = find_images(annotations, content["images"]) if images is None else images
-    categories = _read_categories(content["categories"])
+    categories = _read_categories(annotations, content["categories"])
     entries = {entry["id"]: entry for entry in content["images"]}
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     problems = []
     for entry in content["annotations"]:
-        if entry.get("image_id") in entries:
-            by_image[entry["image_id"]].append(entry)
+        number = entry.get("image_id")
+        if not is_whole(number):
+            reason = f"its image_id must be a whole number, got {number!r}"
+            problems.append(Problem(None, entry["id"], reason))
+        elif number in entries:
+            by_image[number].append(entry)
         else:
-            problems.append(Problem(entry.get("image_id"), entry["id"], "the image is unknown"))
+            problems.append(Problem(number, entry["id"], "the image is unknown"))
 
     ids = {category.id for category in categories}
     kept = []
@@ -259,7 +270,7 @@ def find_images(annotations: Path, entries: Sequence[dict[str, Any]]) -> Path:
     places += [root / "images" for root in roots] + list(roots)
     for place in places:
         # One missing image must not hide the folder.
-        if any((place / str(entry.get("file_name"))).is_file() for entry in entries[:20]):
+        if any(os.path.isfile(place / str(entry.get("file_name"))) for entry in entries[:20]):
             return place
     raise FileNotFoundError(
         f"the images of {annotations}, the first of them {entries[0].get('file_name')!r}, lie in "
@@ -272,8 +283,15 @@ def _read_entry(
 ) -> tuple[AnnotatedImage | None, list[Problem]]:
     """An image without its pixels, and what is wrong with its annotations."""
     number, width, height = entry["id"], entry.get("width"), entry.get("height")
-    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
-        reason = f"width and height must be positive, got {width!r} and {height!r}"
+    name = entry.get("file_name")
+    if not isinstance(name, str):
+        return None, [Problem(number, None, f"its file_name must be text, got {name!r}")]
+    whole = is_whole(width) and is_whole(height)
+    if not (whole and min(width, height) > 0 and width * height < LARGEST):
+        reason = (
+            "its width and height must be positive whole numbers with a product below 2**32, "
+            f"got {width!r} and {height!r}"
+        )
         return None, [Problem(number, None, reason)]
     good, problems = [], []
     for annotation in annotations:
@@ -283,8 +301,7 @@ def _read_entry(
             problems.append(Problem(number, annotation["id"], str(error)))
     if problems and not good:
         return None, problems
-    path = folder / str(entry.get("file_name"))
-    return AnnotatedImage(number, path, width, height, tuple(good)), problems
+    return AnnotatedImage(number, folder / name, width, height, tuple(good)), problems
 
 
 def _find_broken(
@@ -293,7 +310,7 @@ def _find_broken(
     """What is wrong with the files: missing, and if they are read, broken or of another size."""
 
     def check(image: AnnotatedImage) -> Problem | None:
-        if not image.path.is_file():
+        if not os.path.isfile(image.path):  # Path.is_file raises where the name is too long
             return Problem(image.id, None, f"no image at {image.path}")
         if not read:
             return None
@@ -321,16 +338,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     """The content of an annotation file; its three lists are there, and their entries have ids."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     for part in ("images", "annotations", "categories"):
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
             raise ValueError(f"{path} is not in COCO's format: it has no list of {part}")
         numbers = [entry.get("id") for entry in entries]
-        wrong = [one for one in numbers if not isinstance(one, int)]
+        wrong = [one for one in numbers if not is_whole(one)]
         if wrong:
-            raise ValueError(f"{path}: the id of each of {part} must be a number, got {wrong[0]!r}")
+            raise ValueError(
+                f"{path}: the id of each of {part} must be a whole number, got {wrong[0]!r}"
+            )
         number, times = max(Counter(numbers).items(), key=lambda pair: pair[1], default=(0, 0))
         if times > 1:
             raise ValueError(f"{path}: {part} has the id {number} {times} times")
@@ -339,6 +358,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_categories(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
-    named = (Category(entry["id"], str(entry.get("name", entry["id"]))) for entry in entries)
-    return tuple(sorted(named, key=lambda category: category.id))
+def _read_categories(path: Path, entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
+    categories = []
+    for entry in entries:
+        number, name = entry["id"], entry.get("name")
+        if not isinstance(name, str | int | float | None):
+            raise ValueError(f"{path}: the name of category {number} must be text, got {name!r}")
+        categories.append(Category(number, str(number if name is None else name)))
+    return tuple(sorted(categories, key=lambda category: category.id))

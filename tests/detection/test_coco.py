@@ -115,8 +115,31 @@ def test_real_masks_are_pycocotools(name: str) -> None:
             assert np.array_equal(masks[:, :, place], official.decode(expected))
 
 
+WRONG_TYPES: list[Any] = ["7", [7], {"id": 7}, 7.5, True, 10**400]
+
 BAD = {
     "category": ({"category_id": 5}, "category 5 is unknown"),
+    **{
+        f"{name} {value if value != 10**400 else 'huge'!r}": ({name: value}, f"its {reason} must")
+        for name, reason, wrong in [
+            ("category_id", "category_id", [*WRONG_TYPES, None]),
+            ("bbox", "box", WRONG_TYPES),
+            ("bbox", "box", [[10, 8, 16, value] for value in [*WRONG_TYPES[:3], None, 10**400]]),
+            ("area", "area", [*WRONG_TYPES[:3], True, 10**400]),
+            ("iscrowd", "iscrowd", [*WRONG_TYPES[:4], 2, "1"]),
+        ]
+        for value in wrong
+    },
+    "mask of text": ({"segmentation": "polygon"}, "it has no mask"),
+    "mask of a number": ({"segmentation": 7}, "it has no mask"),
+    "polygon of numbers": ({"segmentation": [1, 2, 3, 4, 5, 6]}, "its polygon is degenerate"),
+    "polygon of dicts": ({"segmentation": [{"x": 1}]}, "its polygon is degenerate"),
+    "polygon of lists": ({"segmentation": [[[1, 2], [3, 4], [5, 6]]]}, "polygon is degenerate"),
+    "huge polygon": ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "polygon is degenerate"),
+    "no run lengths": ({"segmentation": {"size": [44, 60], "counts": 7}}, "must be text, or"),
+    "odd run lengths": ({"segmentation": {"size": [44, 60], "counts": ["1"]}}, "must be text, or"),
+    "true run": ({"segmentation": {"size": [44, 60], "counts": [True, 2639]}}, "must be text, or"),
+    "size of text": ({"segmentation": {"size": "44", "counts": [2640]}}, "its mask has size 44"),
     "no mask": ({"segmentation": []}, "it has no mask"),
     "no mask at all": ({"segmentation": None}, "it has no mask"),
     "two points": ({"segmentation": [[1.0, 1.0, 5.0, 5.0]]}, "its polygon is degenerate"),
@@ -137,7 +160,7 @@ BAD = {
     "no width": ({"bbox": [10, 8, 0, 16]}, "its box has no area"),
     "three numbers": ({"bbox": [10, 8, 16]}, "its box must be four numbers"),
     "not a number": ({"bbox": [10, 8, float("nan"), 16]}, "its box must be four numbers"),
-    "area": ({"area": 0}, "its area must be positive, got 0"),
+    "area": ({"area": 0}, "its area must be a positive number, got 0"),
 }
 
 
@@ -152,6 +175,46 @@ def test_a_bad_annotation_is_listed_and_left_out(
     assert reason in problem.reason
     assert str(problem).startswith("image 10, annotation 0: ")
     assert [one.id for one in data.images[0].annotations] == [1]
+
+
+@pytest.mark.parametrize("image_id", [*WRONG_TYPES, None])
+def test_an_annotation_of_no_image_is_named_by_its_own_id(folder: Path, image_id: Any) -> None:
+    path = change(folder, lambda content: content["annotations"][0].update(image_id=image_id))
+    (problem,) = read_coco(path).problems
+    assert (problem.image_id, problem.annotation_id) == (None, 0)
+    assert str(problem) == f"annotation 0: its image_id must be a whole number, got {image_id!r}"
+
+
+@pytest.mark.parametrize("value", [*WRONG_TYPES, None, 0, 2**32])
+@pytest.mark.parametrize("name", ["width", "height"])
+def test_an_image_of_no_size_is_named(folder: Path, name: str, value: Any) -> None:
+    path = change(folder, lambda content: content["images"][0].update({name: value}))
+    data = read_coco(path)
+    assert [image.id for image in data.images] == [11, 12, 13]
+    assert "image 10: its width and height must be positive" in str(data.problems[0])
+
+
+@pytest.mark.parametrize("value", [7, [7], {"name": "10.png"}, None, True])
+def test_an_image_without_a_file_name_is_named(folder: Path, value: Any) -> None:
+    path = change(folder, lambda content: content["images"][0].update(file_name=value))
+    data = read_coco(path)
+    assert [image.id for image in data.images] == [11, 12, 13]
+    assert str(data.problems[0]) == f"image 10: its file_name must be text, got {value!r}"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800", "", "."])
+def test_a_file_that_cannot_be_is_not_there(folder: Path, name: str) -> None:
+    path = change(folder, lambda content: content["images"][0].update(file_name=name))
+    (problem,) = read_coco(path).problems
+    assert str(problem).startswith("image 10: no image at")
+
+
+def test_null_is_as_none(folder: Path) -> None:
+    nothing = {"bbox": None, "area": None, "iscrowd": None}
+    path = change(folder, lambda content: content["annotations"][0].update(nothing))
+    data, before = read_coco(path), read_coco(folder / "annotations" / "instances_val2017.json")
+    assert data.problems == ()
+    assert data.images[0].annotations == before.images[0].annotations
 
 
 def test_bad_annotations_are_refused_if_asked(folder: Path) -> None:
@@ -211,7 +274,14 @@ def test_boxes_and_areas_may_be_left_to_the_mask(folder: Path) -> None:
         (lambda content: content.pop("images"), "it has no list of images"),
         (lambda content: content.update(images=[]), "has no images"),
         (lambda content: content.update(categories=[]), "has no categories"),
-        (lambda content: content["images"][0].update(id="a"), "must be a number, got 'a'"),
+        (lambda content: content["images"][0].update(id="a"), "must be a whole number, got 'a'"),
+        (lambda content: content["images"][0].update(id=10.0), "must be a whole number, got 10.0"),
+        (lambda content: content["images"][0].update(id=2**63), "must be a whole number, got 9"),
+        (lambda content: content["annotations"][0].update(id=[0]), r"number, got \[0\]"),
+        (lambda content: content["annotations"][0].update(id=True), "number, got True"),
+        (lambda content: content["categories"][0].update(id={}), "number, got {}"),
+        (lambda content: content["categories"][0].update(name=["x"]), "name of category 7 must be"),
+        (lambda content: content["images"].append(7), "it has no list of images"),
         (lambda content: content["images"][0].update(id=11), "images has the id 11 2 times"),
         (lambda content: content["categories"][0].update(name="x"), "the same categories"),
     ],
