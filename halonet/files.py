@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and folders that hold nothing else."""
 
 import os
 from collections.abc import Callable
@@ -26,3 +26,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def require_empty(folder: Path) -> None:
+    """Raise FileExistsError unless there is no such folder, or an empty one."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists already and isn't an empty folder")
+
+
+def make_free_folder(folder: Path) -> Path:
+    """Create the first of NAME, NAME-2, NAME-3, ... that there isn't yet."""
+    number = 1
+    while True:
+        free = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            free.mkdir(parents=True)
+            return free
+        except FileExistsError:
+            number += 1

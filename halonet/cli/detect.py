@@ -1,6 +1,7 @@
 """halonet detect train | evaluate | predict."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,16 +121,22 @@ def predict_command(words: Sequence[str]) -> None:
     from halonet.data.pixels import read_image
     from halonet.detection.mask_rcnn import load_detector
     from halonet.detection.predict import Objects, predict
-    from halonet.files import write_atomically, write_text
+    from halonet.files import make_free_folder, require_empty, write_atomically, write_text
     from halonet.training.checkpoint import find_checkpoint
 
+    if options.output is not None:
+        require_empty(Path(options.output))
     model = load_detector(find_checkpoint(Path(options.checkpoint)))
-    paths = list_given_images(options.images)
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
+    pictures = name_pictures(options.images, list_given_images(options.images))
+    predictions = predict(model, pictures, score_threshold=options.score_threshold)
+    if options.output is None:
+        output = make_free_folder(Path("predictions"))
+    else:
+        output = Path(options.output)
+        output.mkdir(parents=True, exist_ok=True)
     content: dict[str, list[Any]] = {"images": [], "annotations": []}
-    rows, broken, taken = [], 0, set()
-    for path, found in predict(model, paths, score_threshold=options.score_threshold):
+    rows, broken = [], 0
+    for path, found in predictions:
         if not isinstance(found, Objects):
             broken += 1
             print(f"halonet: {found}", file=sys.stderr)
@@ -144,16 +151,36 @@ def predict_command(words: Sequence[str]) -> None:
             }
         )
         content["annotations"] += found.as_results(number)
-        name = path.stem if path.stem not in taken else f"{path.stem}-{number}"
-        taken.add(name)
-        picture = found.draw(read_image(path))
-        write_atomically(output / f"{name}.png", lambda temporary, one=picture: one.save(temporary))
-        rows.append([path, len(found.scores), output / f"{name}.png"])
+        picture = output / pictures[path]
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(picture, found.draw(read_image(path)).save)
+        rows.append([path, len(found.scores), picture])
     write_text(output / "predictions.json", json.dumps(content, indent=2) + "\n")
     print(make_table(["image", "objects", "picture"], rows))
     print(f"objects in COCO's format: {output / 'predictions.json'}")
     if broken:
-        fail(f"{broken} of {len(paths)} images can't be read", 1)
+        fail(f"{broken} of {len(pictures)} images can't be read", 1)
+
+
+def name_pictures(given: Sequence[str], images: Sequence[Path]) -> dict[Path, Path]:
+    """The name of each image's picture, no two alike: sub/a.jpg.png for photos/sub/a.jpg.
+
+    The names start below the folder that was given; where several folders or images were given,
+    below the innermost folder that holds them all. An image that was given twice is there once.
+
+    Args:
+        given: images and folders, as the user named them.
+        images: the image files among and in them.
+    """
+    places = [Path(os.path.abspath(place)) for place in given]
+    root = os.path.commonpath([place if place.is_dir() else place.parent for place in places])
+    found: dict[Path, Path] = {}
+    for image in images:
+        found.setdefault(Path(os.path.abspath(image)), image)
+    return {
+        image: place.relative_to(root).with_name(f"{place.name}.png")
+        for place, image in found.items()
+    }
 
 
 def make_predict_parser() -> CommandParser:
@@ -163,7 +190,10 @@ def make_predict_parser() -> CommandParser:
     parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
     parser.add_argument("--score_threshold", type=float, default=0.5, help="least score, 0 to 1")
     parser.add_argument(
-        "--output", type=str, default="predictions", help="folder of the pictures and the JSON"
+        "--output",
+        type=str | None,
+        help="new or empty folder of the pictures and the JSON; without it predictions, or the "
+        "next free",
     )
     return parser
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from halonet.data.pixels import read_image
 from halonet.data.shards import INFO_NAMES
 from halonet.data.splits import LabelledImages, Split
-from halonet.files import write_atomically, write_text
+from halonet.files import require_empty, write_atomically, write_text
 
 # timm looks for jpg, png and webp.
 SUFFIXES = {
@@ -86,8 +86,7 @@ def write_shards(
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be positive, got {shard_bytes}")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists already and isn't an empty folder")
+    require_empty(folder)
     created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     problems: list[str] = []

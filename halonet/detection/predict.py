@@ -93,6 +93,12 @@ def predict(
     """
     if not 0 <= score_threshold <= 1:
         raise ValueError(f"score_threshold must be from 0 to 1, got {score_threshold}")
+    return _predict(model, paths, score_threshold)
+
+
+def _predict(
+    model: Detector, paths: Iterable[Path], score_threshold: float
+) -> Iterator[tuple[Path, Objects | str]]:
     numbers = range(1, model.num_classes + 1)
     names = model.class_names or tuple(map(str, numbers))
     ids = model.category_ids or tuple(numbers)

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from halonet.files import write_atomically, write_text
+from halonet.files import make_free_folder, write_atomically, write_text
 from halonet.training.config import Config, RunConfig
 
 CONFIG_NAME = "config.json"
@@ -63,14 +63,7 @@ def new_run_folder(output: str | None, default: str) -> Path:
         folder = Path(output)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-    number = 1
-    while True:
-        folder = Path("runs") / (default if number == 1 else f"{default}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
+    return make_free_folder(Path("runs", default))
 
 
 def write_config(folder: Path, config: RunConfig) -> None:

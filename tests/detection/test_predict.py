@@ -1,13 +1,17 @@
 """Objects in files, and pictures of them."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageChops
 
+from halonet import cli
+from halonet.cli.detect import name_pictures
 from halonet.data.pixels import read_image
 from halonet.detection.coco import load_coco
+from halonet.detection.mask_rcnn import save_detector
 from halonet.detection.predict import Objects, draw_truth, predict
 from tests.detection.pictures import draw_coco, small_detector
 
@@ -68,4 +72,97 @@ def test_truth_is_drawn(tmp_path: Path) -> None:
 
 def test_bad_threshold_is_named() -> None:
     with pytest.raises(ValueError, match="score_threshold must be from 0 to 1, got 2"):
-        next(predict(small_detector(), [], score_threshold=2))
+        predict(small_detector(), [], score_threshold=2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    save_detector(small_detector(), path)
+    return path
+
+
+COLORS = {"a-3.png": 0, "a.png": 40, "a.jpg": 80, "sub/a.png": 120, "sub/a-3.png": 160, "a": 200}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Images of one grey each, by which their pictures can be told."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for name, color in COLORS.items():
+        image = Image.new("RGB", (40, 40), (color,) * 3)
+        image.save(folder / name, "JPEG" if name.endswith("jpg") else "PNG")
+    return folder
+
+
+def run(checkpoint: Path, *words: object) -> None:
+    cli.main(["detect", "predict", str(checkpoint), *map(str, words), "--score-threshold", "1"])
+
+
+def test_every_image_has_a_picture_of_its_own(checkpoint: Path, photos: Path) -> None:
+    output = photos.parent / "found"
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    run(checkpoint, photos, photos / "a", photos / "sub" / ".." / "a.png", "--output", output)
+    pictures = {path.relative_to(output).as_posix() for path in output.rglob("*.png")}
+    assert pictures == {f"{name}.png" for name in COLORS}
+    for name, color in COLORS.items():
+        with Image.open(output / f"{name}.png") as picture:
+            assert picture.getpixel((20, 20)) == (color,) * 3
+    content = json.loads((output / "predictions.json").read_text())
+    assert len({one["file_name"] for one in content["images"]}) == len(COLORS)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["photos"], ["a.png.png", "sub/a.png.png"]),
+        (["photos/sub"], ["a.png.png"]),
+        (["photos/sub/a.png"], ["a.png.png"]),
+        (["photos/a.png", "photos/sub/a.png"], ["a.png.png", "sub/a.png.png"]),
+        (["photos/sub", "photos/a.png"], ["sub/a.png.png", "a.png.png"]),
+        (["photos/../photos/a.png", "photos/a.png"], ["a.png.png"]),
+    ],
+    ids=" ".join,
+)
+def test_pictures_are_named_by_place(
+    given: list[str], names: list[str], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    images = [
+        path
+        for place in map(Path, given)
+        for path in ([place] if place.is_file() else sorted(place.rglob("a.png")))
+    ]
+    assert [path.as_posix() for path in name_pictures(given, images).values()] == names
+
+
+def test_an_output_that_holds_something_is_refused(
+    checkpoint: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = photos.parent / "found"
+    output.mkdir()
+    run(checkpoint, photos, "--output", output)
+    for taken in (output, photos):
+        before = {path: path.stat().st_mtime_ns for path in taken.rglob("*")}
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            run(checkpoint, photos, "--output", taken)
+        assert stopped.value.code == 1
+        expected = f"halonet: {taken} exists already and isn't an empty folder\n"
+        assert capsys.readouterr().err == expected
+        assert {path: path.stat().st_mtime_ns for path in taken.rglob("*")} == before
+
+
+def test_runs_without_an_output_have_folders_of_their_own(
+    checkpoint: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    for _ in range(2):
+        run(checkpoint, photos / "sub")
+    with pytest.raises(SystemExit):
+        cli.main(["detect", "predict", str(checkpoint), "photos", "--score-threshold", "2"])
+    for name in ("predictions", "predictions-2"):
+        assert (photos.parent / name / "a.png.png").is_file()
+    assert not (photos.parent / "predictions-3").exists()
