@@ -167,7 +167,7 @@ def test_commands(coco_folder, tmp_path, capsys):
     content = json.loads((output / "predictions.json").read_text())
     assert [one["width"] for one in content["images"]] == [60, 50, 64, 40]
     assert {one["category_id"] for one in content["annotations"]} <= {3, 7}
-    assert len([*output.glob("*.png")]) == 4
+    assert len([*output.rglob("*.png")]) == 4
 
 
 def test_held_out_images_without_objects_still_give_a_best_checkpoint(tmp_path):
