@@ -1,0 +1,53 @@
+// Calls the native kernel on a processor that is emulated, for test_arm.py. Each line of the input is
+// "forward FILE", "backward FILE" or "workspace FILE"; each line of the output what the function gave.
+// The file holds a HaloProblem, then the memory that it points to: its pointers are offsets in the
+// file, 0 for null. Results are written to that memory.
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <initializer_list>
+
+#include "halonet_cpu.h"
+
+static long call(const char *function, const char *path) {
+    const int file = open(path, O_RDWR);
+    struct stat status;
+    if (file < 0 || fstat(file, &status)) return -1;
+    const size_t size = size_t(status.st_size);
+    void *memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    if (memory == MAP_FAILED) return -1;
+    HaloProblem p;
+    memcpy(&p, memory, sizeof(p));
+    auto place = [&](auto *&pointer) {
+        if (pointer)
+            pointer = reinterpret_cast<decltype(+pointer)>(reinterpret_cast<size_t>(memory) +
+                                                           reinterpret_cast<size_t>(pointer));
+    };
+    for (HaloMap *map : {&p.query, &p.key, &p.value, &p.output, &p.log_sum, &p.output_gradient,
+                         &p.query_gradient, &p.key_gradient, &p.value_gradient})
+        place(map->data);
+    place(p.row_table);
+    place(p.column_table);
+    place(p.row_table_gradient);
+    place(p.column_table_gradient);
+    place(p.workspace);
+    long result = -1;
+    if (!strcmp(function, "forward")) result = halonet_forward(&p);
+    if (!strcmp(function, "backward")) result = halonet_backward(&p);
+    if (!strcmp(function, "workspace")) result = long(halonet_backward_workspace(&p));
+    munmap(memory, size);
+    return result;
+}
+
+int main() {
+    char function[16], path[4096];
+    while (scanf("%15s %4095s", function, path) == 2) {
+        printf("%ld\n", call(function, path));
+        fflush(stdout);
+    }
+}

@@ -1,0 +1,199 @@
+"""The native kernel on 64-bit Arm: built by a cross compiler, run by an emulator.
+
+Torch stays on this processor. What it would pass to the kernel's library goes through a file to a
+program for Arm, and the results come back into torch's memory, so that the tests are those of
+`test_cpu.py`.
+"""
+
+import ctypes
+import fcntl
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from halonet.ops import cpu
+from tests.ops.test_cpu import (  # noqa: F401
+    _nan_in_fresh_memory,
+    test_kernel_is_the_reference,
+    test_nan_and_infinity_reach_the_result_that_they_reach,
+    test_random_shapes,
+    test_same_result_for_any_number_of_threads,
+    test_scores_far_from_zero,
+)
+
+ROOT = Path(__file__).parents[2]
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+ARM_ROOT = "/usr/aarch64-linux-gnu"  # where Debian keeps that compiler's libraries
+
+
+class Map(ctypes.Structure):
+    """HaloMap of csrc/halonet_cpu.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "row", "column", "head")),
+    )
+
+
+COUNTS = (
+    *("batch", "height", "width", "heads", "channels", "value_channels"),
+    *("block_size", "halo_size", "stride", "position_stride", "mask_padding"),
+    *("table_width", "data_type", "threads"),
+)
+
+
+class Problem(ctypes.Structure):
+    """HaloProblem of csrc/halonet_cpu.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in COUNTS),
+        ("scale", ctypes.c_double),
+        ("position_scale", ctypes.c_double),
+        *((name, Map) for name in ("query", "key", "value", "output", "log_sum")),
+        ("row_table", ctypes.c_void_p),
+        ("column_table", ctypes.c_void_p),
+        ("output_gradient", Map),
+        ("query_gradient", Map),
+        ("key_gradient", Map),
+        ("value_gradient", Map),
+        ("row_table_gradient", ctypes.c_void_p),
+        ("column_table_gradient", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+    )
+
+    def map_bytes(self, name: str) -> int:
+        """From the first number of a map to the end of the last."""
+        given = getattr(self, name)
+        kind = name.removesuffix("_gradient")
+        at_queries = kind not in ("key", "value")
+        stride = self.stride if at_queries else 1
+        channels = {"query": self.channels, "key": self.channels, "log_sum": 1}
+        last = (
+            (self.batch - 1) * given.batch
+            + (-(-self.height // stride) - 1) * given.row
+            + (-(-self.width // stride) - 1) * given.column
+            + (self.heads - 1) * given.head
+            + channels.get(kind, self.value_channels)
+        )
+        is_float32 = name in ("log_sum", "key_gradient", "value_gradient") or self.data_type == 0
+        return last * (4 if is_float32 else 2)
+
+    def table_bytes(self) -> int:
+        return 4 * (2 * (self.block_size + self.halo_size) - 1) * self.table_width
+
+
+class EmulatedLibrary:
+    """Stands in for the kernel's library in `halonet.ops.cpu`."""
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        self.file = folder / "call"
+        self.process = subprocess.Popen(
+            [EMULATOR, "-L", ARM_ROOT, program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def halonet_forward(self, problem: bytes) -> int:
+        return self._call_with_memory("forward", problem)
+
+    def halonet_backward(self, problem: bytes) -> int:
+        return self._call_with_memory("backward", problem)
+
+    def halonet_backward_workspace(self, problem: bytes) -> int:
+        given = Problem.from_buffer_copy(problem)
+        counts = {name: getattr(given, name) for name in COUNTS}
+        self.file.write_bytes(bytes(Problem(**counts)))
+        return self._call("workspace")
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def _call_with_memory(self, function: str, packed: bytes) -> int:
+        problem = Problem.from_buffer_copy(packed)
+        memory = bytearray(ctypes.sizeof(Problem))
+        places = []  # address here, offset in the file, bytes
+
+        def put(address: int | None, size: int) -> int | None:
+            if not address:
+                return None
+            memory.extend(bytes(-len(memory) % 64))
+            places.append((address, len(memory), size))
+            memory.extend(ctypes.string_at(address, size))
+            return places[-1][1]
+
+        workspace_bytes = 4 * self.halonet_backward_workspace(packed)
+        for name, kind in Problem._fields_:
+            given = getattr(problem, name)
+            if kind is Map:
+                given.data = put(given.data, problem.map_bytes(name))
+            elif name == "workspace":
+                problem.workspace = put(given, workspace_bytes)
+            elif kind is ctypes.c_void_p:
+                setattr(problem, name, put(given, problem.table_bytes()))
+        memory[: ctypes.sizeof(Problem)] = bytes(problem)
+        self.file.write_bytes(memory)
+        result = self._call(function)
+        memory = self.file.read_bytes()
+        for address, offset, size in places:
+            ctypes.memmove(address, memory[offset : offset + size], size)
+        return result
+
+    def _call(self, function: str) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{function} {self.file}\n")
+        self.process.stdin.flush()
+        result = self.process.stdout.readline()
+        assert result, f"the emulated kernel died in {function}, exit status {self.process.wait()}"
+        return int(result)
+
+
+@pytest.fixture(scope="session")
+def arm_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatedLibrary]:
+    """The kernel as CMakeLists.txt builds it for Arm, loaded by a program that the emulator runs."""
+    missing = [tool for tool in (COMPILER, EMULATOR, "cmake") if not shutil.which(tool)]
+    if missing:
+        reason = f"to run the kernel as on Arm, install {', '.join(missing)}"
+        if os.environ.get("CI") and sys.platform == "linux" and platform.machine() == "x86_64":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    build, program = shared / "arm", shared / "arm" / "emulated_kernel"
+    with (shared / "arm.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of the processes builds for all
+        if not program.exists():
+            settings = {
+                "CMAKE_SYSTEM_NAME": "Linux",
+                "CMAKE_SYSTEM_PROCESSOR": "aarch64",
+                "CMAKE_CXX_COMPILER": COMPILER,
+                "CMAKE_CXX_FLAGS": "-Werror",
+            }
+            run(["cmake", "-S", ROOT, "-B", build, *(f"-D{k}={v}" for k, v in settings.items())])
+            run(["cmake", "--build", build])
+            source = Path(__file__).with_name("emulated_kernel.cpp")
+            kernel = [build / "libhalonet_cpu.so", f"-Wl,-rpath,{build}"]
+            run([COMPILER, f"-I{ROOT}/csrc", "-O1", source, *kernel, "-o", program])
+    library = EmulatedLibrary(program, folder)
+    yield library
+    library.close()
+
+
+def run(command: list[str | Path]) -> None:
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert not finished.returncode, finished.stdout + finished.stderr
+
+
+@pytest.fixture(autouse=True)
+def variant(arm_library: EmulatedLibrary, monkeypatch: pytest.MonkeyPatch) -> str:
+    """In place of the fixture of `test_cpu.py`, so that its tests run Arm's kernel here."""
+    monkeypatch.setattr(cpu, "_library", arm_library)
+    monkeypatch.setattr(cpu, "MISSING", None)
+    return "arm"
