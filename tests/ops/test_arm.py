@@ -6,7 +6,6 @@ program for Arm, and the results come back into torch's memory, so that the test
 """
 
 import ctypes
-import fcntl
 import os
 import platform
 import shutil
@@ -27,6 +26,7 @@ from tests.ops.test_cpu import (  # noqa: F401
     test_scores_far_from_zero,
 )
 
+fcntl = pytest.importorskip("fcntl", reason="the tools that this needs run on Linux")
 ROOT = Path(__file__).parents[2]
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 ARM_ROOT = "/usr/aarch64-linux-gnu"  # where Debian keeps that compiler's libraries
