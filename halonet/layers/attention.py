@@ -8,6 +8,9 @@ from halonet.layers.pointwise import PointwiseConvolution
 from halonet.ops.halo_attention import check_backend_name, check_geometry, halo_attention
 
 POSITIONS = ("relative", "absolute", "none")
+# Parameters by the end of their names.
+RELATIVE_TABLES = ("row_table", "column_table")
+ABSOLUTE_VECTORS = ("absolute_rows", "absolute_columns")
 
 
 class HaloAttention(nn.Module):
@@ -147,8 +150,9 @@ class HaloAttention(nn.Module):
                 f"got {list(maps.shape)}"
             )
         if self.absolute_rows is not None and self.absolute_columns is not None:
-            maps = maps + _resample(self.absolute_rows, maps.shape[2]).to(maps.dtype)[:, :, None]
-            maps = maps + _resample(self.absolute_columns, maps.shape[3]).to(maps.dtype)[:, None]
+            rows = interpolate_vectors(self.absolute_rows, maps.shape[2]).to(maps.dtype)
+            columns = interpolate_vectors(self.absolute_columns, maps.shape[3]).to(maps.dtype)
+            maps = maps + rows.T[:, :, None] + columns.T[:, None]
         attended = halo_attention(
             *self.project(maps),
             self.row_table,
@@ -184,8 +188,13 @@ class HaloAttention(nn.Module):
         )
 
 
-def _resample(vectors: Tensor, size: int) -> Tensor:
-    """Vectors [length, channels] at `size` places of the same extent, as [channels, size]."""
-    if vectors.shape[0] == size:
-        return vectors.T
-    return F.interpolate(vectors.T[None], size=size, mode="linear", align_corners=False)[0]
+def interpolate_vectors(vectors: Tensor, length: int) -> Tensor:
+    """Resample absolute vectors [length before, channels] linearly to [length, channels].
+
+    Each stands for the center of a pixel, so that the borders of the map stay where they are, not
+    the centers of the outermost pixels (`align_corners=False`): another image size shows the same
+    extent in pixels of another size.
+    """
+    if vectors.shape[0] == length:
+        return vectors
+    return F.interpolate(vectors.T[None], size=length, mode="linear", align_corners=False)[0].T

@@ -1,6 +1,7 @@
 """Batch norm with the activation behind it, keeping less for the backward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +78,25 @@ def apply_to_activated(
         result = layer(activated)
     inputs.clear()  # the graph holds the hooks: what they keep is for those around them to say
     return result
+
+
+@contextmanager
+def keep_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Let the batch norms inside a module compute as ever, but not update their statistics.
+
+    For a forward pass that is computed again, as in gradient checkpointing.
+    """
+    kept = []
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training:
+            kept += [(norm, *named) for named in norm.named_buffers(recurse=False)]
+    for norm, name, buffer in kept:
+        setattr(norm, name, buffer.clone())  # takes the update
+    try:
+        yield
+    finally:
+        for norm, name, buffer in kept:
+            setattr(norm, name, buffer)
 
 
 class NormalizedSequence(nn.Sequential):

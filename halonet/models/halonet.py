@@ -2,8 +2,11 @@
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from halonet.layers.attention import HaloAttention
+from halonet.layers.attention import ABSOLUTE_VECTORS, RELATIVE_TABLES, HaloAttention
 from halonet.layers.bottleneck import Bottleneck, average_pixels, make_activation
 from halonet.layers.fusion import fuse_bottleneck, fuse_sequential
-from halonet.layers.normalization import NormalizedSequence
+from halonet.layers.normalization import NormalizedSequence, keep_running_statistics
 from halonet.layers.pointwise import PointwiseConvolution
 from halonet.models.variants import VARIANTS, Variant
 
@@ -197,7 +200,7 @@ class HaloNet(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay leaves alone; timm asks for them."""
-        positions = ("row_table", "column_table", "absolute_rows", "absolute_columns")
+        positions = RELATIVE_TABLES + ABSOLUTE_VECTORS
         return {name for name, _ in self.named_parameters() if name.endswith(positions)}
 
     def _check_images(self, images: Tensor) -> Tensor:
@@ -217,7 +220,11 @@ class HaloNet(nn.Module):
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return stage(maps)
         for bottleneck in stage.children():
-            maps = checkpoint(bottleneck, maps, use_reentrant=False)
+            options: dict[str, Any] = {}
+            # torch.compile recomputes parts of a graph that updates the statistics once.
+            if not torch.compiler.is_compiling():
+                options["context_fn"] = partial(_recomputation_contexts, bottleneck)
+            maps = checkpoint(bottleneck, maps, use_reentrant=False, **options)
         return maps
 
 
@@ -300,22 +307,31 @@ def get_variant(name: str, **changes: Any) -> Variant:
     """The architecture called `name`, with some of its fields changed."""
     if name not in VARIANTS:
         raise ValueError(f"model must be one of {', '.join(VARIANTS)}, got {name!r}")
+    return change_variant(VARIANTS[name], changes)
+
+
+def change_variant(variant: Variant, changes: Mapping[str, Any]) -> Variant:
+    """A variant with some of its fields changed, lists for tuples.
+
+    Raises:
+        ValueError: there is no such field; its message lists them.
+    """
+    values = dict(changes)
     fields = {field.name for field in dataclasses.fields(Variant)} - {
         "name",
         "source",
         "parameters",
     }
-    unknown = sorted(changes.keys() - fields)
+    unknown = sorted(values.keys() - fields)
     if unknown:
         raise ValueError(f"options of a model are {', '.join(sorted(fields))}; got {unknown[0]!r}")
-    if isinstance(changes.get("squeeze_excitation"), bool):
-        changes["squeeze_excitation"] = (changes["squeeze_excitation"],) * 4
-    for field, value in changes.items():
+    if isinstance(values.get("squeeze_excitation"), bool):
+        values["squeeze_excitation"] = (values["squeeze_excitation"],) * 4
+    for field, value in values.items():
         if isinstance(value, list):
-            changes[field] = tuple(value)
-    variant = VARIANTS[name]
-    if any(getattr(variant, field) != value for field, value in changes.items()):
-        return dataclasses.replace(variant, parameters=None, **changes)
+            values[field] = tuple(value)
+    if any(getattr(variant, field) != value for field, value in values.items()):
+        return dataclasses.replace(variant, parameters=None, **values)
     return variant
 
 
@@ -333,10 +349,23 @@ def _check_variant(variant: Variant) -> None:
     unknown = set(variant.spatial) - {"attention", "convolution"}
     if unknown:
         raise ValueError(f"spatial must be attention or convolution, got {unknown.pop()!r}")
+    positive = ("image_size", "base_width", "stem_width")
+    for field in (*positive, "value_ratio", "bottleneck_ratio", "query_key_ratio"):
+        if not 0 < getattr(variant, field) < math.inf:
+            raise ValueError(f"{field} must be positive, got {getattr(variant, field)}")
+    if variant.final_width is not None and variant.final_width < 1:
+        raise ValueError(f"final_width must be positive or None, got {variant.final_width}")
     if min(variant.layers) < 1:
         raise ValueError(f"layers must be 1 or more in each stage, got {variant.layers}")
     if not 0 <= variant.dropout < 1:
         raise ValueError(f"dropout must be from 0 to below 1, got {variant.dropout}")
+
+
+def _recomputation_contexts(
+    bottleneck: nn.Module,
+) -> tuple[AbstractContextManager, AbstractContextManager]:
+    """Contexts of a checkpointed bottleneck's forward pass and of its recomputation."""
+    return nullcontext(), keep_running_statistics(bottleneck)
 
 
 def _stochastic_depths(variant: Variant) -> list[float]:

@@ -1,5 +1,6 @@
 """The family: counts, shapes, and what users of timm and torchvision expect of a backbone."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -151,52 +152,89 @@ def test_bottlenecks_start_as_their_shortcuts() -> None:
     torch.testing.assert_close(second(maps.clone()), second.activation(maps.clone()))
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    gradients = []
-    model = revive(small_model(layers=(2, 1, 1, 1))).train()
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+def test_gradient_checkpointing_changes_no_gradient_and_no_statistics(
+    activation: str, compiled: bool
+) -> None:
+    steps = []
+    model = revive(small_model(layers=(2, 1, 1, 1), activation=activation)).train()
+    images = torch.randn(2, 3, 32, 32)
+    for enabled in (False, True):
+        network = copy.deepcopy(model)
+        network.set_gradient_checkpointing(enabled)
+        forward = torch.compile(network, backend="aot_eager") if compiled else network
+        forward(images).square().sum().backward()
+        step = {f"{name}.grad": weight.grad for name, weight in network.named_parameters()}
+        steps.append(step | dict(network.named_buffers()))
+    plain, checkpointed = steps
+    assert plain["stages.0.0.expand_norm.num_batches_tracked"] == 1
+    torch.testing.assert_close(checkpointed, plain)
+
+
+def test_gradient_checkpointing_reads_the_statistics_of_frozen_norms() -> None:
+    outcomes = []
+    model = revive(small_model())  # in eval mode
     images = torch.randn(2, 3, 32, 32)
     for enabled in (False, True):
         model.set_gradient_checkpointing(enabled)
         model.zero_grad()
-        model(images).square().sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    for plain, checkpointed in zip(*gradients, strict=True):
-        torch.testing.assert_close(checkpointed, plain)
+        logits = model(images)
+        logits.square().sum().backward()
+        outcomes.append([logits, *(weight.grad.clone() for weight in model.parameters())])
+    torch.testing.assert_close(outcomes[1], outcomes[0])
 
 
-def test_stochastic_depth_rises_and_acts_in_training_only() -> None:
-    model = revive(small_model(layers=(2, 1, 1, 1), stochastic_depth=0.4, dropout=0.1))
-    depths = [
-        bottleneck.stochastic_depth.probability for stage in model.stages for bottleneck in stage
-    ]
-    assert depths == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    images = torch.randn(2, 3, 32, 32)
+@pytest.mark.parametrize("options", [{"stochastic_depth": 0.4}, {"dropout": 0.1}], ids=str)
+def test_randomness_acts_in_training_only(options: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    model = revive(small_model(layers=(2, 1, 1, 1), **options))
+    images = torch.randn(8, 3, 32, 32)
     assert torch.equal(model(images), model(images))
     model.train()
     assert not torch.equal(model(images), model(images))
 
 
+def test_stochastic_depth_rises() -> None:
+    model = small_model(layers=(2, 1, 1, 1), stochastic_depth=0.4)
+    depths = [
+        bottleneck.stochastic_depth.probability for stage in model.stages for bottleneck in stage
+    ]
+    assert depths == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "plain_options"),
     [
-        {"squeeze_excitation": True},
-        {"activation": "gelu"},
-        {"block_size": 2, "halo_size": 1},
-        {"kernel_size": 3},
-        {"position": "absolute"},
-        {"spatial": ("convolution",) * 4},
-        {"stem": "patch"},
-        {"mask_padding": False},
+        ({"squeeze_excitation": True}, {}),
+        ({"activation": "gelu"}, {}),
+        # Without tables, whose size is the block's and the halo's.
+        ({"block_size": 2, "position": "none"}, {"position": "none"}),
+        ({"halo_size": 1, "position": "none"}, {"position": "none"}),
+        ({"heads": (1, 4, 4, 4), "position": "none"}, {"position": "none"}),
+        ({"kernel_size": 3}, {}),
+        ({"position": "absolute"}, {"position": "none"}),
+        ({"position": "relative"}, {"position": "none"}),
+        ({"spatial": ("convolution",) * 4}, {}),
+        ({"stem": "patch"}, {}),
+        ({"mask_padding": False}, {}),
+        ({"final_width": 24, "num_classes": 0}, {"num_classes": 0}),
     ],
     ids=str,
 )
-def test_switches_change_the_function(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    plain = revive(small_model())
-    torch.manual_seed(0)
+def test_switches_change_the_function(
+    options: dict[str, Any], plain_options: dict[str, Any]
+) -> None:
+    plain = revive(small_model(**plain_options))
     changed = revive(small_model(**options))
+    # The same weights where both have them: nothing but the switch may make the difference.
+    ours = changed.state_dict()
+    shared = {name: one for name, one in plain.state_dict().items()
+              if name in ours and one.shape == ours[name].shape}  # fmt: skip
+    changed.load_state_dict(shared, strict=False)
     images = torch.randn(2, 3, 64, 64)
-    assert not torch.allclose(changed(images), plain(images))
+    one, other = changed(images), plain(images)
+    assert one.shape != other.shape or not torch.allclose(one, other)
 
 
 def test_grey_images_and_no_classes() -> None:
@@ -227,6 +265,10 @@ def test_compiles_and_exports_whole() -> None:
         ("halonet_h0", {"dropout": 1.0}, "dropout must be from 0 to below 1, got 1.0"),
         ("halonet_h0", {"stochastic_depth": -0.1}, "stochastic_depth must be from 0 to below 1"),
         ("halonet_h0", {"block_size": 7}, "block_size must be a positive multiple of stride 2"),
+        ("halonet_h0", {"base_width": 0}, "base_width must be positive, got 0"),
+        ("halonet_h0", {"image_size": -1}, "image_size must be positive, got -1"),
+        ("halonet_h0", {"value_ratio": float("nan")}, "value_ratio must be positive, got nan"),
+        ("halonet_h0", {"final_width": 0}, "final_width must be positive or None, got 0"),
     ],
 )
 def test_bad_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
