@@ -1,23 +1,17 @@
 """Backbones for detection: a variant's feature maps, and the pyramid over them."""
 
-import dataclasses
 import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from halonet.detection.options import STAGES
 from halonet.models.halonet import STRIDES, HaloNet, get_variant
-from halonet.models.pretrained import load_model, load_weights
-
-# What a checkpoint may have otherwise than the backbone that starts from it.
-_FREE_FIELDS = {
-    "name", "source", "parameters", "image_size", "block_size", "halo_size", "dropout",
-    "stochastic_depth",
-}  # fmt: skip
+from halonet.models.metadata import read_weights
+from halonet.models.pretrained import ModelDescription, load_weights
 
 
 class PyramidBackbone(nn.Module):
@@ -96,7 +90,9 @@ def make_backbone(
         )
     body = HaloNet(get_variant(name, **changes), num_classes=0, backend=backend)
     if init is not None:
-        _start_from(body, init)
+        load_weights(body, init)
+        _, description = read_weights(init, ModelDescription)
+        body.preprocessing = description.preprocessing
     backbone = PyramidBackbone(body, channels=pyramid_channels)
     freeze(backbone, trainable_stages=trainable_stages, frozen_norms=frozen_norms)
     return backbone
@@ -110,33 +106,11 @@ def freeze(backbone: PyramidBackbone, *, trainable_stages: int, frozen_norms: bo
     """
     if not 0 <= trainable_stages <= STAGES:
         raise ValueError(f"trainable_stages must be from 0 to {STAGES}, got {trainable_stages}")
+    from timm.layers import freeze_batch_norm_2d  # here, as most detectors have no use of timm
+
     stages = [backbone.body.stem, *backbone.body.stages]
     for stage in stages[: STAGES - trainable_stages]:
         stage.requires_grad_(False)
-        freeze_norms(stage)
+        freeze_batch_norm_2d(stage)
     if frozen_norms:
-        freeze_norms(backbone.body)
-
-
-def freeze_norms(module: nn.Module) -> None:
-    """Put norms that only apply what they hold in place of all batch norms inside a module."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
-            frozen.load_state_dict(child.state_dict())
-            setattr(module, name, frozen)
-        else:
-            freeze_norms(child)
-
-
-def _start_from(body: HaloNet, path: str | os.PathLike[str]) -> None:
-    source = load_model(path)
-    for field in dataclasses.fields(body.variant):
-        there, here = (getattr(model.variant, field.name) for model in (source, body))
-        if field.name not in _FREE_FIELDS and there != here:
-            raise ValueError(
-                f"init {path} is a {source.variant.name} and doesn't fit {body.variant.name}: "
-                f"{field.name} is {there} there, {here} here"
-            )
-    load_weights(body, path)
-    body.preprocessing = source.preprocessing
+        freeze_batch_norm_2d(backbone.body)

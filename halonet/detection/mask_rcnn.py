@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,13 +19,23 @@ from torchvision.ops.poolers import LevelMapper
 
 from halonet.detection.backbone import PyramidBackbone, freeze, make_backbone
 from halonet.detection.options import DetectorOptions, make_options
-from halonet.models.halonet import STRIDES, HaloNet, Preprocessing, get_variant
-from halonet.models.pretrained import read_weights, write_weights
+from halonet.models.halonet import STRIDES, HaloNet
+from halonet.models.metadata import Description, read_weights, write_weights
 
-METADATA_KEY = "halonet_detector"
 LOSS_NAMES = (
     "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DetectorDescription(Description):
+    """What is needed beside the weights of a `Detector`."""
+
+    key: ClassVar[str] = "halonet_detector"
+    model_kind: ClassVar[str] = "detector"
+
+    options: DetectorOptions
+    category_ids: tuple[int, ...] | None
 
 
 class Detector(MaskRCNN):
@@ -55,6 +65,8 @@ class Detector(MaskRCNN):
     def __init__(
         self, backbone: PyramidBackbone, num_classes: int, options: DetectorOptions
     ) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
         names = [str(stride) for stride in STRIDES]
         anchors = AnchorGenerator(
             tuple((size,) for size in options.anchor_sizes),
@@ -128,6 +140,10 @@ class Detector(MaskRCNN):
             one["boxes"] = resize_boxes(one["boxes"], list(size), list(original))
         return found
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone: the backbone's."""
+        return {f"backbone.body.{name}" for name in self.backbone.body.no_weight_decay()}
+
     def _image_losses(
         self, image: Tensor, size: tuple[int, int], levels: dict[str, Tensor], target: dict
     ) -> dict[str, Tensor]:
@@ -165,8 +181,6 @@ def mask_rcnn(
         ...                      anchor_sizes=(8, 16, 32, 64, 128), detections=400, proposals=2000)
     """
     chosen = make_options(options)
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
     pyramid = make_backbone(
         backbone,
         init=init,
@@ -191,15 +205,15 @@ def save_detector(model: Detector, path: str | os.PathLike[str]) -> None:
         OSError: the file can't be written.
     """
     body = model.backbone.body
-    description = {
-        "variant": dataclasses.asdict(body.variant),
-        "options": dataclasses.asdict(model.options),
-        "preprocessing": dataclasses.asdict(body.preprocessing),
-        "num_classes": model.num_classes,
-        "class_names": model.class_names,
-        "category_ids": model.category_ids,
-    }
-    write_weights(path, model, METADATA_KEY, description)
+    description = DetectorDescription(
+        variant=body.variant,
+        options=model.options,
+        preprocessing=body.preprocessing,
+        num_classes=model.num_classes,
+        class_names=model.class_names,
+        category_ids=model.category_ids,
+    )
+    write_weights(path, model, description)
 
 
 def load_detector(
@@ -221,31 +235,31 @@ def load_detector(
         FileNotFoundError: there is no such file.
         ValueError: the file isn't one of ours, or a change doesn't fit.
     """
-    tensors, description = read_weights(path, METADATA_KEY)
-    variant = description["variant"]
-    changed = {name: variant[name] for name in variant if name not in _FIXED}
-    body = HaloNet(get_variant(variant["name"], **changed), num_classes=0, backend=backend)
-    preprocessing: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in description["preprocessing"].items()
-    }
-    body.preprocessing = Preprocessing(**preprocessing)
-    options = make_options(description["options"] | changes)
-    backbone = PyramidBackbone(body, channels=options.pyramid_channels)
-    freeze(backbone, trainable_stages=options.trainable_stages, frozen_norms=options.frozen_norms)
-    classes = description["num_classes"] if num_classes is None else num_classes
-    model = Detector(backbone, classes, options)
-    if classes == description["num_classes"]:
-        for name in ("class_names", "category_ids"):
-            if description[name] is not None:
-                setattr(model, name, tuple(description[name]))
+    tensors, description = read_weights(path, DetectorDescription)
+    classes = description.num_classes if num_classes is None else num_classes
+    try:
+        options = make_options(dataclasses.asdict(description.options) | changes)
+        body = HaloNet(description.variant, num_classes=0, backend=backend)
+        body.preprocessing = description.preprocessing
+        backbone = PyramidBackbone(body, channels=options.pyramid_channels)
+        freeze(
+            backbone, trainable_stages=options.trainable_stages, frozen_norms=options.frozen_norms
+        )
+        model = Detector(backbone, classes, options)
+    except ValueError as error:
+        raise ValueError(f"can't create the detector of {path}: {error}") from None
+    if classes == description.num_classes:
+        model.class_names = description.class_names
+        model.category_ids = description.category_ids
     else:
         fresh = model.state_dict()
         tensors |= {name: fresh[name] for name in tensors if name.startswith(_OF_CLASSES)}
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path} doesn't fit the options given: {error}") from None
+        # After a heading, torch has a line for each kind of misfit.
+        reason = str(error).splitlines()[1].strip()
+        raise ValueError(f"{path} doesn't fit the options given: {reason}") from None
     return model
 
 
@@ -284,7 +298,6 @@ PAPER_ROWS = (
 )
 # fmt: on
 
-_FIXED = ("name", "source", "parameters")
 _OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,30 @@ class HubHaloNet(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, save_directory / WEIGHTS_NAME)
-        description = {"library_name": "halonet", "model": describe_model(self)}
+        description = {"library_name": "halonet", "model": asdict(describe_model(self))}
         content = json.dumps(description, indent=2) + "\n"
         (save_directory / CONFIG_NAME).write_text(content, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> "HubHaloNet":
+        """The mixin's: a model of the Hub or of a folder, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: a repository, as "user/flowers", or a folder.
+            **options: the mixin's `revision`, `cache_dir`, `token` and so on, `map_location`,
+                `backend`, and `load_model`'s `num_classes` and fields of `Variant`.
+
+        Raises:
+            ValueError: its files aren't ours, or an option doesn't fit.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        except json.JSONDecodeError as error:  # the weights' own description is told by name
+            raise ValueError(
+                f"{CONFIG_NAME} of {pretrained_model_name_or_path} is not JSON: {error}"
+            ) from None
 
     @classmethod
     def _from_pretrained(

@@ -1,33 +1,56 @@
 """Weights in and out: safetensors files that say what model, images and classes they are for."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from halonet.files import write_atomically
-from halonet.models.halonet import HaloNet, Preprocessing, get_variant
-from halonet.models.variants import VARIANTS, Variant
+from halonet.layers.attention import ABSOLUTE_VECTORS, RELATIVE_TABLES, interpolate_vectors
+from halonet.models.halonet import HaloNet, change_variant
+from halonet.models.metadata import Description, read_weights, write_weights
+from halonet.models.variants import Variant
 
-METADATA_KEY = "halonet"
-RESAMPLED = ("row_table", "column_table", "absolute_rows", "absolute_columns")
+# Fields in which a model may differ from the weights that it loads: images and tables are resampled
+# to fit, and dropout and stochastic depth act in training only. The others decide what the weights
+# compute, though some change no shape.
+ADAPTABLE_FIELDS = ("image_size", "block_size", "halo_size", "dropout", "stochastic_depth")
+_LABELS = ("name", "source", "parameters")
+_OF_ATTENTION = (
+    *("block_size", "halo_size", "kernel_size", "position", "mask_padding"),
+    *("value_ratio", "query_key_ratio"),
+)
+_RESAMPLED = RELATIVE_TABLES + ABSOLUTE_VECTORS
+
+
+@dataclass(frozen=True)
+class ModelDescription(Description):
+    """What is needed beside the weights of a `HaloNet`."""
+
+    key: ClassVar[str] = "halonet"
+    model_kind: ClassVar[str] = "classifier"
+
+    in_channels: int
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did beside copying: names of the state dict."""
+    """What `load_weights` did beside copying.
+
+    Attributes:
+        interpolated: names in the state dict of the tables and vectors that were resampled.
+        started_from_zero: names of the classifier's parameters, where its classes are others.
+        changed_fields: fields of `Variant` in which the model differs from the file's, as is
+            allowed for `image_size`, `block_size`, `halo_size`, `dropout` and `stochastic_depth`.
+    """
 
     interpolated: tuple[str, ...]
     started_from_zero: tuple[str, ...]
+    changed_fields: tuple[str, ...]
 
 
 def save_model(model: HaloNet, path: str | os.PathLike[str]) -> None:
@@ -37,29 +60,21 @@ def save_model(model: HaloNet, path: str | os.PathLike[str]) -> None:
 
     Raises:
         OSError: the file can't be written.
+        ValueError: something that describes the model is of a wrong type, as a class name that is
+            a number.
     """
-    write_weights(path, model, METADATA_KEY, describe_model(model))
+    write_weights(path, model, describe_model(model))
 
 
-def write_weights(
-    path: str | os.PathLike[str], model: nn.Module, key: str, description: dict[str, Any]
-) -> None:
-    """Write a state dict, and under `key` of the metadata a description, whole or not at all."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    # Not save_file: it lets nobody else read the file.
-    content = save(tensors, {key: json.dumps(description)})
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
-
-
-def describe_model(model: HaloNet) -> dict[str, Any]:
-    """What `load_model` needs beside the weights, ready for JSON."""
-    return {
-        "variant": dataclasses.asdict(model.variant),
-        "num_classes": model.num_classes,
-        "in_channels": model.in_channels,
-        "preprocessing": dataclasses.asdict(model.preprocessing),
-        "class_names": model.class_names,
-    }
+def describe_model(model: HaloNet) -> ModelDescription:
+    """What `load_model` needs beside the weights."""
+    return ModelDescription(
+        variant=model.variant,
+        num_classes=model.num_classes,
+        in_channels=model.in_channels,
+        preprocessing=model.preprocessing,
+        class_names=model.class_names,
+    )
 
 
 def load_model(
@@ -75,53 +90,86 @@ def load_model(
         path: a safetensors file written by `save_model`.
         num_classes: another class count starts the classifier from zero.
         backend: name of the operator's backend; None takes the fastest.
-        **changes: fields of `Variant` to change, such as `block_size`, `halo_size` and
-            `image_size`; relative tables are interpolated.
+        **changes: fields of `Variant` to change. With `block_size`, `halo_size` and `image_size`
+            relative tables and absolute vectors are interpolated. Others are allowed as long as
+            every weight keeps its shape; with `activation`, `heads`, `kernel_size` or
+            `mask_padding` the weights then compute something that they weren't trained for.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file isn't one of ours, or a change doesn't fit.
     """
-    tensors, description = read_weights(path, METADATA_KEY)
-    classes = description["num_classes"] if num_classes is None else num_classes
-    model = HaloNet(
-        _variant_from(description["variant"], changes),
-        num_classes=classes,
-        in_channels=description["in_channels"],
-        backend=backend,
-    )
+    tensors, description = read_weights(path, ModelDescription)
+    classes = description.num_classes if num_classes is None else num_classes
+    try:
+        model = HaloNet(
+            change_variant(description.variant, changes),
+            num_classes=classes,
+            in_channels=description.in_channels,
+            backend=backend,
+        )
+    except ValueError as error:
+        raise ValueError(f"can't create the model of {path}: {error}") from None
     _load(model, tensors, str(path))
-    stored: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in description["preprocessing"].items()
-    }
-    preprocessing = Preprocessing(**stored)
+    model.preprocessing = description.preprocessing
     if "image_size" in changes:
-        preprocessing = dataclasses.replace(preprocessing, image_size=changes["image_size"])
-    model.preprocessing = preprocessing
-    if classes == description["num_classes"] and description["class_names"] is not None:
-        model.class_names = tuple(description["class_names"])
+        model.preprocessing = dataclasses.replace(
+            description.preprocessing, image_size=changes["image_size"]
+        )
+    if classes == description.num_classes:
+        model.class_names = description.class_names
     return model
 
 
 def load_weights(model: HaloNet, path: str | os.PathLike[str]) -> LoadReport:
-    """Load weights into a model that may differ in block, halo, map size and classes.
+    """Load weights into a model that computes the same function of them.
 
-    Relative tables and absolute vectors are interpolated linearly (paper section 4.4); a
-    classifier of other classes starts from zero; all else must be there in the same shape.
+    The model may differ from the file's in `image_size`, `block_size` and `halo_size` (relative
+    tables and absolute vectors are interpolated linearly, paper section 4.4), in its classes (the
+    classifier starts from zero), and in `dropout` and `stochastic_depth`, which act in training
+    only. Every other field of `Variant` must be the same, also where the shapes would fit, as for
+    `activation`, `heads`, `kernel_size`, `position` and `mask_padding`; to load weights with such a
+    change nonetheless, name it in `load_model`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file isn't one of ours, or its architecture is another.
+        ValueError: the file isn't one of ours, or its model is another; the message names the
+            field.
     """
-    tensors, _ = read_weights(path, METADATA_KEY)
-    return _load(model, tensors, str(path))
+    tensors, description = read_weights(path, ModelDescription)
+    stored, wanted = (_decisive_fields(variant) for variant in (description.variant, model.variant))
+    stored["in_channels"], wanted["in_channels"] = description.in_channels, model.in_channels
+    differing = [name for name in wanted if stored[name] != wanted[name]]
+    for name in differing:
+        if name not in ADAPTABLE_FIELDS:
+            raise ValueError(
+                f"{path} is a {description.variant.name} and doesn't fit {model.variant.name}: "
+                f"{name} is {stored[name]} there, {wanted[name]} here"
+            )
+    report = _load(model, tensors, str(path))
+    return dataclasses.replace(report, changed_fields=tuple(differing))
+
+
+def _decisive_fields(variant: Variant) -> dict[str, Any]:
+    """The fields of a variant that decide what its weights compute; the kinds of stages first."""
+    values = {"spatial": variant.spatial, **vars(variant)}
+    for name in _LABELS:
+        del values[name]
+    attends = [kind == "attention" for kind in variant.spatial]
+    values["heads"] = [
+        heads if attending else None
+        for heads, attending in zip(variant.heads, attends, strict=True)
+    ]
+    if not any(attends):
+        values |= dict.fromkeys(_OF_ATTENTION)
+    return values
 
 
 def interpolate_table(table: Tensor, length: int) -> Tensor:
-    """Resample a relative table [2 (b + h) - 1, channels] to `length` offsets, linearly.
+    """Resample a relative table [2 (b + h) - 1, channels] linearly to `length` offsets.
 
-    The ends meet the ends and offset 0 stays offset 0.
+    Offset 0 stays offset 0, and the largest offsets stay the largest (`align_corners=True`): a row
+    stands for a distance, not for a pixel of a map as in `interpolate_vectors`.
     """
     resampled = F.interpolate(table.T[None].float(), size=length, mode="linear", align_corners=True)
     return resampled[0].T.to(table.dtype)
@@ -131,11 +179,16 @@ def fit_tables(tensors: Mapping[str, Tensor], model: HaloNet) -> dict[str, Tenso
     """The tensors of a state dict, relative tables and absolute vectors resampled for `model`."""
     expected = model.state_dict()
     return {
-        name: interpolate_table(tensor, expected[name].shape[0])
-        if name.endswith(RESAMPLED) and name in expected
+        name: _resample(name, tensor, expected[name].shape[0])
+        if name.endswith(_RESAMPLED) and name in expected
         else tensor
         for name, tensor in tensors.items()
     }
+
+
+def _resample(name: str, tensor: Tensor, length: int) -> Tensor:
+    resample = interpolate_vectors if name.endswith(ABSOLUTE_VECTORS) else interpolate_table
+    return resample(tensor, length)
 
 
 def _load(model: HaloNet, tensors: Mapping[str, Tensor], path: str) -> LoadReport:
@@ -156,9 +209,11 @@ def _load(model: HaloNet, tensors: Mapping[str, Tensor], path: str) -> LoadRepor
             loaded[name] = torch.zeros_like(target)
             zeros.append(name)
         elif (
-            source is not None and name.endswith(RESAMPLED) and source.shape[1:] == target.shape[1:]
+            source is not None
+            and name.endswith(_RESAMPLED)
+            and source.shape[1:] == target.shape[1:]
         ):
-            loaded[name] = interpolate_table(source, target.shape[0])
+            loaded[name] = _resample(name, source, target.shape[0])
             interpolated.append(name)
         else:
             shape = None if source is None else list(source.shape)
@@ -167,44 +222,4 @@ def _load(model: HaloNet, tensors: Mapping[str, Tensor], path: str) -> LoadRepor
                 f"expected {list(target.shape)}"
             )
     model.load_state_dict(loaded)
-    return LoadReport(tuple(interpolated), tuple(zeros))
-
-
-def read_weights(
-    path: str | os.PathLike[str], key: str
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file of `write_weights`, and the description under `key`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file, or has no such description.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None
-    if key not in metadata:
-        raise ValueError(f"{path} was not written by halonet: it doesn't name its model")
-    return tensors, json.loads(metadata[key])
-
-
-def _variant_from(fields: dict[str, Any], changes: dict[str, Any]) -> Variant:
-    """The variant that a file describes; its name may be one that we don't list."""
-    name = fields["name"]
-    if name in VARIANTS:
-        described = {key: value for key, value in fields.items() if key not in _FIXED}
-        return get_variant(name, **(described | changes))
-    known = {field.name for field in dataclasses.fields(Variant)}
-    described: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in (fields | changes).items()
-        if key in known
-    }
-    return Variant(**described)
-
-
-_FIXED = ("name", "source", "parameters")
+    return LoadReport(tuple(interpolated), tuple(zeros), changed_fields=())

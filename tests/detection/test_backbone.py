@@ -92,6 +92,27 @@ def test_frozen_parts_stay_and_give_the_same_maps(tmp_path: Path) -> None:
     assert isinstance(partly.body.stages[2][0].reduce_norm, torch.nn.BatchNorm2d)
 
 
+def test_weights_of_another_function_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trained.safetensors"
+    halonet.save_model(halonet.create_model("resnet_50_se_halo8", **NARROW), path)
+    with pytest.raises(ValueError, match="activation is relu there, silu here"):
+        make_backbone("resnet_50_se_halo8", init=path, activation="silu", **NARROW)
+    with pytest.raises(ValueError, match="mask_padding is True there, False here"):
+        make_backbone("resnet_50_se_halo8", init=path, mask_padding=False, **NARROW)
+
+
+def test_frozen_norms_have_the_keys_of_saved_detectors(tmp_path: Path) -> None:
+    path = tmp_path / "trained.safetensors"
+    trained = revive(halonet.create_model("resnet_50_se_halo8", **NARROW))
+    halonet.save_model(trained, path)
+    frozen = make_backbone("resnet_50_se_halo8", init=path, frozen_norms=True, **NARROW).body
+    ours = {name: value for name, value in trained.state_dict().items()
+            if not name.endswith("num_batches_tracked") and "classifier" not in name}  # fmt: skip
+    assert frozen.state_dict().keys() == ours.keys()
+    assert all(torch.equal(value, ours[name]) for name, value in frozen.state_dict().items())
+    assert not any("norm" in name for name, _ in frozen.named_parameters())
+
+
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     halonet.save_model(halonet.create_model("resnet_50", **NARROW), path)

@@ -10,12 +10,14 @@ import halonet
 from halonet.detection.mask_rcnn import (
     LOSS_NAMES,
     PAPER_ROWS,
+    DetectorDescription,
     load_detector,
     mask_rcnn,
     save_detector,
     sum_losses,
 )
 from tests.detection.pictures import NARROW, make_target, small_detector
+from tests.models.test_metadata import field_paths, put, remove, rewrite
 
 BOXES = [[4, 4, 24, 20], [30, 10, 50, 60]]
 
@@ -166,14 +168,57 @@ def test_other_classes_and_limits(tmp_path: Path) -> None:
     assert torch.equal(loaded.rpn.head.cls_logits.weight, model.rpn.head.cls_logits.weight)
     with torch.no_grad():
         assert len(loaded.eval()(images(1))[0]["boxes"]) == 3
-    with pytest.raises(ValueError, match="doesn't fit the options given"):
+    with pytest.raises(ValueError, match="doesn't fit the options given: size mismatch") as caught:
         load_detector(tmp_path / "model.safetensors", pyramid_channels=4)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_classifier_is_no_detector(tmp_path: Path) -> None:
     halonet.save_model(halonet.create_model("resnet_50", **NARROW), tmp_path / "one.safetensors")
-    with pytest.raises(ValueError, match="was not written by halonet"):
+    with pytest.raises(ValueError, match="was not written by halonet as a detector"):
         load_detector(tmp_path / "one.safetensors")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("saved") / "model.safetensors"
+    save_detector(small_detector(box_channels=8, mask_channels=8), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("field", field_paths(DetectorDescription), ids=".".join)
+def test_missing_field_is_named(field: tuple[str, ...], saved: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved)
+    rewrite(path, "halonet_detector", lambda fields: remove(fields, field))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is below
+        load_detector(path)
+    assert str(caught.value) == (
+        f"{path} doesn't describe its detector: the field {'.'.join(field)} is missing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (("variant", "heads"), 8, r"variant.heads must be tuple\[int, int, int, int\], got 8"),
+        (("options", "detections"), "9", "options.detections must be int, got '9'"),
+        (("options", "size"), 9, "field options.size is unknown"),
+        (("category_ids",), [1.5, 2], r"category_ids\[0\] must be int, got 1.5"),
+        (("num_classes",), 0, "can't create the detector of .*: num_classes must be 1 or more"),
+        (("variant", "stem"), "conv", "can't create the detector of .*: stem must be"),
+        (("options", "anchor_sizes"), [8], "can't create the detector of .*: anchor_sizes must"),
+    ],
+)
+def test_field_that_does_not_fit_is_named(
+    field: tuple[str, ...], value: object, message: str, saved: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(saved)
+    rewrite(path, "halonet_detector", lambda fields: put(fields, field, value))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_detector(path)
+    assert str(path) in str(caught.value)
 
 
 def test_rows_are_variants() -> None:

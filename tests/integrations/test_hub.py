@@ -75,6 +75,13 @@ def test_changes_reach_the_model(tmp_path: Path) -> None:
         HubHaloNet.from_pretrained(tmp_path, strict=False)
 
 
+def test_damaged_config_is_named(tmp_path: Path) -> None:
+    HubHaloNet.from_model(trained_model()).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json of .* is not JSON: Expecting property name"):
+        HubHaloNet.from_pretrained(tmp_path)
+
+
 def test_card_says_what_the_model_is(tmp_path: Path) -> None:
     model = trained_model()
     HubHaloNet.from_model(model).save_pretrained(tmp_path, model_card_kwargs=CARD)

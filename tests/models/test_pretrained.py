@@ -1,14 +1,16 @@
 """Weights in and out."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import halonet
-from halonet.models.pretrained import interpolate_table
+from halonet.models.pretrained import ADAPTABLE_FIELDS, interpolate_table
 from tests.models.test_halonet import revive, small_model
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -71,14 +73,103 @@ def test_other_classes_start_from_zero(tmp_path: Path) -> None:
     assert report.started_from_zero == ("classifier.weight", "classifier.bias")
 
 
-def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    halonet.save_model(small_model(), tmp_path / "model.safetensors")
+# A change of every field of `Variant` in which a model mustn't differ from the weights.
+OTHER_MODELS: list[dict[str, Any]] = [
+    {"value_ratio": 2.0},
+    {"bottleneck_ratio": 4.0},
+    {"query_key_ratio": 2.0},
+    {"layers": (2, 1, 1, 1)},
+    {"base_width": 16},
+    {"heads": (1, 2, 2, 1)},
+    {"spatial": ("convolution",) * 4},
+    {"squeeze_excitation": (True, False, False, False)},
+    {"stem": "patch"},
+    {"stem_width": 16},
+    {"final_width": 8},
+    {"activation": "relu"},
+    {"kernel_size": 3},
+    {"position": "absolute"},
+    {"position": "none"},
+    {"mask_padding": False},
+]
+LABELS = {"name", "source", "parameters"}
+
+
+@pytest.mark.parametrize("options", OTHER_MODELS, ids=str)
+def test_another_function_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    halonet.save_model(small_model(), path)
+    model = small_model(**options)
+    (field,) = options
     with pytest.raises(
-        ValueError, match=r"doesn't fit halonet_tiny: .*projection.weight has shape"
+        ValueError, match=rf"doesn't fit halonet_tiny: {field} is .* there, .* here"
     ):
-        halonet.load_weights(small_model(value_ratio=2.0), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"doesn't fit halonet_tiny: missing .*stages\.0\.1"):
-        halonet.load_weights(small_model(layers=(2, 1, 1, 1)), tmp_path / "model.safetensors")
+        halonet.load_weights(model, path)
+
+
+def test_every_field_of_a_variant_is_refused_or_allowed() -> None:
+    refused = {name for options in OTHER_MODELS for name in options}
+    fields = {field.name for field in dataclasses.fields(halonet.Variant)}
+    assert refused | set(ADAPTABLE_FIELDS) | LABELS == fields
+    assert not refused & set(ADAPTABLE_FIELDS)
+
+
+def test_grey_weights_are_refused_by_a_model_of_colour(tmp_path: Path) -> None:
+    halonet.save_model(small_model(in_channels=1), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="in_channels is 1 there, 3 here"):
+        halonet.load_weights(small_model(), tmp_path / "model.safetensors")
+
+
+def test_what_may_differ_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    halonet.save_model(small_model(), path)
+    changes = {"image_size": 64, "block_size": 8, "halo_size": 1} | {
+        "dropout": 0.1,
+        "stochastic_depth": 0.1,
+    }
+    report = halonet.load_weights(small_model(**changes), path)
+    assert set(report.changed_fields) == set(changes) == set(ADAPTABLE_FIELDS)
+    assert halonet.load_weights(small_model(), path).changed_fields == ()
+
+
+def test_fields_without_effect_may_differ(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    halonet.save_model(small_model(spatial=("convolution",) * 4), path)
+    without_attention = {"spatial": ("convolution",) * 4, "heads": (1, 1, 1, 1)}
+    model = small_model(**without_attention, kernel_size=3, position="absolute")
+    assert halonet.load_weights(model, path).changed_fields == ()
+    halonet.save_model(small_model(heads=(1, 2, 2, 2)), path)
+    halonet.load_weights(small_model(heads=(4, 2, 2, 2)), path)  # of a stage of convolutions
+
+
+def test_a_change_that_is_asked_for_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = revive(small_model())
+    halonet.save_model(model, path)
+    loaded = halonet.load_model(path, activation="relu").eval()
+    assert loaded.variant.activation == "relu"
+    assert torch.equal(loaded.stem[0].weight, model.stem[0].weight)
+    assert not torch.allclose(loaded(IMAGES), model(IMAGES))
+    with pytest.raises(ValueError, match=r"doesn't fit .*projection.weight has shape"):
+        halonet.load_model(path, value_ratio=2.0)
+    with pytest.raises(ValueError, match=r"doesn't fit halonet_tiny: missing .*absolute_rows"):
+        halonet.load_model(path, position="absolute")
+    with pytest.raises(ValueError, match=r"can't create the model of .*block_size must be a posit"):
+        halonet.load_model(path, block_size=7)
+
+
+def test_absolute_positions_are_the_same_resampled_on_loading_and_in_running(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.safetensors"
+    model = revive(small_model(position="absolute", image_size=96))
+    halonet.save_model(model, path)
+    for size in (64, 160):
+        images = torch.randn(2, 3, size, size)
+        loaded = halonet.load_model(path, image_size=size).eval()
+        name = "stages.3.0.spatial.absolute_rows"
+        assert loaded.get_parameter(name).shape != model.get_parameter(name).shape
+        torch.testing.assert_close(loaded(images), model(images))
 
 
 def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
@@ -89,7 +180,7 @@ def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a safetensors file"):
         halonet.load_model(path)
     save_file({"weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="was not written by halonet"):
+    with pytest.raises(ValueError, match="was not written by halonet as a classifier"):
         halonet.load_model(path)
 
 
