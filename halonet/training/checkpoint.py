@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_optimizer_state_dict,
     get_state_dict,
     set_state_dict,
 )
@@ -138,6 +140,7 @@ def load_state(folder: Path, run: Resumable) -> dict[str, Any] | None:
         return None
     try:
         content = torch.load(states[-1], map_location="cpu", weights_only=True)
+        _compare_groups(content["optimizer"], run)
         set_state_dict(
             run.prepared_model,
             run.prepared_optimizer.optimizer,
@@ -152,6 +155,41 @@ def load_state(folder: Path, run: Resumable) -> dict[str, Any] | None:
     except Exception as error:  # the unpickler meets any bytes, and raises almost anything
         reason = str(error).partition("\n")[0]
         raise ValueError(f"can't go on from {states[-1]}: {reason}") from None
+
+
+def _compare_groups(saved: dict[str, Any], run: Resumable) -> None:
+    """Compare the parameter groups of a saved optimizer with the run's.
+
+    Prints a line where weight decay changes from here on. A parameter of Muon's fallback (AdamW)
+    has another state than one of Muon itself, so that a change of these is refused.
+
+    Raises:
+        ValueError: the fallback has other parameters.
+    """
+    optimizer = run.prepared_optimizer.optimizer
+    ours: Any = get_optimizer_state_dict(run.prepared_model, optimizer)
+    before, now = (
+        {
+            name: (bool(group.get("use_fallback")), group.get("weight_decay", 0) != 0)
+            for group in one["param_groups"]
+            for name in group["params"]
+        }
+        for one in (saved, ours)
+    )
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    moved = [name for name in changed if before[name][0] != now[name][0]]
+    if moved:
+        raise ValueError(
+            f"{type(optimizer).__name__} updates {moved[0]} and {len(moved) - 1} more by another "
+            "rule than when it was saved, by an earlier version; start a new run"
+        )
+    if changed and run.accelerator.is_main_process:
+        switch = "on" if now[changed[0]][1] else "off"
+        print(
+            f"halonet: weight decay of {len(changed)} parameters is {switch} from here on, unlike "
+            f"in the version that saved the run: {changed[0]}, ...",
+            file=sys.stderr,
+        )
 
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -24,6 +23,7 @@ from halonet.data.randomness import mix_seed
 from halonet.training.checkpoint import load_state, save_state
 from halonet.training.config import RunConfig
 from halonet.training.log import RunLog, describe_epoch, write_metrics
+from halonet.training.optimizer import make_optimizer
 from halonet.training.parallel import (
     Whole,
     agree,
@@ -144,13 +144,7 @@ class Trainer:
         self.average = ModelEmaV3(
             model, decay=config.averaging_decay, use_warmup=True, foreach=True
         )
-        optimizer = create_optimizer_v2(
-            model,
-            opt=config.optimizer,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            filter_bias_and_bn=not config.decay_everything,
-        )
+        optimizer = make_optimizer(model, config)
 
         length, processes = len(task.training), accelerator.num_processes
         self.sampler = EpochSampler(
