@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -23,6 +23,9 @@ from halonet.detection.annotations import (
     read_annotation,
 )
 from halonet.detection.config import POLICIES
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 TRAINING_NAMES = ("train",)
 _PATTERNS = (
@@ -95,7 +98,12 @@ class DetectionData:
 
 
 def load_coco(
-    name: str, *, bad_annotations: str = "skip", read_images: bool = True, progress: bool = True
+    name: str,
+    *,
+    bad_annotations: str = "skip",
+    read_images: bool = True,
+    progress: bool = True,
+    accelerator: "Accelerator | None" = None,
 ) -> DetectionData:
     """Find, read and check a data set in COCO's format.
 
@@ -107,6 +115,8 @@ def load_coco(
             raises.
         read_images: decode each image once, so that a broken one is known before training.
         progress: show how far reading is, on a terminal.
+        accelerator: of processes that all call this at the same time: each looks at its share of
+            the image files, and all learn what is wrong with any. None looks at all of them.
 
     Raises:
         FileNotFoundError: no folder, or no annotation file or images where they are looked for.
@@ -125,6 +135,7 @@ def load_coco(
             bad_annotations=bad_annotations,
             read_images=read_images,
             progress=progress,
+            accelerator=accelerator,
         )
         for names in (TRAINING_NAMES, VALIDATION_NAMES)
     )
@@ -164,6 +175,7 @@ def read_coco(
     bad_annotations: str = "skip",
     read_images: bool = True,
     progress: bool = True,
+    accelerator: "Accelerator | None" = None,
 ) -> AnnotatedImages:
     """Read and check one annotation file; as `load_coco`.
 
@@ -173,7 +185,7 @@ def read_coco(
     Args:
         annotations: the file.
         images: the folder of the images; None looks for them where COCO and others have them.
-        bad_annotations, read_images, progress: as for `load_coco`.
+        bad_annotations, read_images, progress, accelerator: as for `load_coco`.
     """
     if bad_annotations not in POLICIES:
         raise ValueError(f"bad_annotations must be skip or refuse, got {bad_annotations!r}")
@@ -203,7 +215,7 @@ def read_coco(
         problems += found
         if image is not None:
             kept.append(image)
-    broken = _find_broken(kept, read_images, annotations.name, progress)
+    broken = _find_broken(kept, read_images, annotations.name, progress, accelerator)
     problems += broken
     if problems and bad_annotations == "refuse":
         raise BadAnnotations(str(annotations), problems)
@@ -305,33 +317,50 @@ def _read_entry(
 
 
 def _find_broken(
-    images: Sequence[AnnotatedImage], read: bool, label: str, progress: bool
+    images: Sequence[AnnotatedImage],
+    read: bool,
+    label: str,
+    progress: bool,
+    accelerator: "Accelerator | None",
 ) -> list[Problem]:
     """What is wrong with the files: missing, and if they are read, broken or of another size."""
-
-    def check(image: AnnotatedImage) -> Problem | None:
-        if not os.path.isfile(image.path):  # Path.is_file raises where the name is too long
-            return Problem(image.id, None, f"no image at {image.path}")
-        if not read:
-            return None
-        try:
-            size = read_image(image.path).size
-        except (ValueError, FileNotFoundError) as error:
-            return Problem(image.id, None, str(error))
-        if size == (image.width, image.height):
-            return None
-        reason = (
-            f"{image.path} has {size[0]} x {size[1]} pixels, the annotations say "
-            f"{image.width} x {image.height}"
-        )
-        return Problem(image.id, None, reason)
-
+    share = slice(None)
+    if accelerator is not None:
+        share = slice(accelerator.process_index, None, accelerator.num_processes)
+    mine = images[share]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found = tqdm(
-            pool.map(check, images), f"reading the images of {label}", len(images), leave=False,
-            disable=None if progress else True,
-        )  # fmt: skip
-        return [problem for problem in found if problem is not None]
+        checked = tqdm(
+            pool.map(lambda image: _check_file(image, read), mine),
+            f"reading the images of {label}",
+            len(mine),
+            leave=False,
+            disable=None if progress else True,  # None: off where it is no terminal
+        )
+        broken = [problem for problem in checked if problem is not None]
+    if accelerator is not None:
+        from accelerate.utils import gather_object
+
+        places = {image.id: place for place, image in enumerate(images)}
+        broken = sorted(gather_object(broken), key=lambda problem: places[problem.image_id])
+    return broken
+
+
+def _check_file(image: AnnotatedImage, read: bool) -> Problem | None:
+    if not os.path.isfile(image.path):  # Path.is_file raises where the name is too long
+        return Problem(image.id, None, f"no image at {image.path}")
+    if not read:
+        return None
+    try:
+        size = read_image(image.path).size
+    except (ValueError, FileNotFoundError) as error:
+        return Problem(image.id, None, str(error))
+    if size == (image.width, image.height):
+        return None
+    reason = (
+        f"{image.path} has {size[0]} x {size[1]} pixels, the annotations say "
+        f"{image.width} x {image.height}"
+    )
+    return Problem(image.id, None, reason)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

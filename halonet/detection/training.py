@@ -27,6 +27,7 @@ from halonet.detection.predict import draw_truth, predict
 from halonet.files import write_atomically, write_text
 from halonet.training.checkpoint import find_checkpoint
 from halonet.training.compare import draw_curves, read_run
+from halonet.training.parallel import do_once
 from halonet.training.run import RunResult, resume_run, start_run
 
 PICTURES = 6
@@ -85,6 +86,7 @@ class Detection:
             config.data,
             bad_annotations=config.bad_annotations,
             progress=accelerator.is_main_process,
+            accelerator=accelerator,
         )
         torch.manual_seed(config.seed)
         self.model = make_detector(config, self.data)
@@ -112,7 +114,10 @@ class Detection:
     def evaluate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
     ) -> DetectionEvaluation:
-        """Scores on all held-out images; every process looks at its part."""
+        """COCO's metrics on all held-out images, each process detecting in its share of them.
+
+        The main process computes the metrics and tells the others.
+        """
         assert isinstance(model, Detector)
         places = [index for _, index in loader.sampler]
         parts = gather_object(
@@ -124,9 +129,10 @@ class Detection:
         )
         results = merge_results(parts)
         limit = self.config.detector.detections
-        return DetectionEvaluation(
-            score(self.data.validation, results, max_detections=limit), results
+        metrics = do_once(
+            accelerator, lambda: score(self.data.validation, results, max_detections=limit)
         )
+        return DetectionEvaluation(metrics, results)
 
     def save(self, model: nn.Module, path: Path) -> None:
         """Write the weights with all that `load_detector` needs."""

@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import accelerate.utils
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as official
 
+from halonet.detection import coco
 from halonet.detection.annotations import BadAnnotations, decode_masks, encode_mask
-from halonet.detection.coco import Category, load_coco, read_coco
+from halonet.detection.coco import AnnotatedImages, Category, load_coco, read_coco
 from tests.detection.pictures import (
     SHARED,
     describe_images,
@@ -255,6 +258,39 @@ def test_bad_images_are_listed_and_left_out(folder: Path) -> None:
     assert "the image is unknown" in reasons[55]
     found = read_coco(data.source, read_images=False)
     assert [image.id for image in found.images] == [11, 12, 13]
+
+
+def test_processes_share_the_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = folder / "train2017"
+    (images / "10.png").unlink()
+    (images / "11.png").write_bytes(b"no image")
+    (images / "12.png").write_bytes(b"no image")
+    path = folder / "annotations" / "instances_train2017.json"
+    alone = read_coco(path)
+    assert [problem.image_id for problem in alone.problems] == [10, 11, 12]
+
+    read: list[str] = []
+    original = coco.read_image
+    monkeypatch.setattr(coco, "read_image", lambda path: read.append(path.name) or original(path))
+    shares: dict[int, list] = {}
+
+    def share(index: int, others: list) -> AnnotatedImages:
+        """What process `index` of two returns, where the other one finds `others`."""
+
+        def gather(mine: list) -> list:
+            shares[index] = mine
+            return [*mine, *others] if index == 0 else [*others, *mine]
+
+        monkeypatch.setattr(accelerate.utils, "gather_object", gather)
+        processes: Any = SimpleNamespace(process_index=index, num_processes=2)
+        return read_coco(path, accelerator=processes)
+
+    share(1, [])
+    assert sorted(read) == ["11.png", "13.png"]
+    read.clear()
+    assert share(0, shares[1]) == alone
+    assert read == ["12.png"]  # and 10.png isn't there
+    assert share(1, shares[0]) == alone
 
 
 def test_boxes_and_areas_may_be_left_to_the_mask(folder: Path) -> None:

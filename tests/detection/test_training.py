@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +14,15 @@ from safetensors.torch import load_file
 
 from halonet import cli
 from halonet.classification.training import resume
+from halonet.data.loader import InOrder, make_loader
+from halonet.detection import training
 from halonet.detection.config import check_detection_config, make_detection_config
 from halonet.detection.mask_rcnn import load_detector
 from halonet.detection.options import DetectorOptions
 from halonet.detection.recipes import RECIPES, get_detection_recipe
-from halonet.detection.training import resume_detector, train_detector
-from halonet.training import loop
+from halonet.detection.training import Detection, resume_detector, train_detector
+from halonet.training import loop, parallel
+from halonet.training.parallel import make_accelerator
 from tests.detection.pictures import NARROW, SHARED, draw_coco, needs_shared_data
 from tests.pictures import make_words
 from tests.training.processes import assert_close_runs, assert_equal_runs, launch
@@ -124,6 +128,21 @@ def test_two_processes_equal_one_and_survive_a_lost_one(detection_run, coco_fold
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("trained in") == 1
     assert_close_runs(tmp_path / "run", detection_run.folder)
+
+
+def test_only_the_main_process_computes_metrics(coco_folder, detection_run, monkeypatch):
+    accelerator = make_accelerator(make_trial(coco_folder))
+    task = Detection(make_trial(coco_folder), accelerator)
+    other = SimpleNamespace(is_main_process=False)
+    told = detection_run.evaluation.metrics
+
+    def tell(outcome):
+        outcome[:] = [told, True]
+
+    monkeypatch.setattr(training, "score", None)
+    monkeypatch.setattr(parallel, "broadcast_object_list", tell)
+    loader = make_loader(task.validation, InOrder(4), 1, 0)
+    assert task.evaluate(task.model, loader, other).metrics is told
 
 
 def test_run_of_another_task_is_named(detection_run, whole_run):
