@@ -9,6 +9,7 @@ import shutil
 import tarfile
 
 import pytest
+import torch
 from PIL import Image
 from torchvision import datasets
 
@@ -333,5 +334,6 @@ def test_held_out_shards_give_every_image_once(written):
     data = load_data(f"shards:{written}")
     dataset = ImageDataset(data.validation, Preprocessing(32))
     parts = [make_loader(dataset, InOrder(6, index, 2), 2, 0) for index in range(2)]
-    labels = [batch[1].tolist() for part in parts for batch in part]
-    assert sorted(itertools.chain(*labels)) == sorted(data.validation.labels)
+    pixels, labels, _ = zip(*itertools.chain(*parts), strict=True)
+    assert sorted(torch.cat(labels).tolist()) == sorted(data.validation.labels)
+    assert len({one.numpy().tobytes() for one in torch.cat(pixels)}) == 6

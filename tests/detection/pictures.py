@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as official
 
 from halonet.detection.mask_rcnn import Detector, mask_rcnn
+from tests.models.test_halonet import revive
 
 CATEGORIES = [{"id": 7, "name": "square"}, {"id": 3, "name": "bar"}]  # gaps, and not in order
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -27,7 +28,7 @@ needs_shared_data = pytest.mark.skipif(
 
 
 def small_detector(name: str = "resnet_50_se_halo8", **options: Any) -> Detector:
-    """A detector with every part, and few channels."""
+    """A detector with every part, few channels, and residual branches that matter."""
     torch.manual_seed(0)
     model_options = NARROW | options.pop("model_options", {})
     options = {
@@ -40,7 +41,10 @@ def small_detector(name: str = "resnet_50_se_halo8", **options: Any) -> Detector
         "detections": 10,
         "score_threshold": 0.0,
     } | options
-    return mask_rcnn(name, model_options=model_options, **options)
+    model = mask_rcnn(name, model_options=model_options, **options)
+    if "init" not in options:
+        revive(model.backbone.body)
+    return model
 
 
 def make_target(size: int, boxes: list[list[int]], **more: int) -> dict[str, torch.Tensor]:

@@ -143,8 +143,7 @@ def test_metrics_are_pycocotools(data: AnnotatedImages, max_detections: int) -> 
     metrics = score(data, results, max_detections=max_detections)
     assert json.dumps(results) == before
     assert 0 < metrics.mask.all < 1
-    if max_detections == 100:
-        check_against_pycocotools(data, results, max_detections)
+    check_against_pycocotools(data, results, max_detections)
 
 
 @needs_shared_data

@@ -17,6 +17,7 @@ from halonet.detection.mask_rcnn import (
     sum_losses,
 )
 from tests.detection.pictures import NARROW, make_target, small_detector
+from tests.models.test_halonet import revive
 from tests.models.test_metadata import field_paths, put, remove, rewrite
 
 BOXES = [[4, 4, 24, 20], [30, 10, 50, 60]]
@@ -70,7 +71,7 @@ def test_one_image_has_torchvisions_losses() -> None:
 
 
 def test_a_loss_does_not_depend_on_the_batch() -> None:
-    model = small_detector(frozen_norms=False).train()
+    model = small_detector().train()
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.eval()
@@ -144,7 +145,7 @@ def test_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_comes_back_with_frozen_norms(tmp_path: Path) -> None:
-    trained = halonet.create_model("resnet_50_se_halo8", **NARROW)
+    trained = revive(halonet.create_model("resnet_50_se_halo8", **NARROW))
     halonet.save_model(trained, tmp_path / "trained.safetensors")
     model = small_detector(
         init=tmp_path / "trained.safetensors", frozen_norms=True, trainable_stages=3
