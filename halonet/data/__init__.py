@@ -1,1 +1,1 @@
-"""Images and labels: where they come from, and their way to a model."""
+"""Images and labels: where they come from, and how they become a model's input."""

@@ -1,4 +1,4 @@
-"""What a configuration says of the random changes of training images."""
+"""The random changes of training images, as a configuration has them."""
 
 from dataclasses import dataclass
 

@@ -95,7 +95,7 @@ class ImageDataset(Dataset):
         return prepared, self.split.labels[found], broken
 
     def _find_readable(self, place: int) -> tuple[int, Tensor | None]:
-        """The first readable image from `place` on, or None where it takes too many steps."""
+        """The first readable image from `place` on; None after as many as may be broken."""
         steps = self.allowed_broken if self.transform is not None else 0
         for step in range(steps + 1):
             found = (place + step) % len(self)
@@ -149,7 +149,7 @@ class ImageDataset(Dataset):
         self.cached = cached if taken <= CACHE_LIMIT_BYTES else None
 
     def _estimate_bytes(self) -> float:
-        """What all images take in memory, by some of them, taken evenly."""
+        """Bytes that all images take in memory, estimated from an evenly spaced sample."""
         places = range(0, len(self), max(1, len(self) // SAMPLE_SIZE))
         sample = [pixels for pixels in map(self._try_read, places) if isinstance(pixels, Tensor)]
         return len(self) * sum(one.numel() for one in sample) / max(1, len(sample))

@@ -16,7 +16,7 @@ TIMEOUT_SECONDS = 60
 
 
 class _Failure(Exception):
-    """The other side's fault, apart from a disk's."""
+    """The download failed, which isn't a failure to write the file."""
 
 
 def is_url(location: str) -> bool:
@@ -44,10 +44,10 @@ def local_copy(url: str, folder: str) -> Path:
 
 
 def download(url: str, path: Path, show_progress: bool = True) -> Path:
-    """Download what isn't there yet, whole or not at all, with a bar on a terminal.
+    """Download a file that isn't there yet, whole or not at all, with a progress bar on a terminal.
 
     Raises:
-        FileNotFoundError: it can't be had. OSError: it can't be written.
+        FileNotFoundError: it can't be downloaded. OSError: it can't be written.
     """
     if path.is_file():
         return path

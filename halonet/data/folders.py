@@ -11,6 +11,12 @@ PART_NAMES = {"test", "train", "training", "val", "valid", "validation"}
 
 
 def load_folder(folder: Path, validation_share: float) -> LabelledImages:
+    """Find the images in a folder for each class, or in such folders in `train` and `val`.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: fewer than two classes, a class without images, or parts of different classes.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}")
     if (folder / "train").is_dir() and (folder / "val").is_dir():

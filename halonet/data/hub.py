@@ -31,7 +31,7 @@ class HubImage:
 
 
 class HubImages(Sequence):
-    """The images of a column."""
+    """The images in a column of a data set."""
 
     def __init__(self, dataset: Any, column: str) -> None:
         self.dataset = dataset
@@ -68,7 +68,7 @@ def load_hub_data(name: str, *, validation_share: float) -> LabelledImages:
     try:
         parts = _load_parts(name)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"data hf:{name} can't be had: {error}") from error
+        raise FileNotFoundError(f"data hf:{name} can't be loaded: {error}") from error
     if "train" not in parts:
         raise ValueError(f"hf:{name} must have a split train, has {', '.join(parts)}")
     features = parts["train"].features

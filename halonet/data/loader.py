@@ -1,4 +1,4 @@
-"""Which images come next, and in what batches."""
+"""Samplers and loaders: the order of the images, and their batches."""
 
 import signal
 from collections.abc import Callable, Iterator

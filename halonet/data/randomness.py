@@ -1,4 +1,4 @@
-"""Random changes that can be made again: seeds, and whose generators they start."""
+"""Reproducible random changes: seeds, and the generators that they are for."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def own_random_state() -> Iterator[None]:
-    """Put the global random states back at the end: torch's on the CPU, Python's and numpy's."""
+    """Restore the random states of torch (CPU), Python and numpy at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -21,13 +21,13 @@ def own_random_state() -> Iterator[None]:
 
 
 def seed_everything(seed: int) -> None:
-    """Start torch's generator on the CPU, Python's and numpy's at a seed of 63 bits."""
+    """Seed the global generators of torch (CPU), Python and numpy with 63 bits."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed([seed % 2**32, seed >> 32])
 
 
 def mix_seed(*numbers: int) -> int:
-    """One seed of 63 bits for several numbers, each of which changes all of it."""
+    """A seed of 63 bits from several numbers, every one of which affects every bit."""
     mixed = np.random.SeedSequence([number % 2**32 for number in numbers])
     return int(mixed.generate_state(1, np.uint64)[0] >> 1)

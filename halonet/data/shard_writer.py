@@ -30,12 +30,12 @@ SUFFIXES = {
     "TIFF": "tif",
     "WEBP": "webp",
 }
-SPLITS = {"train": "train", "val": "validation"}  # names of files, and timm's of the parts
+SPLITS = {"train": "train", "val": "validation"}  # prefix of the files, and timm's name of the part
 
 
 @dataclass(frozen=True)
 class WrittenShards:
-    """What `write_shards` left: images and files of both parts, and what it left out."""
+    """What `write_shards` wrote: images and files of both parts, and what it left out."""
 
     images: int
     shards: int
@@ -75,8 +75,8 @@ def write_shards(
     Args:
         data: from `load_data`.
         folder: to be created, or empty.
-        shard_bytes: what the samples of a shard with more than one don't exceed, in bytes.
-        skip_broken: leave out images that can't be read; without it the first one ends it all.
+        shard_bytes: largest size of a shard's samples; a sample that is larger is a shard alone.
+        skip_broken: leave out images that can't be read; without it the first one is an error.
         show_progress: show bars on a terminal.
 
     Raises:
@@ -124,7 +124,7 @@ def write_shards(
 def _write_tars(
     samples: Iterator[_Sample], folder: Path, prefix: str, shard_bytes: int
 ) -> dict[str, int]:
-    """Write samples into as many files as it takes; their names, and the samples in each."""
+    """Write samples into as many files as needed; returns the number of samples by file name."""
     lengths: dict[str, int] = {}
     waiting = next(samples, None)
     while waiting is not None:
@@ -146,7 +146,7 @@ def _write_tars(
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of nobody, of 1970
+    member = tarfile.TarInfo(name)  # no owner and time 0: equal images give equal bytes
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 

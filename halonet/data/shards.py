@@ -1,8 +1,8 @@
-"""WebDataset shards: images and labels in tar files, read by their places in any order.
+"""WebDataset shards: images and labels in tar files, read in any order by their offsets.
 
 A sample is an image and a text with its class index, under one name: `dog_1.jpg`, `dog_1.cls`.
-A folder of shards says in `_info.json` which they are, as timm has it; `write_shards` adds the
-names of the classes. Where a tar's images lie is found once, and kept beside it.
+A folder of shards lists them in `_info.json`, as timm does; `write_shards` adds the names of the
+classes. The offsets in a tar file are found once, and kept beside it.
 """
 
 import glob
@@ -102,11 +102,11 @@ def load_shards(
         data_root: where downloaded shards lie.
         validation_share: part that is held out where no shards are named for that.
         validation_location: tar files of the held-out images, where `location` is of tar files.
-        show_progress: show bars on a terminal while shards are downloaded or looked through.
+        show_progress: show bars on a terminal while shards are downloaded and indexed.
 
     Raises:
         FileNotFoundError: shards are missing, or can't be downloaded.
-        ValueError: a shard is damaged, or holds what isn't as described; the message names it.
+        ValueError: a shard is damaged, or isn't as it is described; the message names it.
     """
     info: Mapping[str, Any] = {}
     if _names_tars(location):
@@ -173,7 +173,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _read_info(folder: str, data_root: str) -> dict[str, Any]:
-    """What a folder of shards says of itself."""
+    """The `_info.json` of a folder of shards."""
     path = None
     for name in INFO_NAMES:
         if not is_url(folder):
@@ -205,7 +205,7 @@ def _read_info(folder: str, data_root: str) -> dict[str, Any]:
 def _find_parts(
     folder: str, info: Mapping[str, Any]
 ) -> tuple[list[list[str]], list[Sequence[int] | None]]:
-    """Files and numbers of samples of the training part, and of the held-out part if there is."""
+    """Files and numbers of samples of the training part, and of the held-out part if any."""
     splits = info["splits"]
     if "train" not in splits:
         raise ValueError(f"{folder} must have a split train, has {', '.join(splits)}")
@@ -237,7 +237,7 @@ def _make_split(
         indices = [
             *tqdm(
                 pool.map(read_index, shards),
-                "looking through shards",
+                "indexing shards",
                 len(shards),
                 leave=False,
                 disable=None if show_progress else True,  # None: off where it is no terminal
@@ -265,7 +265,7 @@ def _check_labels(split: Split, num_classes: int) -> None:
 
 
 def read_index(shard: Path) -> np.ndarray:
-    """Where the images of a tar file are: [samples, 3] of offset, size and class index.
+    """Offset, size and class index of each image in a tar file: [samples, 3].
 
     Raises:
         FileNotFoundError, ValueError: see `load_shards`.
@@ -282,13 +282,13 @@ def read_index(shard: Path) -> np.ndarray:
     except (OSError, ValueError, EOFError):
         pass
     index = np.array(list(_scan(shard)), dtype=stamp.dtype).reshape(-1, 3)
-    with suppress(OSError):  # where nothing can be written, it is found again each time
+    with suppress(OSError):  # where nothing can be written, it is made each time
         write_atomically(kept, lambda path: np.save(path, np.concatenate([stamp, index])))
     return index
 
 
 def _scan(shard: Path) -> Iterator[tuple[int, int, int]]:
-    """Go through a tar file from its first to its last header."""
+    """Offset, size and class index of each sample, in the order of the tar file."""
     try:
         with tarfile.open(shard, "r:") as tar, open(shard, "rb") as file:
             for key, members in itertools.groupby(_members(tar, file), lambda one: one[0]):
@@ -309,9 +309,9 @@ def _scan(shard: Path) -> Iterator[tuple[int, int, int]]:
 
 
 def _members(tar: tarfile.TarFile, file: BinaryIO) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Sample, suffix and place of each file, by webdataset's rules."""
+    """Sample name, suffix and header of each file, by webdataset's rules."""
     for member in tar:
-        tar.members = []  # pyrefly: ignore[missing-attribute] - it would keep them all
+        tar.members = []  # pyrefly: ignore[missing-attribute] - tarfile would keep them all
         folder, slash, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
         if member.isreg() and stem and suffix and not METADATA.match(member.name):

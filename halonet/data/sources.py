@@ -1,4 +1,4 @@
-"""Where images come from, by name."""
+"""Data sets by name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ def load_data(
             same images every time.
         validation_data: held-out tar files, as `shards:/data/val-{00..12}.tar`, where `name` is of
             tar files too.
-        show_progress: show bars on a terminal where something takes long.
+        show_progress: show progress bars on a terminal.
 
     Raises:
         FileNotFoundError, ValueError, ModuleNotFoundError: a missing folder, a class without
@@ -101,7 +101,7 @@ def _load_elpv() -> LabelledImages:
             "Solar cells in electroluminescence, elpv-dataset (CC BY-NC-SA 4.0: not for commercial "
             "use). Published: 88.42 % (Deitsch et al. 2019), by a VGG-19 pretrained on ImageNet, "
             "on 300 x 300 px, with another split and weights by the raters' confidence; ours "
-            "starts from nothing."
+            "is trained from scratch."
         ),
     )
 

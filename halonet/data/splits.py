@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-# Parts that hold out images, by how usual their names are.
+# Names of held-out parts, the most usual first.
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 
 
@@ -29,7 +29,7 @@ Source = StoredImage | Callable[[], Image.Image]
 class Split:
     """Images and their labels; a source gives bytes, as a path does, or is called for the image.
 
-    Both may be sequences that make their items when asked.
+    Both sequences may make their items on access.
     """
 
     sources: Sequence[Source]
@@ -48,7 +48,7 @@ class LabelledImages:
 
     @property
     def majority_share(self) -> float:
-        """Accuracy of always answering the held-out part's most frequent class."""
+        """Accuracy of always predicting the held-out part's most frequent class."""
         counts = Counter(self.validation.labels)
         return max(counts.values()) / len(self.validation.labels)
 
@@ -87,7 +87,7 @@ def _choose(split: Split, indices: np.ndarray) -> Split:
 
 
 class ChosenSources(Sequence):
-    """Some sources of a sequence that makes them when asked."""
+    """Some of the sources in a sequence that makes them on access."""
 
     def __init__(self, sources: Sequence[Source], indices: np.ndarray) -> None:
         self.sources = sources

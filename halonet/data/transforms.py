@@ -49,7 +49,7 @@ def make_augmentation(augmentation: Augmentation, preprocessing: Preprocessing) 
 
 
 class QuarterTurns(v2.Transform):
-    """Turn by a random multiple of 90 degrees."""
+    """Turn by a random multiple of 90 degrees; torchvision's rotation takes any angle."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {"turns": int(torch.randint(4, ()))}
@@ -59,9 +59,10 @@ class QuarterTurns(v2.Transform):
 
 
 class RandAugment(v2.Transform):
-    """Some of TensorFlow's fifteen changes, at its magnitudes, which go above its scale of 10.
+    """TensorFlow's RandAugment, as timm has it: fifteen changes, magnitudes from 0 to 31.
 
-    What a change uncovers takes the mean colour. It draws from Python's and numpy's generators.
+    torchvision's has other changes and another scale of magnitudes. What a change uncovers takes
+    the mean colour. The random numbers are Python's and numpy's.
     """
 
     def __init__(self, augmentation: Augmentation, mean: tuple[float, ...]) -> None:

@@ -18,7 +18,7 @@ class Annotation:
         id, category_id: as in the file.
         box: left, top, width and height in pixels.
         area: in pixels; small, medium and large are told apart by it.
-        crowd: a region of many objects: left out of training, forgiven in evaluation.
+        crowd: a region of many objects: left out of training, ignored in evaluation.
         counts: its mask as COCO's compressed run lengths, over the whole image.
     """
 
@@ -51,7 +51,7 @@ class Problem:
 
 
 class BadAnnotations(ValueError):
-    """Annotations that were to be refused; `problems` has all of them."""
+    """Bad annotations, where they are to be refused; `problems` has all of them."""
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -63,13 +63,13 @@ class BadAnnotations(ValueError):
 def read_annotation(
     entry: dict[str, Any], height: int, width: int, category_ids: set[int]
 ) -> Annotation:
-    """Check an annotation of COCO's format and put its mask into run lengths.
+    """Check an annotation of COCO's format, and convert its mask to run lengths.
 
     Args:
         entry: as in the file; its mask is of polygons, or of run lengths as numbers or as text.
             A bbox, area or iscrowd of null is as none.
         height, width: of its image, in pixels.
-        category_ids: those that the file knows.
+        category_ids: of the file's categories.
 
     Raises:
         ValueError: what is wrong with it, in words.

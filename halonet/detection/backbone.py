@@ -18,7 +18,7 @@ class PyramidBackbone(nn.Module):
     """A HaloNet under torchvision's feature pyramid (FPN).
 
     Args:
-        body: the network; its classifier and what stands before it are taken off.
+        body: the network; its classifier and the layers right before it are removed.
         channels: of each level of the pyramid.
 
     Attributes:
@@ -63,7 +63,7 @@ def make_backbone(
     Args:
         name: one of `halonet.list_models()`; the paper's are `resnet_50_se`,
             `resnet_50_se_halo8`, `resnet_50_se_halo32`, `resnet_101_se` and `resnet_101_se_halo8`
-            (paper, detection). Their squeeze-and-excitation stands behind the 3x3 convolution or
+            (paper, detection). Their squeeze-and-excitation comes after the 3x3 convolution or
             the attention and before the last 1x1, with ReLU as in the paper's ablation, which has
             SE and ReLU together; for detection the paper names no activation.
         init: a classification checkpoint of ours to start from; its classifier is dropped, and

@@ -1,8 +1,7 @@
-"""Data in COCO's format: found in a folder, read, and checked before anything is trained."""
+"""Data in COCO's format, read and checked before anything is trained."""
 
 import json
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,22 +22,10 @@ from halonet.detection.annotations import (
     read_annotation,
 )
 from halonet.detection.config import POLICIES
+from halonet.detection.layouts import TRAINING_NAMES, find_annotations, find_image_folder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-TRAINING_NAMES = ("train",)
-_PATTERNS = (
-    "annotations/instances_{part}*.json",
-    "annotations/{part}*.json",
-    "instances_{part}*.json",
-    "{part}*.json",
-    "{part}/_annotations.coco.json",
-)
-LAYOUTS = (
-    "annotations/instances_train2017.json with train2017 or images/train2017, or train.json with "
-    "train; and the same for val"
-)
 
 
 @dataclass(frozen=True)
@@ -55,7 +42,7 @@ class AnnotatedImage:
 
     Attributes:
         id, width, height: as in the file; pixels.
-        path: where it lies.
+        path: of the file.
         annotations: its objects, crowds among them; may be empty.
     """
 
@@ -74,7 +61,7 @@ class AnnotatedImages:
         source: the annotation file.
         categories: in the order of their ids; the model's label of the first is 1.
         images: those that can be used, in the order of the file.
-        problems: what was found wrong, and left out.
+        problems: what is wrong in the file or its images, and was left out.
     """
 
     source: Path
@@ -93,7 +80,7 @@ class DetectionData:
 
     @property
     def categories(self) -> tuple[Category, ...]:
-        """Those of both parts."""
+        """The categories, the same in both parts."""
         return self.training.categories
 
 
@@ -114,7 +101,7 @@ def load_coco(
         bad_annotations: "skip" leaves out what is wrong and lists it in `problems`; "refuse"
             raises.
         read_images: decode each image once, so that a broken one is known before training.
-        progress: show how far reading is, on a terminal.
+        progress: show progress bars on a terminal.
         accelerator: of processes that all call this at the same time: each looks at its share of
             the image files, and all learn what is wrong with any. None looks at all of them.
 
@@ -149,25 +136,6 @@ def load_coco(
     return DetectionData(name, training, validation)
 
 
-def find_annotations(folder: Path, names: Sequence[str]) -> Path:
-    """The annotation file of a part, called by the first of `names` that there is.
-
-    Raises:
-        FileNotFoundError: there is none. ValueError: there are several.
-    """
-    for name in names:
-        for pattern in _PATTERNS:
-            found = sorted(folder.glob(pattern.format(part=name)))
-            if len(found) > 1:
-                raise ValueError(
-                    f"{folder} has several annotation files for {name}: "
-                    f"{', '.join(path.name for path in found)}; leave one of them there"
-                )
-            if found:
-                return found[0]
-    raise FileNotFoundError(f"{folder} has no annotation file for {names[0]}; looked for {LAYOUTS}")
-
-
 def read_coco(
     annotations: Path,
     images: Path | None = None,
@@ -190,7 +158,7 @@ def read_coco(
     if bad_annotations not in POLICIES:
         raise ValueError(f"bad_annotations must be skip or refuse, got {bad_annotations!r}")
     content = _read_json(annotations)
-    folder = find_images(annotations, content["images"]) if images is None else images
+    folder = find_image_folder(annotations, content["images"]) if images is None else images
     categories = _read_categories(annotations, content["categories"])
     entries = {entry["id"]: entry for entry in content["images"]}
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -228,18 +196,18 @@ def read_coco(
 
 
 def select_images(data: AnnotatedImages, indices: Sequence[int]) -> AnnotatedImages:
-    """The same data with some of its images only."""
+    """The data with only some of its images."""
     return replace(data, images=tuple(data.images[index] for index in indices))
 
 
 def as_ground_truth(data: AnnotatedImages) -> dict[str, Any]:
-    """The data as COCO's format has it, masks as run lengths; annotations numbered from 1 on."""
+    """The data in COCO's format, masks as run lengths; annotations are numbered from 1 on."""
     annotations = []
     for image in data.images:
         for one in image.annotations:
             annotations.append(
                 {
-                    "id": len(annotations) + 1,  # COCO's evaluation takes 0 for none
+                    "id": len(annotations) + 1,  # 0 means no match in COCO's evaluation
                     "image_id": image.id,
                     "category_id": one.category_id,
                     "bbox": list(one.box),
@@ -264,30 +232,6 @@ def as_ground_truth(data: AnnotatedImages) -> dict[str, Any]:
         "categories": [{"id": one.id, "name": one.name} for one in data.categories],
         "annotations": annotations,
     }
-
-
-def find_images(annotations: Path, entries: Sequence[dict[str, Any]]) -> Path:
-    """The folder that the images of an annotation file lie in.
-
-    Raises:
-        FileNotFoundError: none of the first images is in any of the usual places.
-    """
-    stem = annotations.stem.removeprefix("instances_")
-    part = re.match("[a-z]*", stem)
-    names = dict.fromkeys((stem, part[0] if part else stem))
-    near = annotations.parent
-    roots = (near.parent, near) if near.name == "annotations" else (near,)
-    places = [root / "images" / name for root in roots for name in names]
-    places += [root / name for root in roots for name in names]
-    places += [root / "images" for root in roots] + list(roots)
-    for place in places:
-        # One missing image must not hide the folder.
-        if any(os.path.isfile(place / str(entry.get("file_name"))) for entry in entries[:20]):
-            return place
-    raise FileNotFoundError(
-        f"the images of {annotations}, the first of them {entries[0].get('file_name')!r}, lie in "
-        f"none of {', '.join(map(str, places))}"
-    )
 
 
 def _read_entry(

@@ -1,4 +1,4 @@
-"""Images and their objects on the way to the detector, changed at random."""
+"""Training images of a detector and their objects, changed at random."""
 
 from collections.abc import Sequence
 
@@ -23,8 +23,9 @@ class CocoDataset(Dataset):
 
     An image is scaled so that its longer side is `image_size` times a random factor, cut at a
     random place where it is larger than the canvas, padded below and to the right with the mean
-    colour where it is smaller, and mirrored or not. Crowds and objects that the cut leaves nothing
-    of are left out. Masks are decoded for an item alone.
+    colour where it is smaller, and mirrored or not. Crowds and objects of which nothing remains are
+    left out. torchvision's v2 transforms have no such crop, and would resize each mask as a whole
+    image; here only the part of it that its box holds is gathered.
 
     An item is asked for by (epoch, index), and depends on these and the seed alone: an image
     [3, image_size, image_size] from 0 to 1, and a dict of
@@ -125,7 +126,7 @@ def collate(
 
 
 def _sources(size: int, scaled: int, start: int, count: int) -> np.ndarray:
-    """The pixels of an axis that `count` pixels from `start` on, of the scaled axis, come from."""
+    """The source pixel, along an axis, of each of `count` scaled pixels from `start` on."""
     places = (np.arange(start, start + count) + 0.5) * size / scaled
     return places.astype(np.int64).clip(max=size - 1)
 
@@ -133,13 +134,13 @@ def _sources(size: int, scaled: int, start: int, count: int) -> np.ndarray:
 def _move(
     one: Annotation, image: AnnotatedImage, rows: np.ndarray, columns: np.ndarray, mirrored: bool
 ) -> tuple[int, int, np.ndarray] | None:
-    """Left, top and mask of an object after scaling, cutting and mirroring; None if none is left.
+    """Left, top and mask of an object after scaling, cropping and mirroring; None if it is gone.
 
     Args:
         one: the object.
         image: what it is in.
-        rows, columns: the pixels of the image that those of the result come from, rising.
-        mirrored: the result is turned left to right.
+        rows, columns: the source pixels of the result's rows and columns, rising.
+        mirrored: whether the result is flipped left to right.
     """
     mask = decode_masks([one], image.height, image.width)[:, :, 0]
     # The rest of the image is empty: only what the box holds is gathered.

@@ -44,12 +44,12 @@ class AveragePrecision:
 
 @dataclass(frozen=True)
 class DetectionMetrics:
-    """What `score` found.
+    """COCO's metrics of boxes and of masks.
 
     Attributes:
         box, mask: the metrics.
-        max_detections: detections of an image that counted.
-        images: how many.
+        max_detections: detections counted in each image.
+        images: their number.
     """
 
     box: AveragePrecision
@@ -73,10 +73,10 @@ def detect_images(
 
     Args:
         model: of the data's categories.
-        data: images; their annotations aren't looked at.
+        data: images; their annotations aren't used.
         indices: which images; None for all. Processes that share an evaluation take different
             ones, and `merge_results` puts their lists together.
-        progress: show how far it is, on a terminal.
+        progress: show a progress bar on a terminal.
 
     Raises:
         ValueError: the model has another number of classes than the data, or an image can't be
@@ -108,10 +108,10 @@ def merge_results(parts: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, A
 def score(
     data: AnnotatedImages, results: Sequence[dict[str, Any]], *, max_detections: int = 100
 ) -> DetectionMetrics:
-    """Box and mask metrics of results, as COCO's own evaluation has them.
+    """Box and mask metrics of results, as COCO's own evaluation computes them.
 
     Args:
-        data: the truth.
+        data: images and their true objects.
         results: as from `detect_images`.
         max_detections: how many count in an image and category, the best first; COCO's is 100.
 
@@ -129,7 +129,7 @@ def score(
 
 
 def check_categories(model: Detector, data: AnnotatedImages) -> None:
-    """Raise ValueError unless a model tells the data's categories apart, in their order."""
+    """Raise ValueError unless a model's classes are the data's categories, in their order."""
     ids, names = zip(*((one.id, one.name) for one in data.categories), strict=True)
     if model.num_classes != len(ids):
         raise ValueError(f"the model has {model.num_classes} classes, {data.source} {len(ids)}")
@@ -144,7 +144,7 @@ def check_categories(model: Detector, data: AnnotatedImages) -> None:
 
 @contextmanager
 def evaluation_mode(model: Detector) -> Iterator[None]:
-    """Within it a model is in evaluation mode; afterwards in the mode that it was in."""
+    """Put a model in evaluation mode, and back in the mode that it was in at the end."""
     was_training = model.training
     model.eval()
     try:
@@ -255,6 +255,6 @@ def _score_kind(
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """The mean of what counts: -1 stands where there is no object."""
+    """The mean of the values but -1, which stands where there is no object."""
     counted = values[values > -1]
     return float(counted.mean()) if counted.size else None

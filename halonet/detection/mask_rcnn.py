@@ -1,4 +1,4 @@
-"""Mask R-CNN on our backbones: torchvision's, put together; its weights in and out."""
+"""torchvision's Mask R-CNN on our backbones, and how it is saved and loaded."""
 
 import dataclasses
 import os
@@ -166,7 +166,7 @@ def mask_rcnn(
 
     Args:
         backbone: one of `halonet.list_models()`; see `make_backbone` for the paper's.
-        num_classes: classes to tell apart, the background not counted.
+        num_classes: classes, without the background.
         init: a classification checkpoint of ours that the backbone starts from.
         backend: name of the operator's backend; None takes the fastest.
         model_options: fields of `Variant` to change in the backbone, such as `block_size`.
@@ -227,7 +227,7 @@ def load_detector(
 
     Args:
         path: a safetensors file written by `save_detector`.
-        num_classes: another class count starts the layers that tell classes apart anew.
+        num_classes: another class count gives the layers that depend on it fresh weights.
         backend: name of the operator's backend; None takes the fastest.
         **changes: fields of `DetectorOptions` to change, such as `image_size` and `detections`.
 

@@ -1,4 +1,4 @@
-"""What a detector is made of: plain values, for which nothing of torchvision is needed."""
+"""The options of a detector: plain values, without torchvision."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ STAGES = 5  # of a backbone: the stem and the four that give feature maps
 
 @dataclass(frozen=True)
 class DetectorOptions:
-    """What a detector is made of, and what it keeps of its findings; saved with the weights.
+    """What a detector is made of, and which detections it keeps; saved with the weights.
 
     Attributes:
         image_size: pixels of an image's longer side as the network sees it.
@@ -20,7 +20,7 @@ class DetectorOptions:
         aspect_ratios: height to width of the anchors.
         training_proposals: regions that go on to the second stage while training.
         proposals: the same outside of training; more than the objects of an image.
-        detections: objects that an image may have in the end.
+        detections: largest number of detections in an image.
         score_threshold: detections below it are dropped.
         overlap_threshold: of two detections of one class that overlap more (IoU), one is dropped.
         pyramid_channels: of each level of the pyramid.

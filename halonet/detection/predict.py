@@ -29,7 +29,7 @@ COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc
 
 @dataclass(frozen=True)
 class Objects:
-    """What was found in an image, best scores first.
+    """The objects found in an image, best scores first.
 
     Attributes:
         path: the image file.
@@ -81,7 +81,7 @@ class Objects:
 def predict(
     model: Detector, paths: Iterable[Path], *, score_threshold: float = 0.5
 ) -> Iterator[tuple[Path, Objects | str]]:
-    """Objects in image files, or for a file that can't be read the reason.
+    """Find the objects in image files; a file that can't be read gives the reason instead.
 
     Args:
         model: a detector.

@@ -8,7 +8,7 @@ from halonet.training.config import Recipe, find_recipe
 
 
 def coco() -> Recipe[DetectionConfig]:
-    """The paper's detection."""
+    """Mask R-CNN on COCO, as in the paper."""
     config = DetectionConfig(
         recipe="coco",
         epochs=37,  # 67,500 steps of 64 images are 36.5
@@ -27,7 +27,7 @@ def coco() -> Recipe[DetectionConfig]:
     )
     return Recipe(
         config,
-        reproduces="Mask R-CNN on COCO at 1024 px (section 5; other rows by --model and --init)",
+        reproduces="the paper's Mask R-CNN on COCO at 1024 px; other rows by --model and --init",
         expected="box AP 45.2, mask AP 40.3",
         data="coco:PATH",
         hardware="TPUv3 in the paper, 15.8 hours; not run by us",
@@ -41,7 +41,7 @@ def coco() -> Recipe[DetectionConfig]:
 
 
 def small_detector() -> Recipe[DetectionConfig]:
-    """Any photos with annotations."""
+    """Mask R-CNN on any annotated photos, small enough for a CPU."""
     config = DetectionConfig(
         recipe="small_detector",
         model="halonet_tiny",

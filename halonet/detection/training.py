@@ -35,7 +35,7 @@ PICTURES = 6
 
 @dataclass(frozen=True)
 class DetectionEvaluation:
-    """What a detector found in the held-out images, and how good that is."""
+    """A detector's detections in the held-out images, and their metrics."""
 
     metrics: DetectionMetrics
     results: list[dict[str, Any]]
@@ -154,7 +154,7 @@ class Detection:
 
 
 class _Places(Dataset):
-    """As many places as there are images: evaluation reads them by itself, in their own size."""
+    """The places of the held-out images: `evaluate` reads the images, in their own size."""
 
     def __init__(self, data: AnnotatedImages) -> None:
         self.data = data
@@ -189,8 +189,8 @@ def write_summary(
 ) -> None:
     """Write summary.json, results.json (COCO's results of the held-out images) and pictures.
 
-    The pictures are of a few held-out images, taken evenly: the annotations on the left, what was
-    found on the right.
+    The pictures are of a few held-out images, evenly spaced: the annotations on the left, the
+    detections on the right.
     """
     summary = {
         "data": data.name,
@@ -210,7 +210,7 @@ def write_summary(
 
 def _draw(path: Path, model: Detector, image: AnnotatedImage, data: DetectionData) -> None:
     ((_, found),) = predict(model, [image.path])
-    if isinstance(found, str):  # since it was checked, something has happened to it
+    if isinstance(found, str):  # the file has changed since it was checked
         return
     truth = draw_truth(image, data.categories)
     both = Image.new("RGB", (2 * truth.width + 8, truth.height), "white")

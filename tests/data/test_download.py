@@ -14,7 +14,7 @@ from tests.data.batches import assert_same_batches, batches
 
 @pytest.fixture
 def server(written):
-    """A server of the written shards that counts what is asked of it, and can cut answers."""
+    """A server of the written shards that counts what is asked of it, and can cut its responses short."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         asked: ClassVar[list[str]] = []

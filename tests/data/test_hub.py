@@ -95,7 +95,7 @@ def test_missing_columns_and_labels_are_named(tmp_path):
 
 def test_unknown_name(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="data hf:halonet/no-such-data can't be had"):
+    with pytest.raises(FileNotFoundError, match="data hf:halonet/no-such-data can't be loaded"):
         load_data("hf:halonet/no-such-data")
 
 

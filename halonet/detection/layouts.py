@@ -1,0 +1,63 @@
+"""Where a data set in COCO's format has its annotation files and its images."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+TRAINING_NAMES = ("train",)
+_PATTERNS = (
+    "annotations/instances_{part}*.json",
+    "annotations/{part}*.json",
+    "instances_{part}*.json",
+    "{part}*.json",
+    "{part}/_annotations.coco.json",
+)
+LAYOUTS = (
+    "annotations/instances_train2017.json with train2017 or images/train2017, or train.json with "
+    "train; and the same for val"
+)
+
+
+def find_annotations(folder: Path, names: Sequence[str]) -> Path:
+    """The annotation file of a part, called by the first of `names` that there is.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: there are several.
+    """
+    for name in names:
+        for pattern in _PATTERNS:
+            found = sorted(folder.glob(pattern.format(part=name)))
+            if len(found) > 1:
+                raise ValueError(
+                    f"{folder} has several annotation files for {name}: "
+                    f"{', '.join(path.name for path in found)}; leave one of them there"
+                )
+            if found:
+                return found[0]
+    raise FileNotFoundError(f"{folder} has no annotation file for {names[0]}; looked for {LAYOUTS}")
+
+
+def find_image_folder(annotations: Path, entries: Sequence[dict[str, Any]]) -> Path:
+    """The folder that the images of an annotation file lie in.
+
+    Raises:
+        FileNotFoundError: none of the first images is in any of the usual places.
+    """
+    stem = annotations.stem.removeprefix("instances_")
+    part = re.match("[a-z]*", stem)
+    names = dict.fromkeys((stem, part[0] if part else stem))
+    near = annotations.parent
+    roots = (near.parent, near) if near.name == "annotations" else (near,)
+    places = [root / "images" / name for root in roots for name in names]
+    places += [root / name for root in roots for name in names]
+    places += [root / "images" for root in roots] + list(roots)
+    for place in places:
+        # One missing image must not hide the folder.
+        if any(os.path.isfile(place / str(entry.get("file_name"))) for entry in entries[:20]):
+            return place
+    raise FileNotFoundError(
+        f"the images of {annotations}, the first of them {entries[0].get('file_name')!r}, lie in "
+        f"none of {', '.join(map(str, places))}"
+    )
