@@ -42,7 +42,7 @@ def create_model(
     backend: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Create a model of the family, with fresh weights, or one of timm's, with timm's weights.
+    """Create a model of the family, or one of timm's with its weights if wanted.
 
     Args:
         name: one of `list_models()`, or a HaloNet of timm's that has public weights: halonet26t,

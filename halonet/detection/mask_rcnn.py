@@ -78,8 +78,8 @@ class Detector(MaskRCNN):
             max_size=options.image_size,
             image_mean=list(backbone.body.preprocessing.mean),
             image_std=list(backbone.body.preprocessing.std),
-            # The stride of the last map: anchors lie right on every level. The operator pads to
-            # its blocks by itself.
+            # The stride of the last map, so that the anchors of every level are aligned. The
+            # operator pads to its blocks by itself.
             size_divisible=STRIDES[-1],
             rpn_anchor_generator=anchors,
             rpn_pre_nms_top_n_train=options.training_proposals,
@@ -141,7 +141,7 @@ class Detector(MaskRCNN):
         return found
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone: the backbone's."""
+        """Names of the backbone's relative tables and absolute vectors, which aren't decayed."""
         return {f"backbone.body.{name}" for name in self.backbone.body.no_weight_decay()}
 
     def _image_losses(
@@ -302,7 +302,7 @@ _OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_lo
 
 
 def _make_pool(names: list[str], size: int) -> MultiScaleRoIAlign:
-    """Pooling with the strides given: torchvision guesses them from the first image it sees."""
+    """Pooling with given strides: torchvision infers them from the first image it sees."""
     pool = MultiScaleRoIAlign(names, size, sampling_ratio=2)
     levels = [stride.bit_length() - 1 for stride in STRIDES]
     pool.scales = [1 / stride for stride in STRIDES]

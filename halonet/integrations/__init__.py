@@ -1,1 +1,1 @@
-"""Other libraries, both ways: timm and the Hugging Face Hub. Nothing else imports these."""
+"""timm and the Hugging Face Hub: their models with our operator, our models in their terms."""

@@ -71,8 +71,7 @@ class HubHaloNet(
     paper_url=PAPER_URL,
     model_card_template=CARD,
 ):
-    """A `HaloNet` that goes to the Hub and comes back: `save_pretrained`, `push_to_hub`,
-    `from_pretrained` are the mixin's.
+    """A `HaloNet` with the Hub's `save_pretrained`, `push_to_hub` and `from_pretrained`.
 
     A repository holds model.safetensors, which is a file of `halonet.save_model` and says
     everything, config.json, which repeats it for people, and the card. Nothing is unpickled.

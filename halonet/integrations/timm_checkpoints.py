@@ -1,6 +1,6 @@
-"""timm's HaloNets with our operator inside: its layer, the exchange, its seven checkpoints.
+"""timm's HaloNets with our operator: its layer, replaced in any model, and its seven checkpoints.
 
-timm is imported when a function here needs it, and not before.
+timm is imported only when a function here needs it.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,7 @@ class TimmHaloAttention(nn.Module):
     def project(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The queries, keys and values of a map, each [batch, height, width, heads, channels]."""
         query = self.q(maps).permute(0, 2, 3, 1).unflatten(3, (self.heads, -1))
-        # Each head's keys and values stand side by side.
+        # The keys and values of a head are adjacent.
         both = self.kv(maps).permute(0, 2, 3, 1).unflatten(3, (self.heads, -1))
         key, value = both.split([self.query_key_channels, self.value_channels], dim=4)
         return query, key, value
@@ -125,7 +125,7 @@ class TimmHaloAttention(nn.Module):
 
 
 def replace_timm_layers(model: nn.Module, *, backend: str | None = None) -> nn.Module:
-    """Put our operator into a model of timm, or of yours with timm's `HaloAttn` layers in it.
+    """Replace timm's `HaloAttn` layers in a model, timm's or yours, by our operator.
 
     Every `timm.layers.halo_attn.HaloAttn` becomes a `TimmHaloAttention` on the same parameters:
     the same logits and gradients, the same state-dict keys, so that checkpoints go both ways, and
@@ -138,7 +138,7 @@ def replace_timm_layers(model: nn.Module, *, backend: str | None = None) -> nn.M
         backend: name of the operator's backend in every layer; None takes the fastest.
 
     Returns:
-        `model`, or where it is itself such a layer, what takes its place.
+        `model`, or its replacement where it is itself such a layer.
 
     Raises:
         ValueError: the model has no such layer, or an unknown backend.
@@ -187,7 +187,7 @@ def create_timm_checkpoint(
     backend: str | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Create one of timm's HaloNets, with its weights if wanted, and put our operator in.
+    """Create one of timm's HaloNets, with its weights if wanted, and our operator in it.
 
     Args:
         name: one of `TIMM_CHECKPOINTS`.
@@ -237,9 +237,9 @@ def _exchange(
     wanted: Callable[[nn.Module], bool],
     make: Callable[[nn.Module], nn.Module],
 ) -> nn.Module | None:
-    """Exchange the wanted modules of a model in place; None where there is none.
+    """Replace the wanted modules of a model in place; None where there is none.
 
-    A layer that stands in several places is exchanged once, and stands in all of them.
+    A layer that is used in several places is replaced by one that is used in all of them.
     """
     if wanted(model):
         return make(model)
@@ -255,7 +255,7 @@ def _exchange(
 def _as_product(convolution: nn.Conv2d) -> nn.Conv2d:
     """A plain 1x1 convolution as a matrix product, on the same parameters.
 
-    One that was wrapped, parametrized or hooked stays as it is: something else listens there.
+    One that was wrapped, parametrized or hooked stays as it is, for what relies on it.
     """
     hooked = convolution._forward_hooks or convolution._forward_pre_hooks
     if type(convolution) is not nn.Conv2d or hooked:
@@ -294,6 +294,6 @@ def _as_timms(layer: nn.Module) -> nn.Module:
 
 
 def _share(source: nn.Conv2d, target: nn.Conv2d) -> nn.Conv2d:
-    """Let `target` have the very parameters of `source`."""
+    """Give `target` the parameters of `source`, not copies."""
     target.weight, target.bias = source.weight, source.bias
     return target.train(source.training)

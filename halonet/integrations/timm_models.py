@@ -1,7 +1,9 @@
 """The family in timm: importing this module registers every variant with `timm.create_model`.
 
-The names are ours behind `paper_`: paper_halonet_h0 to paper_halonet_h7 and so on; timm has a
-halonet_h1 of its own. Weights of `halonet.save_model` are theirs too, and the other way round.
+The names are ours with the prefix `paper_`, as paper_halonet_h1; timm has a halonet_h1 of its own.
+timm loads weights of `halonet.save_model`, and `save_model` saves these models. timm reads weights
+without the description in their file: that options such as `activation` are those that the weights
+were trained with isn't checked, as `halonet.load_weights` does.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ from halonet.models.variants import VARIANTS, Variant
 
 import_timm()
 
-from timm.layers import SelectAdaptivePool2d  # noqa: E402 - behind the check above
+from timm.layers import SelectAdaptivePool2d  # noqa: E402 - after the check above
 from timm.models import (  # noqa: E402
     build_model_with_cfg,
     generate_default_cfgs,
@@ -40,9 +42,9 @@ class TimmHaloNet(HaloNet):
         variant: the architecture.
         num_classes: width of the classifier; 0 for none.
         in_chans: channels of the images.
-        global_pool: "avg", "max", "avgmax", or "" for none: the classifier meets every pixel.
+        global_pool: "avg", "max", "avgmax", or "" for none: the classifier sees each pixel.
         output_stride: 32; attention isn't dilated.
-        img_size: pixels on a side of the images; any size runs, whatever stands here.
+        img_size: pixels on a side of the images, for absolute positions; any size runs.
         drop_rate: dropout before the classifier; None means the variant's.
         drop_path_rate: stochastic depth; None means the variant's.
         device: where the parameters are made.
@@ -102,7 +104,7 @@ class TimmHaloNet(HaloNet):
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits [batch, num_classes] of a last map, or with `pre_logits` its pooled features.
 
-        Without pooling, height and width stay behind the channels.
+        Without pooling they are [batch, ..., height, width].
         """
         features = self.dropout(self.global_pool(maps))
         if pre_logits:
@@ -110,7 +112,7 @@ class TimmHaloNet(HaloNet):
         return self.classifier(features.movedim(1, -1)).movedim(-1, 1)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put in a new classifier, starting from zero; 0 for none. None keeps the pooling."""
+        """Replace the classifier by one of all zeros; 0 for none. None keeps the pooling."""
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         _check_pool(pool)
         super().reset_classifier(num_classes)
@@ -134,8 +136,8 @@ class TimmHaloNet(HaloNet):
             x: images [batch, in_chans, height, width].
             indices: of `feature_info`, negative ones from its end; a number for the last so many;
                 None for all.
-            norm: has no effect; every map comes behind a norm.
-            stop_early: leave out the stages behind the last map wanted, which is returned as last.
+            norm: has no effect; every map is normalized.
+            stop_early: leave out the stages after the last map wanted, which is returned as last.
             output_fmt: "NCHW".
             intermediates_only: return the maps alone.
         """

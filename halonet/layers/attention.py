@@ -14,10 +14,10 @@ ABSOLUTE_VECTORS = ("absolute_rows", "absolute_columns")
 
 
 class HaloAttention(nn.Module):
-    """Multi-head halo attention on maps, a stand-in for a 3x3 convolution (paper section 2).
+    """Multi-head halo attention on maps, in place of a 3x3 convolution (paper section 2).
 
-    Maps go in and out as [batch, channels, height, width]; memory in channels-last order is read
-    and written without a copy. A map of any size fits, the block need not divide it.
+    Takes and returns maps [batch, channels, height, width], of any size: the block needn't divide
+    it. Maps in channels-last order are read and written without a copy.
 
     Args:
         in_channels: channels of the input map.
@@ -101,7 +101,8 @@ class HaloAttention(nn.Module):
         self.mask_padding = mask_padding
         self.backend = backend
 
-        # Queries, keys and values of the same pixels come from one product, in this order.
+        # Queries, keys and values, in this order, in one product; with a stride the queries, which
+        # are of fewer pixels, have their own.
         self.query: nn.Conv2d | None = None
         projected = 2 * query_key_channels + value_channels
         if stride > 1:
@@ -129,7 +130,7 @@ class HaloAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights: unit scores on unit inputs, positions as large as a key's."""
+        """Initialize the weights: inputs of unit variance give scores of unit variance."""
         for projection in (self.query, self.projection, self.output):
             if isinstance(projection, nn.Conv2d):
                 nn.init.normal_(projection.weight, std=projection.in_channels**-0.5)

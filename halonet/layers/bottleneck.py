@@ -13,7 +13,7 @@ def make_activation(name: str) -> nn.Module:
     """The activation called `name`; ValueError for an unknown one."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
-    # In place: each stands behind a batch norm or a sum that nothing else reads.
+    # In place: nothing else reads the norm or the sum before it. GELU has no such option.
     return ACTIVATIONS[name]() if name == "gelu" else ACTIVATIONS[name](inplace=True)
 
 
@@ -56,7 +56,7 @@ class StochasticDepth(nn.Module):
         return maps * torch.empty_like(maps[:, :1, :1, :1]).bernoulli_(kept) / kept
 
     def drops(self) -> bool:
-        """Whether it does anything now."""
+        """Whether it may drop a branch: in training, with a probability above 0."""
         return self.training and self.probability > 0
 
     def extra_repr(self) -> str:
@@ -68,14 +68,15 @@ class Bottleneck(nn.Module):
 
     1x1 to `width`, the spatial layer to `spatial_channels`, squeeze-and-excitation if wanted, 1x1
     to `out_channels`, and the shortcut: a 1x1 projection where the shape changes. Batch norm
-    behind each convolution and the spatial layer, activation behind each norm and the sum.
+    follows each convolution and the spatial layer; the activation follows the first two norms and
+    the sum with the shortcut.
 
     Args:
         in_channels: channels of the input map.
         width: channels between the 1x1 convolutions, the paper's c.
         out_channels: channels of the result, c * r_b.
         spatial: halo attention or a 3x3 convolution, from `width` to `spatial_channels`.
-        spatial_channels: channels that it gives, c * r_v for attention.
+        spatial_channels: channels of its output, c * r_v for attention.
         stride: the spatial layer's stride, for the shortcut.
         activation: "relu", "silu" or "gelu".
         squeeze_excitation: gate the spatial layer's channels, reduction 1/8.

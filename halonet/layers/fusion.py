@@ -10,7 +10,7 @@ from halonet.layers.bottleneck import Bottleneck
 
 
 class ChannelShift(nn.Module):
-    """Adds a number to each channel of a map: what is left of a norm whose scale is folded."""
+    """Adds a constant to each channel: the rest of a norm whose scale was folded into weights."""
 
     def __init__(self, shift: Tensor) -> None:
         super().__init__()
@@ -49,11 +49,11 @@ def fuse_bottleneck(bottleneck: Bottleneck) -> None:
 
 @torch.no_grad()
 def fuse_attention(attention: HaloAttention, norm: nn.BatchNorm2d) -> nn.Module:
-    """Fold a norm behind attention into its values, in place; returns what stays behind it.
+    """Fold the norm after an attention layer into its values, in place.
 
-    The weights of a query sum to 1 over real pixels where padding is masked: a shift of all values
-    is then the same shift of the result. Where padding counts, its values stay zero, so that the
-    shift stays behind the attention.
+    Returns the module that takes the norm's place. Where padding is masked, a query's attention
+    weights sum to 1 over pixels of the map, so that a shift of all values shifts the result alike.
+    Where padding counts, its values stay zero, and the shift has to follow the attention.
     """
     if isinstance(attention.output, nn.Conv2d):
         attention.output = fuse_conv_bn_eval(attention.output, norm)

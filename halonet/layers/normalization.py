@@ -1,4 +1,4 @@
-"""Batch norm with the activation behind it, keeping less for the backward pass."""
+"""Batch norm followed by an activation, saving less for the backward pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ def normalize_and_activate(
 ) -> Tensor:
     """`activation(norm(maps))`, or `activation(norm(maps) + added)`.
 
-    A training step of SiLU on a CPU keeps only `maps` and `added` for the backward pass, which
-    computes the norm again; torch keeps the activation's input too. ReLU needs its output only.
+    With SiLU on a CPU, only `maps` and `added` are saved for the backward pass, which recomputes
+    the norm; torch saves the activation's input too. ReLU needs no more than its output.
     """
     if not _can_recompute(maps, norm, activation, added):
         normed = norm(maps)
@@ -29,18 +29,18 @@ def apply_to_activated(
 ) -> Tensor:
     """`layer(activation(norm(maps)))`.
 
-    Where `normalize_and_activate` keeps only `maps`, what the layer keeps of its input is computed
-    again too, so that of both maps one is kept.
+    Where `normalize_and_activate` saves only `maps`, what the layer saves of its input is
+    recomputed too: one map is saved instead of two.
     """
     autograd: Any = torch._C._autograd
     if (
         not _can_recompute(maps, norm, activation, None)
-        or not autograd._saved_tensors_hooks_is_enabled()  # as in torch.func
+        or not autograd._saved_tensors_hooks_is_enabled()  # torch.func disables them
     ):
         return layer(normalize_and_activate(maps, norm, activation))
     assert isinstance(norm, nn.BatchNorm2d)
     activated, mean, inverse_deviation = _norm_then_silu(maps, norm, None)
-    # Hooks that are in force, as those of gradient checkpointing, see what we keep instead.
+    # Hooks that are already active, as gradient checkpointing's, get what we save.
     outer = autograd._top_saved_tensors_default_hooks(True)
     pack_outer, unpack_outer = outer or (_keep, _read)
     statistics = (mean, inverse_deviation)
@@ -58,7 +58,7 @@ def apply_to_activated(
     owner = object()
 
     def pack(tensor: Tensor) -> Any:
-        # A layer that changes its input in place keeps what it made of it.
+        # Of another tensor, or changed in place by the layer: can't be recomputed.
         if tensor.untyped_storage().data_ptr() != address or tensor._version != version:
             return pack_outer(tensor)
         kept = [None if one is None else pack_outer(one) for one in inputs]
@@ -70,13 +70,14 @@ def apply_to_activated(
             return unpack_outer(packed)
         kept: list[Any] = [None if one is None else unpack_outer(one) for one in packed.kept]
         again = F.silu(_normalize(*kept, training=training, eps=eps), inplace=True)
-        if again.stride() != strides:  # hooks may change the order of the memory
+        if again.stride() != strides:  # outer hooks may change the memory order
             again = again.new_empty_strided(shape, strides).copy_(again)
         return again.as_strided(*packed.view)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         result = layer(activated)
-    inputs.clear()  # the graph holds the hooks: what they keep is for those around them to say
+    # The graph holds these hooks, which hold `inputs`: what stays in memory is up to outer hooks.
+    inputs.clear()
     return result
 
 
@@ -100,7 +101,7 @@ def keep_running_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class NormalizedSequence(nn.Sequential):
-    """A sequence in which each batch norm, the activation and the layer behind it go together."""
+    """A sequence that applies a norm, its activation and the next layer by `apply_to_activated`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
         layers = list(self)
@@ -108,8 +109,8 @@ class NormalizedSequence(nn.Sequential):
             layer = layers.pop(0)
             if isinstance(layer, nn.BatchNorm2d) and layers:
                 activation = layers.pop(0)
-                behind = layers.pop(0) if layers else _same
-                input = apply_to_activated(behind, input, layer, activation)  # noqa: A001
+                following = layers.pop(0) if layers else _same
+                input = apply_to_activated(following, input, layer, activation)  # noqa: A001
             else:
                 input = layer(input)  # noqa: A001
         return input
@@ -121,7 +122,7 @@ def _can_recompute(
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and type(maps) is Tensor  # and no proxy of torch.fx, nor one without memory of its own
+        and type(maps) is Tensor  # not a proxy of torch.fx, nor a subclass without storage
         and maps.device.type == "cpu"
         and type(norm) is nn.BatchNorm2d
         and type(activation) is nn.SiLU
@@ -129,7 +130,7 @@ def _can_recompute(
         and norm.momentum is not None
         and not _is_hooked(norm)
         and not _is_hooked(activation)
-        and maps.numel() > maps.shape[1]  # otherwise the norm has its say
+        and maps.numel() > maps.shape[1]  # else the norm raises its own error
         and (added is None or added.dtype == maps.dtype)
     )
 
@@ -140,9 +141,9 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 class _Recomputable(NamedTuple):
-    """What is kept instead of a view of an activation."""
+    """What is saved instead of a view of an activation."""
 
-    owner: object  # whose hooks can read it
+    owner: object  # of the hooks that can read it
     kept: list
     view: tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides, offset
 
@@ -152,7 +153,7 @@ def _same(value: Any) -> Any:
 
 
 def _keep(tensor: Tensor) -> tuple[Tensor, int]:
-    """As torch keeps a tensor without hooks: not its place in the graph, which would be a cycle."""
+    """Save a tensor without its graph, which would be a reference cycle, and its version."""
     return tensor.detach(), tensor._version
 
 
@@ -169,7 +170,7 @@ def _read(kept: tuple[Tensor, int]) -> Tensor:
 def _norm_then_silu(
     maps: Tensor, norm: nn.BatchNorm2d, added: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The activation, and the batch's mean and inverse deviation."""
+    """The activation, and the batch's means and inverse standard deviations."""
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     return _NormThenSiLU.apply(
@@ -195,13 +196,13 @@ def _normalize(
     training: bool,
     eps: float,
 ) -> Tensor:
-    """The norm once more. `spread` is the inverse deviation in training, else the variance."""
+    """Batch norm by given statistics: `spread` is 1 / deviation in training, else the variance."""
     variance = spread.pow(-2) - eps if training else spread
     return F.batch_norm(maps, mean, variance, weight, bias, eps=eps)
 
 
 class _NormThenSiLU(torch.autograd.Function):
-    """The result, and the statistics of the batch for the backward pass."""
+    """Returns the statistics of the batch too, for the backward pass."""
 
     @staticmethod
     def forward(

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class PointwiseConvolution(nn.Conv2d):
     """A 1x1 convolution: the same function, parameters and names as torch's.
 
-    On maps in channels-last order it is one matrix product without a copy, on a CPU faster than
-    torch's convolution; maps in another order are brought into this one.
+    On maps in channels-last order it is one matrix product without a copy, faster than torch's
+    convolution on a CPU; maps in another order are copied into this one.
     """
 
     def __init__(
@@ -21,9 +21,9 @@ class PointwiseConvolution(nn.Conv2d):
         """[batch, in_channels, height, width] to
         [batch, out_channels, ceil(height / stride), ceil(width / stride)]."""
         rows, columns = self.stride
-        # In this order the gradient of the step is in channels-last order too.
+        # Subsampled after the permutation, so that the gradient is in channels-last order too.
         pixels = input.permute(0, 2, 3, 1)[:, ::rows, ::columns]
         if not torch.is_grad_enabled():
-            # A strided map torch would multiply row by row. In training the copy would be kept.
+            # torch multiplies a strided map row by row. In training the copy would be saved.
             pixels = pixels.contiguous()
         return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)

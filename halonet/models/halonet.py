@@ -42,7 +42,7 @@ class HaloNet(nn.Module):
 
     Args:
         variant: the architecture.
-        num_classes: width of the classifier; 0 for none (the pooled features come out).
+        num_classes: width of the classifier; 0 for none (pooled features are returned).
         in_channels: channels of the images.
         backend: name of the operator's backend in every layer; None takes the fastest.
 
@@ -113,7 +113,7 @@ class HaloNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights; each bottleneck starts as its shortcut (last gamma 0)."""
+        """Initialize the weights; each bottleneck starts as its shortcut (last gamma 0)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -169,7 +169,7 @@ class HaloNet(nn.Module):
         return self.classifier
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put in a new classifier for `num_classes` classes, starting from zero; 0 for none."""
+        """Replace the classifier by one of `num_classes` classes, all zeros; 0 for none."""
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 or more, got {num_classes}")
         reference = next(self.parameters())
@@ -186,8 +186,8 @@ class HaloNet(nn.Module):
     def fuse(self) -> "HaloNet":
         """A copy for inference, in eval mode, with every batch norm folded into its neighbours.
 
-        Its logits equal this model's in eval mode, up to rounding. It can't be trained on, and its
-        weights are not for `save_model`.
+        Its logits equal this model's in eval mode, up to rounding. It is neither for further
+        training nor for `save_model`.
         """
         fused = copy.deepcopy(self).eval().requires_grad_(False)
         for part in (fused.stem, fused.final):
@@ -199,7 +199,7 @@ class HaloNet(nn.Module):
         return fused.requires_grad_(False)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone; timm asks for them."""
+        """Names of the relative tables and absolute vectors, which aren't decayed."""
         positions = RELATIVE_TABLES + ABSOLUTE_VECTORS
         return {name for name, _ in self.named_parameters() if name.endswith(positions)}
 
@@ -229,7 +229,7 @@ class HaloNet(nn.Module):
 
 
 class PatchStem(NormalizedSequence):
-    """4x4 patches, each projected linearly (paper section 4.4); what doesn't fill one is padded."""
+    """Linear projections of 4x4 patches (paper section 4.4); images are padded to whole ones."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
         below, right = -input.shape[2] % 4, -input.shape[3] % 4

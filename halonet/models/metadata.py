@@ -24,8 +24,8 @@ class Description:
     """What is needed beside the weights to create a model again.
 
     Attributes:
-        key: of the metadata, where the description stands.
-        model_kind: what the model is called in messages.
+        key: of the metadata's entry that holds the description.
+        model_kind: what messages call the model.
         variant: the architecture.
         num_classes: classes that the model tells apart.
         preprocessing: what its images go through.

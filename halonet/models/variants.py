@@ -46,7 +46,7 @@ _H7 = Variant(
     final_width=2048,
     parameters=67_393_288,
 )
-# Hybrids (appendix B): squeeze-and-excitation behind the 3x3 of the stages with convolutions.
+# Hybrids (appendix B): squeeze-and-excitation after the 3x3 in the stages of convolutions.
 _H7_HYBRID = replace(_H7, source="paper appendix B")
 _BASE128 = Variant(
     "halonet_h4_base128",

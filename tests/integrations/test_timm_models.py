@@ -192,10 +192,12 @@ def test_parameter_groups() -> None:
     model = small_model(layers=(1, 2, 1, 1), final_width=12)
     fine = group_parameters(model, model.group_matcher(coarse=False))
     coarse = group_parameters(model, model.group_matcher(coarse=True))
-    assert len(fine) == 1 + 5 + 1  # the stem, five bottlenecks, what is behind them
+    assert len(fine) == 1 + 5 + 1  # the stem, five bottlenecks, the rest
     assert len(coarse) == 1 + 4 + 1
     names = {name for name, _ in model.named_parameters()}
-    assert model.no_weight_decay() < names
+    tables = {name for name in names if name.endswith(("row_table", "column_table"))}
+    assert model.no_weight_decay() == tables
+    assert len(tables) == 4  # of two stages with attention
     optimizer = create_optimizer_v2(model, opt="sgd", lr=1.0, weight_decay=0.1, layer_decay=0.5)
     decayed = {
         id(parameter)
@@ -249,7 +251,20 @@ def test_weights_go_both_ways(tmp_path: Path) -> None:
 def test_img_size_sets_the_size_of_absolute_positions() -> None:
     model = small_model(position="absolute", img_size=(64, 64))
     assert model.variant.image_size == 64
+    spatial = model.stages[3][0].spatial
+    assert len(spatial.absolute_rows) == len(spatial.absolute_columns) == 64 // 16
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_absolute_positions_are_resampled_for_another_size(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = small_model(position="absolute", img_size=96)
+    halonet.save_model(model, path)
+    overlay = {"file": str(path), "num_classes": 5}
+    options = {"position": "absolute", "img_size": 64, "pretrained_cfg_overlay": overlay}
+    loaded = timm.create_model(TINY, pretrained=True, **NARROW, **options).eval()
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(loaded(images), model(images))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The layer: what stands around the operator."""
+"""The layer: projections and absolute positions around the operator."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from halonet import HaloAttention, halo_attention
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_stands_where_a_convolution_stands(stride: int) -> None:
+def test_has_the_shape_of_a_convolution(stride: int) -> None:
     maps = torch.randn(2, 12, 7, 9)
     layer = HaloAttention(12, 20, heads=2, block_size=4, halo_size=1, stride=stride)
     convolution = torch.nn.Conv2d(12, 20, 3, stride=stride, padding=1)
@@ -88,7 +88,7 @@ def test_absolute_position_is_interpolated_on_other_maps() -> None:
     torch.testing.assert_close(layer(maps), same(maps + rows))
 
 
-def test_positions_change_the_result_and_get_gradients() -> None:
+def test_every_relative_offset_gets_a_gradient() -> None:
     layer = HaloAttention(8, heads=2, block_size=4, halo_size=1)
     layer(torch.randn(2, 8, 8, 8)).square().sum().backward()
     assert layer.row_table.grad.abs().min() > 0

@@ -182,13 +182,13 @@ LAYERS = {
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_behind_the_activation(name, training):
+def test_a_layer_after_the_activation(name, training):
     layer = LAYERS[name]()
     assert_as_plain(functools.partial(apply_to_activated, layer), layer, make_norm(training))
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_gradients_of_both_orders_behind_the_activation(training):
+def test_gradients_of_both_orders_after_the_activation(training):
     layer = nn.Conv2d(5, 2, 1).double()
     (maps,) = make_maps(1, dtype=torch.float64)
     norm = make_norm(training).double()
@@ -265,7 +265,7 @@ def test_a_graph_without_a_backward_pass_is_freed():
     assert held() is None
 
 
-def test_changes_behind_the_forward_pass_are_refused():
+def test_changes_after_the_forward_pass_are_refused():
     norm, (maps,), layer = make_norm(True), make_maps(1), nn.Conv2d(5, 2, 1)
     result = apply_to_activated(layer, maps, norm, nn.SiLU())
     with torch.no_grad():
