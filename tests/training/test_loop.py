@@ -22,7 +22,7 @@ from halonet.classification.training import make_model, resume, train
 from halonet.data.sources import load_data
 from halonet.training import checkpoint, loop
 from halonet.training.loop import LossNotFinite
-from tests.pictures import draw_folder, make_words, small_config
+from tests.pictures import SMALL_MODEL, draw_folder, make_words, small_config
 
 TIMES = {"images_per_second", "seconds", "waiting_share"}
 
@@ -124,6 +124,14 @@ def test_init_from_as_many_other_classes_starts_the_classifier_from_zero(whole_r
 def test_init_from_the_same_classes_keeps_the_classifier(whole_run, images):
     config = small_config(images, init=str(whole_run.folder))
     assert make_model(config, load_data(config.data)).classifier.weight.any()
+
+
+def test_init_of_another_function_is_refused(whole_run, images, tmp_path):
+    options = SMALL_MODEL | {"activation": "relu"}
+    config = small_config(images, init=str(whole_run.folder), model_options=options)
+    with pytest.raises(ValueError, match="activation is silu there, relu here"):
+        train(config, output=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_existing_output_is_refused(whole_run, images, tmp_path):
