@@ -95,6 +95,10 @@ void *halonet_scratch(int64_t bytes) {
     return scratch.memory;
 }
 
+int halonet_interface(void) { return HALONET_INTERFACE; }
+
+int halonet_problem_size(void) { return int(sizeof(HaloProblem)); }
+
 int halonet_forward(const HaloProblem *problem) {
     if (!valid(*problem)) return HALO_BAD_ARGUMENT;
     return chosen->forward(*problem);

@@ -1,10 +1,15 @@
-// The C interface of the native halo attention kernel (paper, sections 1 and 6).
+// The C interface of the native halo attention kernel (paper, section 2.2): one struct describes a
+// call, with all its tensors and options.
 //
-// Maps are channels-last: [batch, height, width, heads, channels], any strides but the last, which
-// is 1. Query, key and value may therefore be slices of one fused projection's output.
+// Maps are channels-last, [batch, height, width, heads, channels]. The stride of the channels is 1, the
+// others are free, so that query, key and value may be slices of one projection's output.
 #pragma once
 
 #include <stdint.h>
+
+// Goes up with each change of HaloProblem or of what its fields mean; halonet/ops/cpu.py has the same
+// number and refuses a library that has another.
+#define HALONET_INTERFACE 1
 
 #define HALONET_API __attribute__((visibility("default")))
 
@@ -46,6 +51,9 @@ typedef struct {
     float *row_table_gradient, *column_table_gradient;  // float32, overwritten
     float *workspace;  // halonet_backward_workspace() floats, never read before written
 } HaloProblem;
+
+HALONET_API int halonet_interface(void);     // HALONET_INTERFACE
+HALONET_API int halonet_problem_size(void);  // of HaloProblem, in bytes
 
 HALONET_API int halonet_forward(const HaloProblem *problem);
 HALONET_API int halonet_backward(const HaloProblem *problem);

@@ -1,7 +1,7 @@
-"""The native CPU kernel (csrc/) as a backend: loads it, registers torch operators, autograd.
+"""The native CPU kernel of csrc/ as a backend: loads the library, and calls it.
 
-The kernel reads windows straight from the maps, adds the relative position itself and never stores
-the attention's weights; the backward pass recomputes them from the log-sum-exp of the forward pass.
+The kernel reads windows straight from the maps and stores no weights; the backward pass computes
+them again from the log-sum-exp of the forward pass, the statistics here.
 """
 
 import ctypes
@@ -9,22 +9,22 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from halonet.ops.window import Window
+from halonet.ops.operators import Gradients, register_operators
+from halonet.ops.problem import Problem
 
 LIBRARY = {"win32": "halonet_cpu.dll", "darwin": "libhalonet_cpu.dylib"}.get(
     sys.platform, "libhalonet_cpu.so"
 )
 DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
-
-# HaloProblem of csrc/halonet_cpu.h as C lays it out. Packing it takes a third of the time that
-# filling a ctypes.Structure does, which small maps notice.
-_MAP = "P4q"
+# HALONET_INTERFACE of csrc/halonet_cpu.h, and HaloProblem, field by field. Packing it takes a third
+# of the time that filling a ctypes.Structure does, which small maps notice.
+INTERFACE = 1
+_MAP = "P4q"  # the address, and four strides
 _FORWARD_FIELDS = "14q2d" + 5 * _MAP + "2P"
 _BACKWARD_FIELDS = 4 * _MAP + "3P"
 _PROBLEM = struct.Struct("@" + _FORWARD_FIELDS + _BACKWARD_FIELDS)
@@ -33,7 +33,7 @@ _NO_MAP = (0,) * 5
 
 
 def load_library(name: str) -> ctypes.CDLL | str:
-    """The kernel's library beside this module, or why there is none."""
+    """The kernel's library beside this module, or why it can't be used."""
     # An editable install has the sources in one folder of the package and what it built in another.
     folders = sys.modules["halonet.ops"].__path__
     found = [path for folder in folders if (path := Path(folder) / name).exists()]
@@ -43,6 +43,16 @@ def load_library(name: str) -> ctypes.CDLL | str:
         library = ctypes.CDLL(str(found[0]))
     except OSError as error:
         return f"the native library can't be loaded: {error}"
+    expected = f"{INTERFACE} ({_PROBLEM.size} bytes)"
+    try:
+        interface = f"{library.halonet_interface()} ({library.halonet_problem_size()} bytes)"
+    except AttributeError:
+        interface = "unknown"
+    if interface != expected:
+        return (
+            "the native library was built from another version of the sources: its interface is "
+            f"{interface}, not {expected}; install halonet again"
+        )
     for function in (library.halonet_forward, library.halonet_backward):
         function.argtypes = [ctypes.c_char_p]
         function.restype = ctypes.c_int
@@ -53,8 +63,8 @@ def load_library(name: str) -> ctypes.CDLL | str:
     return library
 
 
-# Loaded with the module, behind torch's OpenMP, whose threads it then shares. A text says why there
-# is none: a constant, as torch.compile wants it.
+# Loaded after torch's OpenMP, whose threads it then shares, and once: torch.compile can trace
+# `why_not` only where the reason is a constant.
 _library = load_library(LIBRARY)
 MISSING = _library if isinstance(_library, str) else None
 
@@ -78,67 +88,37 @@ def select_variant(name: str | None) -> None:
         )
 
 
-def why_not(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    window: Window,
-    scale: float,
-    position_scale: float,
-) -> str | None:
-    """One line on why the kernel can't run these arguments, or None."""
+def why_not(problem: Problem) -> str | None:
+    """float32 and bfloat16 on a CPU, without kernel_size."""
+    query = problem.query
     if query.device.type != "cpu":
         return f"it runs on the CPU only, the tensors are on {query.device}"
     if query.dtype not in DATA_TYPES:
         return f"it computes in float32 and bfloat16, not {query.dtype}"
-    if window.kernel_size is not None:
+    if problem.window.kernel_size:
         return "it has no kernel_size (SASA)"
-    if scale == 0 and position_scale != 0:
-        return "it has no scale of 0 beside another position_scale"
+    if problem.scale == 0 and problem.position_scale != 0:
+        return "it has no scale of 0 with another position_scale"
     return MISSING
 
 
-def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    window: Window,
-    scale: float,
-    position_scale: float,
-) -> Tensor:
-    """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
-    tensors = (query, key, value, row_table, column_table)
-    options = (
+def _options(problem: Problem) -> tuple[int | float, ...]:
+    """The first fields of a HaloProblem, up to its maps."""
+    query, key, value, row_table, _, window, scale, position_scale = problem
+    return (
+        *key.shape,
+        value.shape[4],
         window.block_size,
         window.halo_size,
         window.stride,
         window.position_stride,
         window.mask_padding,
-        scale,
-        position_scale,
-    )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return torch.ops.halonet.cpu_forward.default(*tensors, *options)[0]
-    return torch.ops.halonet.cpu_inference.default(*tensors, *options)
-
-
-def _problem(
-    query: Tensor, key: Tensor, value: Tensor, row_table: Tensor | None, options: tuple
-) -> list[int | float]:
-    """HaloProblem's first fields, up to the scales, which end the options."""
-    return [
-        *key.shape,
-        value.shape[4],
-        *options[:-2],
         0 if row_table is None else row_table.shape[1],
         DATA_TYPES[query.dtype],
         torch.get_num_threads(),
-        *options[-2:],
-    ]
+        scale,
+        position_scale,
+    )
 
 
 def _map(tensor: Tensor) -> tuple:
@@ -168,45 +148,19 @@ def _call(function: Callable[[bytes], int], problem: bytes) -> None:
         )
 
 
-def _inference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    *options: Any,
-) -> Tensor:
-    return _attend(query, key, value, row_table, column_table, options, None)
+def _empty_log_sum(problem: Problem) -> Tensor:
+    """Natural logarithm of the softmax's denominator, [B, H', W', N]."""
+    return problem.query.new_empty(problem.query.shape[:4], dtype=torch.float32)
 
 
-def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    *options: Any,
-) -> tuple[Tensor, Tensor]:
-    log_sum = query.new_empty(query.shape[:4], dtype=torch.float32)
-    return _attend(query, key, value, row_table, column_table, options, log_sum), log_sum
-
-
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    options: tuple,
-    log_sum: Tensor | None,
-) -> Tensor:
-    query, key, value = _readable(query), _readable(key), _readable(value)
+def _forward(problem: Problem, log_sum: Tensor | None) -> Tensor:
+    query, key, value = _readable(problem.query), _readable(problem.key), _readable(problem.value)
     output = query.new_empty((*query.shape[:4], value.shape[4]))
     if query.numel() == 0:
         return output
-    row, column = _table(row_table), _table(column_table)
-    problem = _PROBLEM.pack(
-        *_problem(query, key, value, row, options),
+    row, column = _table(problem.row_table), _table(problem.column_table)
+    packed = _PROBLEM.pack(
+        *_options(problem),
         *_map(query),
         *_map(key),
         *_map(value),
@@ -216,40 +170,22 @@ def _attend(
         _address(column),
         *_NO_BACKWARD,
     )
-    _call(_loaded().halonet_forward, problem)
+    _call(_loaded().halonet_forward, packed)
     return output
 
 
-def _fake_inference(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
-    return query.new_empty((*query.shape[:4], value.shape[4]))
-
-
-def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    log_sum = query.new_empty(query.shape[:4], dtype=torch.float32)
-    return _fake_inference(query, key, value), log_sum
-
-
-def _backward(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    output: Tensor,
-    log_sum: Tensor,
-    *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradient, query, key, value = (_readable(tensor) for tensor in (gradient, query, key, value))
-    row, column = _table(row_table), _table(column_table)
+def _backward(problem: Problem, gradient: Tensor, output: Tensor, log_sum: Tensor) -> Gradients:
+    query, key, value = _readable(problem.query), _readable(problem.key), _readable(problem.value)
+    gradient = _readable(gradient)
+    row, column = _table(problem.row_table), _table(problem.column_table)
     query_gradient = query.new_empty(query.shape)
     key_gradient = key.new_zeros(key.shape, dtype=torch.float32)
     value_gradient = value.new_zeros(value.shape, dtype=torch.float32)
-    row_gradient = query.new_zeros((0,) if row is None else row.shape, dtype=torch.float32)
-    column_gradient = torch.zeros_like(row_gradient)
+    row_gradient = None if row is None else torch.zeros_like(row)
+    column_gradient = None if column is None else torch.zeros_like(column)
     if query.numel():
         fields = (
-            *_problem(query, key, value, row, options),
+            *_options(problem),
             *_map(query),
             *_map(key),
             *_map(value),
@@ -268,90 +204,16 @@ def _backward(
         size = library.halonet_backward_workspace(_PROBLEM.pack(*fields, 0))
         workspace = key_gradient.new_empty(size)
         _call(library.halonet_backward, _PROBLEM.pack(*fields, workspace.data_ptr()))
-    type_of_table = query.dtype if row_table is None else row_table.dtype
+    dtype = query.dtype
     return (
         query_gradient,
-        key_gradient.to(key.dtype),
-        value_gradient.to(value.dtype),
-        row_gradient.to(type_of_table),
-        column_gradient.to(type_of_table),
+        key_gradient.to(dtype),
+        value_gradient.to(dtype),
+        None if row_gradient is None else row_gradient.to(dtype),
+        None if column_gradient is None else column_gradient.to(dtype),
     )
 
 
-def _fake_backward(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    table = query.new_empty(0) if row_table is None else row_table.new_empty(row_table.shape)
-    return (
-        query.new_empty(query.shape),
-        key.new_empty(key.shape),
-        value.new_empty(value.shape),
-        table,
-        torch.empty_like(table),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    tensors, ctx.options = inputs[:5], inputs[5:]
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _autograd(
-    ctx: Any, gradient: Tensor | None, log_sum_gradient: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * 7
-    if gradient is None:
-        return (None,) * 5 + nothing
-    query, key, value, row_table, column_table, output, log_sum = ctx.saved_tensors
-    gradients = list(
-        torch.ops.halonet.cpu_backward.default(
-            gradient, query, key, value, row_table, column_table, output, log_sum, *ctx.options
-        )
-    )
-    if row_table is None:
-        gradients[3:] = [None, None]
-    return (*gradients, *nothing)
-
-
-def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
-    raise RuntimeError(
-        "halo attention's kernel has no second derivative; use backend='reference' for it"
-    )
-
-
-# Defined by hand: torch.library.custom_op imports torch's compiler at the first call, which takes
-# seconds, and costs twice as much a call.
-_TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? row_table, Tensor? column_table"
-_OPTIONS = (
-    "int block_size, int halo_size, int stride, int position_stride, bool mask_padding, "
-    "float scale, float position_scale"
+run = register_operators(
+    "cpu", "CPU", forward=_forward, backward=_backward, empty_statistics=_empty_log_sum
 )
-_operators = torch.library.Library("halonet", "FRAGMENT")
-_operators.define(
-    f"cpu_inference({_TENSORS}, {_OPTIONS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
-)
-_operators.define(
-    f"cpu_forward({_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_operators.define(
-    f"cpu_backward(Tensor gradient, {_TENSORS}, Tensor output, Tensor log_sum, {_OPTIONS})"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_operators.impl("cpu_inference", _inference, "CPU")
-_operators.impl("cpu_forward", _forward, "CPU")
-_operators.impl("cpu_backward", _backward, "CPU")
-torch.library.register_fake("halonet::cpu_inference", _fake_inference, lib=_operators)
-torch.library.register_fake("halonet::cpu_forward", _fake_forward, lib=_operators)
-torch.library.register_fake("halonet::cpu_backward", _fake_backward, lib=_operators)
-torch.library.register_autograd(
-    "halonet::cpu_forward", _autograd, setup_context=_setup_context, lib=_operators
-)
-torch.library.register_autograd("halonet::cpu_backward", _no_second_derivative, lib=_operators)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from halonet.ops import cpu, reference, sdpa, triton_backend
-from halonet.ops.window import Window
+from halonet.ops.problem import Problem, Window
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -17,8 +17,8 @@ class Backend(NamedTuple):
     """One way to compute halo attention. `why_not` gives a reason or None and never raises."""
 
     name: str
-    why_not: Callable[..., str | None]
-    run: Callable[..., Tensor]
+    why_not: Callable[[Problem], str | None]
+    run: Callable[[Problem], Tensor]
 
 
 # Fastest first: without a name, the first backend with no objection runs.
@@ -107,18 +107,17 @@ def halo_attention(
         ValueError: a shape or option that doesn't fit; the message names it.
         NotImplementedError: the named backend can't run these arguments; the message says why.
     """
-    arguments = _resolve(
+    problem, autocast = _resolve(
         query, key, value, row_table, column_table,
         block_size, halo_size, stride, kernel_size, position_stride, scale, position_scale,
         mask_padding,
     )  # fmt: skip
-    run = _select(backend, arguments)
-    device_type = query.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        # _resolve has cast the inputs: within, nothing is to be cast once more.
-        with torch.autocast(device_type, enabled=False):
-            return run(*arguments)
-    return run(*arguments)
+    run = _select(backend, problem)
+    if autocast:
+        # The problem's tensors are cast; those that a backend makes of them must not be.
+        with torch.autocast(query.device.type, enabled=False):
+            return run(problem)
+    return run(problem)
 
 
 def explain_backend(
@@ -141,12 +140,12 @@ def explain_backend(
 
     Takes the operator's arguments without `backend` and raises as it does; `print` the result.
     """
-    arguments = _resolve(
+    problem, _ = _resolve(
         query, key, value, row_table, column_table,
         block_size, halo_size, stride, kernel_size, position_stride, scale, position_scale,
         mask_padding,
     )  # fmt: skip
-    reasons = {backend.name: backend.why_not(*arguments) for backend in BACKENDS}
+    reasons = {backend.name: backend.why_not(problem) for backend in BACKENDS}
     chosen = next(name for name, reason in reasons.items() if reason is None)
     return BackendChoice(chosen, reasons)
 
@@ -162,11 +161,11 @@ def check_backend_name(name: str | None) -> None:
         raise ValueError(f"backend must be one of {', '.join(list_backends())}, got {name!r}")
 
 
-def _select(name: str | None, arguments: tuple) -> Callable[..., Tensor]:
+def _select(name: str | None, problem: Problem) -> Callable[[Problem], Tensor]:
     check_backend_name(name)
     for backend in BACKENDS:
         if name is None or backend.name == name:
-            reason = backend.why_not(*arguments)
+            reason = backend.why_not(problem)
             if reason is None:
                 return backend.run
             if name is not None:
@@ -214,8 +213,8 @@ def _resolve(
     scale: float | None,
     position_scale: float | None,
     mask_padding: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Window, float, float]:
-    """Check the operator's arguments, fill in defaults, and cast under autocast."""
+) -> tuple[Problem, bool]:
+    """Check the operator's arguments, fill in defaults, cast under autocast; whether it was on."""
     check_geometry(block_size, halo_size, stride, kernel_size)
     if position_stride is None:
         position_stride = stride
@@ -224,23 +223,24 @@ def _resolve(
         raise ValueError(
             f"position_stride must be from 1 to stride {stride}, got {position_stride}"
         )
-    window = Window(block_size, halo_size, stride, kernel_size, position_stride, bool(mask_padding))
+    window = Window(
+        block_size, halo_size, stride, kernel_size or 0, position_stride, int(bool(mask_padding))
+    )
 
-    tensors = {"query": query, "key": key, "value": value}
     if (row_table is None) != (column_table is None):
         raise ValueError("row_table and column_table: give both or neither")
+    tensors = {"query": query, "key": key, "value": value}
     if row_table is not None and column_table is not None:
-        tensors |= {"row_table": row_table, "column_table": column_table}
+        tensors["row_table"], tensors["column_table"] = row_table, column_table
     _check_tensors(tensors)
     _check_shapes(query, key, value, row_table, column_table, window)
-
     device_type = query.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+    autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
+    if autocast:
         dtype = torch.get_autocast_dtype(device_type)
-        tensors = {
-            name: tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
-            for name, tensor in tensors.items()
-        }
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float64:
+                tensors[name] = tensor.to(dtype)
     dtype = tensors["query"].dtype
     for name, tensor in tensors.items():
         if tensor.dtype != dtype:
@@ -248,7 +248,7 @@ def _resolve(
     if scale is None:
         # A head of no channels has no scores to scale.
         scale = max(query.shape[-1], 1) ** -0.5
-    return (
+    problem = Problem(
         tensors["query"],
         tensors["key"],
         tensors["value"],
@@ -258,9 +258,11 @@ def _resolve(
         float(scale),
         float(scale if position_scale is None else position_scale),
     )
+    return problem, autocast
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
+    device = None
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -273,11 +275,10 @@ def _check_tensors(tensors: dict[str, Tensor]) -> None:
             raise ValueError(
                 f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}"
             )
-        if tensor.device != tensors["query"].device:
-            raise ValueError(
-                f"{name} must be on the query's device {tensors['query'].device}, "
-                f"got {tensor.device}"
-            )
+        if device is None:
+            device = tensor.device
+        elif tensor.device != device:
+            raise ValueError(f"{name} must be on the query's device {device}, got {tensor.device}")
 
 
 def _check_shapes(
@@ -291,9 +292,11 @@ def _check_shapes(
     # Slices of torch's own shapes take longer than those of tuples.
     found, key_shape, value_shape = tuple(query.shape), tuple(key.shape), tuple(value.shape)
     batch, height, width, heads, channels = key_shape
-    if min(height, width, heads, channels) < 1:
+    # Not min(): torch.export would hold on to which of a free height and width was the smaller.
+    if height < 1 or width < 1 or heads < 1 or channels < 1:
         raise ValueError(f"key must have no empty dimension but batch, got {list(key_shape)}")
-    query_height, query_width = -(-height // window.stride), -(-width // window.stride)
+    # Rounded up, as convolutions do it: torch.export then sees that a free height fits.
+    query_height, query_width = (height - 1) // window.stride + 1, (width - 1) // window.stride + 1
     expected = (batch, query_height, query_width, heads, channels)
     if found != expected:
         raise ValueError(

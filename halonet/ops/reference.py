@@ -1,14 +1,14 @@
 """Halo attention in plain torch: the definition by which every backend is judged.
 
-It follows section 2.2 and equation 3 of the paper word for word, gathers every window and holds
-every score. Letters of shapes: see `window.py`.
+It follows section 2.2 and equation 3 of the paper step by step, copies every window and stores all
+scores. Letters of shapes: see `window.py`.
 """
 
 import torch
 from torch import Tensor
 
+from halonet.ops.problem import Problem, Window
 from halonet.ops.window import (
-    Window,
     gather_windows,
     merge_blocks,
     offset_index,
@@ -17,31 +17,14 @@ from halonet.ops.window import (
 )
 
 
-def why_not(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    window: Window,
-    scale: float,
-    position_scale: float,
-) -> str | None:
+def why_not(problem: Problem) -> str | None:
     """The reference runs everything."""
     return None
 
 
-def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    window: Window,
-    scale: float,
-    position_scale: float,
-) -> Tensor:
-    """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
+def run(problem: Problem) -> Tensor:
+    """The output, [B, H', W', N, D]."""
+    query, key, value, row_table, column_table, window, scale, position_scale = problem
     height, width = key.shape[1:3]
     rows, columns = window.blocks(height), window.blocks(width)
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halonet.ops import reference
+from halonet.ops.problem import Problem, Window
 from halonet.ops.reference import relative_logits
 from halonet.ops.window import (
-    Window,
     gather_windows,
     merge_blocks,
     split_into_blocks,
@@ -19,36 +19,17 @@ from halonet.ops.window import (
 )
 
 
-def why_not(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    window: Window,
-    scale: float,
-    position_scale: float,
-) -> str | None:
+def why_not(problem: Problem) -> str | None:
     """Nothing is refused: where torch has no fused kernel, it takes its plain path."""
     return None
 
 
-def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    window: Window,
-    scale: float,
-    position_scale: float,
-) -> Tensor:
-    """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
+def run(problem: Problem) -> Tensor:
+    """The output, [B, H', W', N, D]."""
+    query, key, value, row_table, column_table, window, scale, position_scale = problem
     if query.shape[0] == 0:
-        # torch's function cuts the bias, and so the tables, out of an empty batch's graph.
-        return reference.run(
-            query, key, value, row_table, column_table, window, scale, position_scale
-        )
+        # For an empty batch torch's function leaves the bias, and so the tables, without gradients.
+        return reference.run(problem)
     height, width = key.shape[1:3]
     rows, columns = window.blocks(height), window.blocks(width)
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from halonet.ops import triton_tuning
+from halonet.ops.operators import Gradients, register_operators
+from halonet.ops.problem import Problem, Window
 from halonet.ops.triton_tuning import Launch, Tiles
-from halonet.ops.window import Window
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 # Triton reads it when a kernel is defined, so later changes have no effect.
@@ -31,17 +32,9 @@ MAX_PART_BYTES = 1 << 26
 INTERPRETED_TILES = Tiles(16, 8, 8, 4, 1)
 
 
-def why_not(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    window: Window,
-    scale: float,
-    position_scale: float,
-) -> str | None:
+def why_not(problem: Problem) -> str | None:
     """CUDA from Ampere on; whole windows; up to 128 query and 256 value channels a head."""
+    query = problem.query
     if not INSTALLED:
         return "triton is not installed"
     if INTERPRETING:
@@ -53,14 +46,14 @@ def why_not(
         return objection
     if query.dtype == torch.float64:
         return "it has no float64"
-    if window.kernel_size is not None:
+    if problem.window.kernel_size:
         return "it has no kernel_size"
-    if scale == 0 and position_scale != 0:
-        return "it has no scale of 0 beside another position_scale"
+    if problem.scale == 0 and problem.position_scale != 0:
+        return "it has no scale of 0 with another position_scale"
     if query.shape[-1] > MAX_CHANNELS:
         return f"it takes {MAX_CHANNELS} channels a head, got {query.shape[-1]}"
-    if value.shape[-1] > MAX_VALUE_CHANNELS:
-        return f"it takes {MAX_VALUE_CHANNELS} value channels a head, got {value.shape[-1]}"
+    if problem.value.shape[-1] > MAX_VALUE_CHANNELS:
+        return f"it takes {MAX_VALUE_CHANNELS} value channels a head, got {problem.value.shape[-1]}"
     return None
 
 
@@ -77,146 +70,84 @@ def _device_objection(device_index: int) -> str | None:
 _device_objection._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    row_table: Tensor | None,
-    column_table: Tensor | None,
-    window: Window,
-    scale: float,
-    position_scale: float,
-) -> Tensor:
-    """Shapes as `halonet.halo_attention` has them; the arguments are already checked."""
-    if row_table is not None and column_table is not None:
-        tables = torch.stack([row_table, column_table])
-        if position_scale != scale:
-            tables = tables * (position_scale / scale)
-    else:
-        tables = query.new_empty(2, window.table_length, 0)
-    result, _ = forward(
-        query.contiguous(), key.contiguous(), value.contiguous(), tables,
-        window.block_size, window.halo_size, window.stride, window.position_stride,
-        window.mask_padding, scale,
-    )  # fmt: skip
-    return result
+def run(problem: Problem) -> Tensor:
+    """The output, [B, H', W', N, D]."""
+    # Here, and not in the operators alone, so that one copy serves both directions.
+    query, key, value = (tensor.contiguous() for tensor in problem[:3])
+    return _run_operators(Problem(query, key, value, *problem[3:]))
 
 
-@torch.library.custom_op("halonet::triton_forward", mutates_args=())
-def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tables: Tensor,
-    block_size: int,
-    halo_size: int,
-    stride: int,
-    position_stride: int,
-    mask_padding: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The result [B, H', W', N, D], and maximum and sum of each softmax, [2, B, N, H', W'].
+def _empty_softmax(problem: Problem) -> Tensor:
+    """The scores' maximum and the weights' sum of each softmax, [2, B, N, H', W']."""
+    batch, height, width, heads, _ = problem.query.shape
+    return problem.query.new_empty(2, batch, heads, height, width, dtype=torch.float32)
 
-    `tables` are the row and the column table, [2, T, table channels], of no channels for none.
-    """
-    window = Window(block_size, halo_size, stride, None, position_stride, mask_padding)
-    problem = _problem(query, key, value, tables, window)
-    dtype = query.dtype
-    query, key, value, tables = _launchable(query, key, value, tables)
+
+def _stack_tables(problem: Problem) -> Tensor:
+    """The row and the column table, [2, T, table channels], of no channels for none."""
+    row_table, column_table = problem.row_table, problem.column_table
+    if row_table is None or column_table is None:
+        return problem.query.new_empty(2, problem.window.table_length, 0)
+    return _rescale(torch.stack([row_table, column_table]), problem)
+
+
+def _rescale(tables: Tensor, problem: Problem) -> Tensor:
+    """The kernels have one scale, for the products with keys and with tables."""
+    if problem.position_scale == problem.scale:
+        return tables
+    return tables * (problem.position_scale / problem.scale)
+
+
+def _forward(problem: Problem, softmax: Tensor | None) -> Tensor:
+    query, key, value, tables = _launchable(*problem[:3], _stack_tables(problem))
     batch, height, width, heads, _ = query.shape
     result = query.new_empty(batch, height, width, heads, value.shape[-1])
-    softmax = query.new_empty(2, batch, heads, height, width, dtype=torch.float32)
     if batch == 0:
-        return result, softmax
+        return result.to(problem.query.dtype)
 
     from halonet.ops import triton_kernels
 
+    maximum, total = _empty_softmax(problem) if softmax is None else softmax
+    plan = _make_plan(problem)
+    score_scale = _score_scale(problem.scale, query.dtype)
     kernel: Any = triton_kernels.forward_kernel
 
     def launch(tiles: Tiles) -> None:
-        grid = (problem.query_tiles(tiles.queries),)
+        grid = (plan.query_tiles(tiles.queries),)
         kernel[grid](
-            query, key, value, tables, result, *softmax, _score_scale(scale, query.dtype),
-            *problem.sizes, **problem.constants, MASK=mask_padding,
-            BLOCK_P=_padded(2 * window.size), BLOCK_Q=tiles.queries,
-            BLOCK_K=tiles.key_rows * tiles.key_columns,
-            **tiles.options,
+            query, key, value, tables, result, maximum, total, score_scale,
+            *plan.sizes, **plan.constants, **plan.query_constants(tiles), **tiles.options,
         )  # fmt: skip
 
-    _launch_best("forward", problem, query, launch)
-    return result.to(dtype), softmax
+    _launch_best("forward", plan, query, launch)
+    return result.to(problem.query.dtype)
 
 
-@forward.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tables: Tensor,
-    block_size: int,
-    halo_size: int,
-    stride: int,
-    position_stride: int,
-    mask_padding: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    batch, height, width, heads, _ = query.shape
-    return (
-        query.new_empty(batch, height, width, heads, value.shape[-1]),
-        query.new_empty(2, batch, heads, height, width, dtype=torch.float32),
-    )
-
-
-@torch.library.custom_op("halonet::triton_backward", mutates_args=())
-def backward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tables: Tensor,
-    result: Tensor,
-    softmax: Tensor,
-    result_gradient: Tensor,
-    block_size: int,
-    halo_size: int,
-    stride: int,
-    position_stride: int,
-    mask_padding: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and tables."""
-    window = Window(block_size, halo_size, stride, None, position_stride, mask_padding)
-    problem = _problem(query, key, value, tables, window)
-    dtype = query.dtype
+def _backward(problem: Problem, gradient: Tensor, output: Tensor, softmax: Tensor) -> Gradients:
     query, key, value, tables, result, result_gradient = _launchable(
-        query, key, value, tables, result, result_gradient
+        *problem[:3], _stack_tables(problem), output, gradient
     )
     query_gradient = torch.empty_like(query)
     key_gradient = torch.empty_like(key)
     value_gradient = torch.empty_like(value)
-    if query.shape[0] == 0:
-        return query_gradient, key_gradient, value_gradient, torch.zeros_like(tables)
-
-    from halonet.ops import triton_gradients
-
-    query_kernel: Any = triton_gradients.backward_query_kernel
-    key_kernel: Any = triton_gradients.backward_key_kernel
-
-    delta = torch.empty_like(softmax[0])
-    programs = problem.programs(query, tables)
+    plan = _make_plan(problem)
+    programs = plan.programs(query, tables)
     parts = tables.new_zeros(programs, *tables.shape, dtype=torch.float32)
+    window = problem.window
+    delta = torch.empty_like(softmax[0])
+    maximum, total = softmax
+    score_scale = _score_scale(problem.scale, query.dtype)
     # Beside the tensor cores, accuracy is what float32 is wanted for.
-    exact = query.dtype == torch.float32 and problem.constants["PRECISION"] == "ieee"
-    score_scale = _score_scale(scale, query.dtype)
+    exact = query.dtype == torch.float32 and plan.constants["PRECISION"] == "ieee"
 
     def launch_query(tiles: Tiles) -> None:
-        items = problem.query_tiles(tiles.queries)
+        items = plan.query_tiles(tiles.queries)
         grid = (min(items, programs) if tables.numel() else items,)
-        query_kernel[grid](
-            query, key, value, tables, result, result_gradient, *softmax, delta,
-            query_gradient, parts, score_scale, scale, items, grid[0],
-            *problem.sizes, **problem.constants, MASK=mask_padding, EXACT=exact,
-            BLOCK_P=_padded(2 * window.size), BLOCK_Q=tiles.queries,
-            BLOCK_K=tiles.key_rows * tiles.key_columns,
+        kernel: Any = triton_gradients.backward_query_kernel
+        kernel[grid](
+            query, key, value, tables, result, result_gradient, maximum, total, delta,
+            query_gradient, parts, score_scale, problem.scale, items, grid[0],
+            *plan.sizes, **plan.constants, EXACT=exact, **plan.query_constants(tiles),
             **tiles.options,
         )  # fmt: skip
 
@@ -224,75 +155,46 @@ def backward(
         row_shift, rows = _key_tiles(key.shape[1], window, tiles.key_rows)
         column_shift, columns = _key_tiles(key.shape[2], window, tiles.key_columns)
         grid = (key.shape[0] * rows * columns * key.shape[3],)
-        key_kernel[grid](
-            query, key, value, tables, result_gradient, *softmax, delta,
-            key_gradient, value_gradient, score_scale, scale,
+        kernel: Any = triton_gradients.backward_key_kernel
+        kernel[grid](
+            query, key, value, tables, result_gradient, maximum, total, delta,
+            key_gradient, value_gradient, score_scale, problem.scale,
             rows, columns, row_shift, column_shift,
-            *problem.sizes, **problem.constants,
+            *plan.sizes, **plan.constants,
             BLOCK_P=_padded(tiles.key_rows + tiles.key_columns), BLOCK_Q=tiles.queries,
             KEY_ROWS=tiles.key_rows, KEY_COLUMNS=tiles.key_columns,
             **tiles.options,
         )  # fmt: skip
 
-    _launch_best("query gradient", problem, query, launch_query)
-    # It reads the delta that the first one wrote.
-    _launch_best("key gradient", problem, query, launch_key)
-    return (
-        query_gradient.to(dtype),
-        key_gradient.to(dtype),
-        value_gradient.to(dtype),
-        parts.sum(0).to(dtype),
-    )
+    if query.shape[0]:
+        from halonet.ops import triton_gradients
+
+        _launch_best("query gradient", plan, query, launch_query)
+        # It reads the delta that the first one wrote.
+        _launch_best("key gradient", plan, query, launch_key)
+    dtype = problem.query.dtype
+    gradients = query_gradient.to(dtype), key_gradient.to(dtype), value_gradient.to(dtype)
+    if problem.row_table is None:
+        return *gradients, None, None
+    row_gradient, column_gradient = _rescale(parts.sum(0), problem).to(dtype)
+    return *gradients, row_gradient, column_gradient
 
 
-@backward.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    tables: Tensor,
-    result: Tensor,
-    softmax: Tensor,
-    result_gradient: Tensor,
-    block_size: int,
-    halo_size: int,
-    stride: int,
-    position_stride: int,
-    mask_padding: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        query.new_empty(query.shape),
-        key.new_empty(key.shape),
-        value.new_empty(value.shape),
-        tables.new_empty(tables.shape),
-    )
+# Of all devices: the interpreter takes tensors of the CPU.
+_run_operators = register_operators(
+    "triton",
+    "CompositeExplicitAutograd",
+    forward=_forward,
+    backward=_backward,
+    empty_statistics=_empty_softmax,
+)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.block_size, ctx.halo_size, ctx.stride = inputs[:7]
-    ctx.position_stride, ctx.mask_padding, ctx.scale = inputs[7:]
-    ctx.save_for_backward(*tensors, *output)
-
-
-def _differentiate(
-    ctx: Any, result_gradient: Tensor, softmax_gradient: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    gradients = backward(
-        *ctx.saved_tensors, result_gradient, ctx.block_size, ctx.halo_size,
-        ctx.stride, ctx.position_stride, ctx.mask_padding, ctx.scale,
-    )  # fmt: skip
-    return *gradients, None, None, None, None, None, None
-
-
-forward.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-class _Problem(NamedTuple):
-    """What the launches share: arguments, and the names by which tuned tiles are kept."""
+class _Plan(NamedTuple):
+    """What the launches of one problem share: arguments, and the key of their tuned tiles."""
 
     window: Window
-    key: tuple
+    tiles_key: tuple
     sizes: tuple[int, ...]
     constants: dict[str, Any]
     blocks: int  # of all maps and heads
@@ -306,6 +208,15 @@ class _Problem(NamedTuple):
         """Tiles of queries over all blocks."""
         return self.blocks * -(-(self.window.block_queries**2) // block_queries)
 
+    def query_constants(self, tiles: Tiles) -> dict[str, Any]:
+        """Of the two kernels that go over the window of some queries."""
+        return {
+            "MASK": self.window.mask_padding,
+            "BLOCK_P": _padded(2 * self.window.size),
+            "BLOCK_Q": tiles.queries,
+            "BLOCK_K": tiles.key_rows * tiles.key_columns,
+        }
+
     def programs(self, query: Tensor, tables: Tensor) -> int:
         """Programs of the queries' gradient, fixed for a device so that sums keep their order."""
         processors = 1
@@ -315,7 +226,8 @@ class _Problem(NamedTuple):
         return max(1, min(self.query_tiles(16), PROGRAMS_PER_PROCESSOR * processors, fit))
 
 
-def _problem(query: Tensor, key: Tensor, value: Tensor, tables: Tensor, window: Window) -> _Problem:
+def _make_plan(problem: Problem) -> _Plan:
+    query, key, value, row_table, _, window, _, _ = problem
     batch, height, width, heads, channels = key.shape
     rows, columns = window.blocks(height), window.blocks(width)
     precision = "ieee"
@@ -324,7 +236,7 @@ def _problem(query: Tensor, key: Tensor, value: Tensor, tables: Tensor, window: 
     constants = {
         "CHANNELS": channels,
         "VALUE_CHANNELS": value.shape[-1],
-        "TABLE_CHANNELS": tables.shape[-1],
+        "TABLE_CHANNELS": 0 if row_table is None else row_table.shape[-1],
         "BLOCK_SIZE": window.block_size,
         "HALO_SIZE": window.halo_size,
         "STRIDE": window.stride,
@@ -335,12 +247,12 @@ def _problem(query: Tensor, key: Tensor, value: Tensor, tables: Tensor, window: 
         "BLOCK_T": _padded(2 * window.table_length),
     }
     # The best tiles hardly depend on the batch and on how many blocks there are beyond a few.
-    key_of_tiles = (
+    tiles_key = (
         query.device, query.dtype, *constants.values(), window.mask_padding, min(rows, 3),
         min(columns, 3),
     )  # fmt: skip
     sizes = (height, width, query.shape[1], query.shape[2], heads, rows, columns)
-    return _Problem(window, key_of_tiles, sizes, constants, batch * rows * columns * heads)
+    return _Plan(window, tiles_key, sizes, constants, batch * rows * columns * heads)
 
 
 def _padded(size: int) -> int:
@@ -382,15 +294,15 @@ def _key_tiles(map_size: int, window: Window, tile: int) -> tuple[int, int]:
     return shift, -(-(map_size + shift) // tile)
 
 
-def _launch_best(kernel: str, problem: _Problem, query: Tensor, launch: Launch) -> None:
-    constants = problem.constants
+def _launch_best(kernel: str, plan: _Plan, query: Tensor, launch: Launch) -> None:
+    constants = plan.constants
     candidates = triton_tuning.list_candidates(
         kernel, query.dtype, constants["PRECISION"],
-        max(constants["BLOCK_C"], constants["BLOCK_D"]), problem.most_queries,
+        max(constants["BLOCK_C"], constants["BLOCK_D"]), plan.most_queries,
     )  # fmt: skip
     if INTERPRETING:
         launch(INTERPRETED_TILES)
         return
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device(query.device):
-        triton_tuning.run_tuned((kernel, *problem.key), candidates, launch)
+        triton_tuning.run_tuned((kernel, *plan.tiles_key), candidates, launch)

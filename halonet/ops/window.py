@@ -8,41 +8,11 @@ Letters of shapes, here and in the backends:
     C  channels of a head            D    value channels of a head
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Window(NamedTuple):
-    """How queries meet keys: the resolved, checked options of the operator."""
-
-    block_size: int  # b
-    halo_size: int  # h
-    stride: int
-    kernel_size: int | None
-    position_stride: int
-    mask_padding: bool
-
-    @property
-    def size(self) -> int:
-        """Cells on a side of the window, b + 2h."""
-        return self.block_size + 2 * self.halo_size
-
-    @property
-    def block_queries(self) -> int:
-        """Queries on a side of a block, b / stride."""
-        return self.block_size // self.stride
-
-    @property
-    def table_length(self) -> int:
-        """Entries of a relative table, 2(b + h) - 1."""
-        return 2 * (self.block_size + self.halo_size) - 1
-
-    def blocks(self, map_size: int) -> int:
-        """Blocks along an axis of `map_size` pixels; the last one may reach beyond the map."""
-        return -(-map_size // self.block_size)
+from halonet.ops.problem import Window
 
 
 def split_into_blocks(query: Tensor, window: Window, rows: int, columns: int) -> Tensor:
@@ -97,7 +67,7 @@ def visible_cells(
 
     A cell is visible where both its row and its column are. None where every cell is.
     """
-    if not window.mask_padding and window.kernel_size is None:
+    if not window.mask_padding and not window.kernel_size:
         return None
     return _visible_axis(window, height, device), _visible_axis(window, width, device)
 
@@ -110,7 +80,7 @@ def _visible_axis(window: Window, map_size: int, device: torch.device) -> Tensor
     if window.mask_padding:
         pixels = torch.arange(blocks, device=device)[:, None] * window.block_size + cells
         visible &= ((pixels >= 0) & (pixels < map_size))[:, None, :]
-    if window.kernel_size is not None:
+    if window.kernel_size:
         queries = torch.arange(window.block_queries, device=device) * window.stride
         visible &= (cells - queries[:, None]).abs() <= window.kernel_size // 2
     return visible

@@ -14,8 +14,8 @@ import torch
 
 import halonet
 from halonet.ops import triton_backend, triton_tuning
+from halonet.ops.problem import Window
 from halonet.ops.triton_tuning import SMALLEST, Tiles
-from halonet.ops.window import Window
 from tests.ops.cases import CASES
 
 needs_triton = pytest.mark.skipif(not triton_backend.INSTALLED, reason="triton is not installed")
@@ -40,7 +40,7 @@ def test_is_refused_on_a_cpu_and_not_imported() -> None:
 
 
 def test_tiles_of_keys_across_blocks_meet_the_fewest() -> None:
-    window = Window(8, 3, 1, None, 1, True)
+    window = Window(8, 3, 1, 0, 1, 1)
     # Tiles of a block, shifted by 3 to 5 pixels, meet two blocks each and not three.
     shift, count = triton_backend._key_tiles(64, window, 8)
     assert (shift, count) == (3, 9)

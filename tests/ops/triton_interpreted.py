@@ -105,10 +105,11 @@ def run_operator() -> None:
     found = run_with_gradients(halo_attention, strided, options)
     torch.testing.assert_close(found["gradient of key"], first["gradient of key"])
 
-    tables = torch.stack([inputs["row_table"], inputs["column_table"]])
-    leaves = [inputs["query"], inputs["key"], inputs["value"], tables]
-    arguments = (*(leaf.requires_grad_() for leaf in leaves), 4, 1, 1, 1, True, 0.5)
+    tensors = [tensor.clone().requires_grad_() for tensor in inputs.values()]
+    arguments = (*tensors, [4, 1, 1, 0, 1, 1], 0.5, 0.25)
     torch.library.opcheck(torch.ops.halonet.triton_forward.default, arguments)
+    plain = [tensor.detach() for tensor in tensors]
+    torch.library.opcheck(torch.ops.halonet.triton_inference.default, (*plain, *arguments[5:]))
 
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
     with torch.autocast("cpu", torch.bfloat16):
