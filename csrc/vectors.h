@@ -140,8 +140,13 @@ inline Vector exp2(Vector x) {
 template <int step, int... i>
 inline void exchange(Vector &low, Vector &high, std::integer_sequence<int, i...>) {
     const Vector a = low, b = high;
+#if defined(__clang__) || __GNUC__ >= 12
     low = __builtin_shufflevector(a, b, ((i & step) ? lanes + i - step : i)...);
     high = __builtin_shufflevector(a, b, ((i & step) ? lanes + i : i + step)...);
+#else
+    low = __builtin_shuffle(a, b, Integers{((i & step) ? lanes + i - step : i)...});
+    high = __builtin_shuffle(a, b, Integers{((i & step) ? lanes + i : i + step)...});
+#endif
 }
 
 template <int step = 1>

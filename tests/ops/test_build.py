@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
-    *(f"g++-{n}" for n in range(12, 17)),
+    *(f"g++-{n}" for n in range(11, 17)),
     *(f"clang++-{n}" for n in range(14, 23)),
     "g++",
     "clang++",
