@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 IMAGE_SIZES = {"halonet_h0": 256, "halonet_h1": 256, "halonet_h4": 384, "halonet_h7": 600}
 MATRIX_SIDE = 1024  # of the square float32 matrices whose product gives the machine's rate
-# The paper's comparison: each H model beside the EfficientNet of its size.
+# The paper's comparison: each H model with the EfficientNet of its size.
 EFFICIENTNETS = {
     "halonet_h0": ("efficientnet_b0", 224),
     "halonet_h1": ("efficientnet_b1", 240),
     "halonet_h4": ("efficientnet_b4", 380),
 }
-# The paper's table of detection, all beside R50 + SE; ours with timm's layer in its place too.
+# The paper's table of detection, compared with R50 + SE; with timm's layer in place of ours too.
 DETECTION_BACKBONES = {
     "convolutions": ["resnet_50", "resnet_101_se"],
     "resnet_50_halo8": ["resnet_50_se_halo8", "resnet_50_se_halo8/timm-layer"],

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Contestant:
-    """What is timed: a step without arguments, and whether its result was found right.
+    """What is timed: a step without arguments, and how its result was checked.
 
-    `layer_times` grows by the seconds of each call of the layers that the case is about, if it is
-    about some layers of a model.
+    In cases that time some layers of a model, each call of such a layer appends its seconds to
+    `layer_times`.
     """
 
     step: Callable[[], object]
@@ -163,7 +163,7 @@ def _model(name: str, mode: str, peer: str, compiled: bool) -> Contestant:
 
 
 def _shake_norms(network: nn.Module) -> None:
-    """As after training: fresh norms leave every branch at zero, and nothing to compare."""
+    """Draw the norms' parameters: fresh ones leave every branch at zero, and nothing to compare."""
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -232,8 +232,10 @@ def _detection_backbone(peer: str, compiled: bool) -> Contestant:
 
 
 def _timm_checkpoint(name: str, mode: str, peer: str, compiled: bool) -> Contestant:
-    """One of timm's models at its own image size: with our layers, with its own, and with its
-    projections alone (the floor: what no attention operator can go below)."""
+    """One of timm's models at its own image size, with our layers, its own, or none (the floor).
+
+    The floor keeps the layers' projections: no attention operator can be faster.
+    """
     import timm
 
     from halonet import replace_timm_layers
@@ -259,7 +261,7 @@ def _timm_checkpoint(name: str, mode: str, peer: str, compiled: bool) -> Contest
 
 
 def _time_halo_layers(network: nn.Module) -> list[float]:
-    """A list that grows by the seconds of each call of a halo attention layer of timm's or ours."""
+    """A list to which each call of a halo attention layer, timm's or ours, appends its seconds."""
     from timm.layers.halo_attn import HaloAttn
 
     from halonet.integrations.timm_checkpoints import TimmHaloAttention
@@ -276,7 +278,7 @@ def _time_halo_layers(network: nn.Module) -> list[float]:
 
 
 def _skip_attention(network: nn.Module) -> None:
-    """Let the values through where the queries' attention would come out."""
+    """Return the values in place of the attention's output."""
     from halonet.integrations.timm_checkpoints import TimmHaloAttention
 
     for layer in network.modules():

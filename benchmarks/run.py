@@ -1,9 +1,9 @@
-"""Measure halonet beside its peers, side by side in one run.
+"""Measure halonet and its peers in one run.
 
     python benchmarks/run.py --cases 'operator/halonet_h1/*' --output benchmarks/results/NAME
 
-Every contestant of a case lives in a process of its own and is built, and checked, first; then they
-take turns, so that what disturbs the machine disturbs all of them. Ratios are of medians.
+Every contestant of a case has a process of its own, where it is built and checked. Then they take
+turns, so that what disturbs the machine disturbs all of them. Ratios are of medians.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from typing import Any
 from cases import MATRIX_SIDE, available, list_cases, operator_flops
 
 HERE = Path(__file__).resolve().parent
-# To glibc: no pages back to the system, and none from it beside the heap.
+# Tell glibc to return no pages to the system, and to allocate from the heap only.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
@@ -47,7 +47,7 @@ class Worker:
         )
 
     def ask(self, **order: Any) -> dict[str, Any]:
-        """Send an order and wait for its answer."""
+        """Send an order and wait for the reply."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(order), file=self.process.stdin, flush=True)
@@ -71,10 +71,10 @@ def measure(
             worker = Worker(label, package)
             stack.callback(worker.close)
             order = {"case": case, "contestant": contestant, "compiled": compiled}
-            answer = worker.ask(do="build", threads=threads, **order)
-            entry: dict[str, Any] = {"case": case, "contestant": label, **answer}
+            reply = worker.ask(do="build", threads=threads, **order)
+            entry: dict[str, Any] = {"case": case, "contestant": label, **reply}
             entries.append(entry)
-            if "error" in answer:
+            if "error" in reply:
                 worker.close()
                 continue
             once = worker.ask(do="time", repeats=1)["seconds"]
@@ -83,9 +83,9 @@ def measure(
         rounds = 0
         while running and (rounds < 5 or time.perf_counter() - started < seconds * len(running)):
             for worker, _, repeats, times, layer_times in running:
-                answer = worker.ask(do="time", repeats=repeats)
-                times.append(answer["seconds"])
-                layer_times += [answer["layer_seconds"]] if "layer_seconds" in answer else []
+                reply = worker.ask(do="time", repeats=repeats)
+                times.append(reply["seconds"])
+                layer_times += [reply["layer_seconds"]] if "layer_seconds" in reply else []
             rounds += 1
         for worker, entry, _, times, layer_times in running:
             peak = worker.ask(do="memory")["peak"]
@@ -109,7 +109,7 @@ def measure(
 
 
 def header(threads: int) -> dict[str, Any]:
-    """The machine and the versions that the figures hold for."""
+    """The machine and the versions that were measured."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {}

@@ -3,7 +3,7 @@
     python benchmarks/studies.py components --data folder:flowers --output runs/components
 
 trains one model for each row of a study, one after the other, and writes a table; what is
-finished stays, what was stopped goes on. With so few photos a row's accuracy is uncertain by
+finished is kept, what was stopped is resumed. With so few photos a row's accuracy is uncertain by
 almost two points, so that the tables show that the parts work, not which is better.
 """
 

@@ -1,4 +1,4 @@
-"""One contestant in a process of its own; takes orders as JSON lines and answers likewise."""
+"""The process of one contestant: takes orders and replies to them, both as JSON lines."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 def main() -> None:
     """Serve `build`, `time` and `memory` until standard input ends."""
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    answers = os.fdopen(os.dup(1), "w")
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to standard error
     step = layer_times = None
     for line in sys.stdin:
@@ -27,21 +27,21 @@ def main() -> None:
                 step, layer_times = contestant.step, contestant.layer_times
                 step()
                 step()
-                answer = {"checked": contestant.checked, "idle": idle}
+                reply = {"checked": contestant.checked, "idle": idle}
             elif order["do"] == "time" and step is not None:
                 if layer_times is not None:
                     layer_times.clear()
                 started = time.perf_counter()
                 for _ in range(order["repeats"]):
                     step()
-                answer = {"seconds": (time.perf_counter() - started) / order["repeats"]}
+                reply = {"seconds": (time.perf_counter() - started) / order["repeats"]}
                 if layer_times is not None:
-                    answer["layer_seconds"] = sum(layer_times) / order["repeats"]
+                    reply["layer_seconds"] = sum(layer_times) / order["repeats"]
             else:
-                answer = {"peak": _peak_mebibytes()}
+                reply = {"peak": _peak_mebibytes()}
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
-        print(json.dumps(answer), file=answers, flush=True)
+            reply = {"error": f"{type(error).__name__}: {str(error)[:200]}"}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 def _peak_mebibytes() -> float:

@@ -11,8 +11,8 @@ namespace {
 constexpr int most_queries = 64;
 constexpr int chunk_cells = 66;  // whole groups of rows, see products.h
 
-// Addresses are computed eight at a time, so that up to seven behind the last are written too: of
-// what lies in memory there, which unsigned sums may overflow on.
+// Addresses are computed eight at a time, so arrays of them have room for seven more. Those are computed
+// from whatever memory holds there, hence unsigned: the sums may overflow.
 typedef uint64_t Addresses __attribute__((vector_size(64)));
 constexpr int addresses_at_once = sizeof(Addresses) / sizeof(uint64_t);
 constexpr int chunk_rows = chunk_cells + addresses_at_once;

@@ -1,4 +1,4 @@
-"""Halo attention by loops over pixels, in float64: slow, and plain to see."""
+"""Halo attention by loops over pixels, in float64: slow, and easy to check by reading."""
 
 import math
 

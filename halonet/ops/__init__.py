@@ -1,1 +1,1 @@
-"""The operator: pure functions on tensors."""
+"""Halo attention as pure functions on tensors; see README.md in this folder."""

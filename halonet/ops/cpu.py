@@ -33,7 +33,7 @@ _NO_MAP = (0,) * 5
 
 
 def load_library(name: str) -> ctypes.CDLL | str:
-    """The kernel's library beside this module, or why it can't be used."""
+    """The kernel's library in this package, or why it can't be used."""
     # An editable install has the sources in one folder of the package and what it built in another.
     folders = sys.modules["halonet.ops"].__path__
     found = [path for folder in folders if (path := Path(folder) / name).exists()]

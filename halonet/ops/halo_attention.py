@@ -77,15 +77,15 @@ def halo_attention(
 
     Args:
         query: [batch, ceil(height / stride), ceil(width / stride), heads, channels]; the query
-            at (i, j) stands at pixel (i * stride, j * stride).
+            at (i, j) is that of pixel (i * stride, j * stride).
         key: [batch, height, width, heads, channels].
         value: [batch, height, width, heads, value_channels].
         row_table: relative positions of rows, [2 (block_size + halo_size) - 1, channels / 2] or
-            [.., channels]. Entry t is the offset t - (block_size + halo_size - 1) of key pixel
-            minus query pixel. Of half width (channels then even), it meets the first half of the
-            query's channels; of full width, all of them. None for no relative position.
-        column_table: the same for columns, of the same shape; of half width, it meets the second
-            half of the query's channels.
+            [.., channels]. Entry t belongs to key row minus query row = t - (block_size +
+            halo_size - 1). A table of half width (channels then even) is multiplied with the first
+            half of the query's channels, one of full width with all. None: no relative position.
+        column_table: the same for columns, of the same shape; of half width, it is multiplied
+            with the second half of the query's channels.
         block_size: pixels on a side of a block, a multiple of `stride`. May exceed the map.
         halo_size: pixels of the band around a block, 0 or more.
         stride: 1, or 2 for attention downsampling (paper section 2.3).
@@ -96,7 +96,7 @@ def halo_attention(
         scale: factor of the queries' products with keys; None means channels ** -0.5.
         position_scale: factor of those with the tables; None means `scale`, 1 is timm's rule.
         mask_padding: cells outside the map get no weight. Otherwise they take part with key 0
-            and value 0, their relative position counting as any other.
+            and value 0, and with their relative position.
         backend: name of a backend; None takes the fastest that can run.
 
     Returns:

@@ -58,8 +58,8 @@ def relative_logits(
 ) -> tuple[Tensor, Tensor]:
     """q.row[dy] as [B, Y, X, N, I, J, U] and q.column[dx] as [B, Y, X, N, I, J, V], unscaled.
 
-    Tables of half width meet one half of the query's channels each (paper section 2.1, as in
-    SASA); tables of full width each meet all of them (timm).
+    Tables of half width are multiplied with one half of the query's channels each (paper section
+    2.1, as in SASA), tables of full width with all of them (timm).
     """
     index = offset_index(window, queries.device)
     half = row_table.shape[1] != queries.shape[-1]

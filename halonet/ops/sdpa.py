@@ -20,7 +20,7 @@ from halonet.ops.window import (
 
 
 def why_not(problem: Problem) -> str | None:
-    """Nothing is refused: where torch has no fused kernel, it takes its plain path."""
+    """None: where torch has no fused kernel, its function falls back to plain operations."""
     return None
 
 
@@ -69,8 +69,8 @@ def attention_bias(
 ) -> Tensor | None:
     """What is added to q.k before the softmax, [B or 1, Y, X, N or 1, I, J, U, V].
 
-    `queries` are scaled blocks [B, Y, X, I, J, N, C]. Visibility goes into the row and the column
-    logits, which are small, before their sum is written out.
+    `queries` are scaled blocks [B, Y, X, I, J, N, C]. The mask is applied to the row and the
+    column logits, which are small, before their sum is written out.
     """
     visible = visible_cells(window, height, width, queries.device)
     if row_table is not None and column_table is not None:

@@ -24,11 +24,11 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 MAX_CHANNELS = 128
 MAX_VALUE_CHANNELS = 256
-# Programs of the queries' gradient; each leaves a part of the tables' gradient, and more than a
-# few waves over the processors gain nothing.
+# Programs of the queries' gradient: each writes a part of the tables' gradient, and more than a few
+# for each processor gain nothing.
 PROGRAMS_PER_PROCESSOR = 8
 MAX_PART_BYTES = 1 << 26
-# Few, large steps: the interpreter's time goes by their number.
+# Few, large steps: the interpreter's time depends on their number.
 INTERPRETED_TILES = Tiles(16, 8, 8, 4, 1)
 
 
@@ -137,7 +137,7 @@ def _backward(problem: Problem, gradient: Tensor, output: Tensor, softmax: Tenso
     delta = torch.empty_like(softmax[0])
     maximum, total = softmax
     score_scale = _score_scale(problem.scale, query.dtype)
-    # Beside the tensor cores, accuracy is what float32 is wanted for.
+    # Full float32 (no tensor cores) is chosen for its accuracy.
     exact = query.dtype == torch.float32 and plan.constants["PRECISION"] == "ieee"
 
     def launch_query(tiles: Tiles) -> None:
@@ -256,12 +256,12 @@ def _make_plan(problem: Problem) -> _Plan:
 
 
 def _padded(size: int) -> int:
-    """The least power of two that holds it and that a product of blocks takes."""
+    """The least power of two that holds it, and at least 16, as Triton's products need."""
     return max(16, 1 << (size - 1).bit_length())
 
 
 def _launchable(*tensors: Tensor) -> list[Tensor]:
-    """Contiguous; in float32 where Triton's interpreter, whose bfloat16 is wrong, is to run."""
+    """Contiguous copies; bfloat16 as float32 in Triton's interpreter, which computes it wrongly."""
     interpreted = INTERPRETING and tensors[0].dtype == torch.bfloat16
     return [(tensor.float() if interpreted else tensor).contiguous() for tensor in tensors]
 
@@ -275,8 +275,8 @@ def _score_scale(scale: float, dtype: torch.dtype) -> float:
 def _key_tiles(map_size: int, window: Window, tile: int) -> tuple[int, int]:
     """How far before the map the tiles of keys begin, and how many there are along an axis.
 
-    That shift whose tiles meet the fewest blocks: with 2h <= b and tiles of b pixels, half a
-    block, where each meets two blocks and not three.
+    The shift is the one whose tiles lie in the fewest blocks' windows: with 2h <= b and tiles of b
+    pixels it is half a block, and each tile is in two windows, not three.
     """
 
     def meetings(shift: int) -> int:

@@ -23,10 +23,10 @@ from halonet.ops.triton_kernels import (
 
 @triton.jit
 def read_softmax(p_maximum, p_sum, m_query, dtype: tl.constexpr):
-    """By which shift and factor the exponentials of scores become weights.
+    """Shift and factor of a softmax: weight = exponential(score - shift) * factor.
 
-    The factor is one, and goes away, in narrow types; for float32 the rounding of one shift, as
-    large as a score, would show.
+    In narrow types the shift includes the sum, and the factor is 1. In float32 the rounding of
+    such a shift, which is as large as a score, would show.
     """
     b_maximum = tl.load(p_maximum, mask=m_query, other=0.0)
     b_sum = tl.load(p_sum, mask=m_query, other=1.0)
@@ -43,8 +43,10 @@ def weigh_cells(
     HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The next cells' keys and places, their weights, zero for those that take no part, and
-    the weights' gradients."""
+    """Keys and places of the next cells, their weights, and the weights' gradients.
+
+    The weight of a cell that takes no part is zero.
+    """
     o_cell_row, o_cell_column, o_cell_pixel, m_cell, m_map = locate_cells(
         start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
         height, width, HALO_SIZE, MASK, BLOCK_K,
@@ -171,7 +173,7 @@ def backward_query_kernel(
                 )
 
         if TABLE_CHANNELS > 0:
-            # The way back of `place_logits`: each entry of the tables takes its place's gradient.
+            # The backward pass of `place_logits`: each table entry takes its place's gradient.
             o_entry = tl.arange(0, BLOCK_T)[None, :]
             # [BLOCK_Q, BLOCK_T]
             o_row_place = o_entry - (BLOCK_SIZE - 1) + (o_row * POSITION_STRIDE)[:, None]
@@ -203,7 +205,7 @@ def backward_query_kernel(
 def covering_blocks(
     first_pixel, pixels, map_size, blocks, BLOCK_SIZE: tl.constexpr, HALO_SIZE: tl.constexpr
 ):
-    """The first block along an axis whose window meets some pixels, and how many do."""
+    """The first block along an axis whose window has some of the pixels, and how many do."""
     last_pixel = tl.minimum(first_pixel + pixels, map_size) - 1
     first_pixel = tl.maximum(first_pixel, 0)
     first = (tl.maximum(first_pixel - HALO_SIZE - BLOCK_SIZE + 1, 0) + BLOCK_SIZE - 1) // BLOCK_SIZE
@@ -222,11 +224,11 @@ def backward_key_kernel(
     BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
     KEY_ROWS: tl.constexpr, KEY_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program has KEY_ROWS x KEY_COLUMNS pixels of one head and goes over the queries they meet.
+    """A program has KEY_ROWS x KEY_COLUMNS pixels of a head and goes over the queries that see them.
 
     Writes the gradients of keys and values, each by one program: nothing is added in memory. The
     grid of tiles begins `row_shift` and `column_shift` pixels outside the map, since a tile
-    across the border of two blocks meets fewer queries than one that fills a block.
+    across the border of two blocks is seen by fewer queries than one that fills a block.
     """
     SIDE: tl.constexpr = BLOCK_SIZE // STRIDE
     TILES: tl.constexpr = (SIDE * SIDE + BLOCK_Q - 1) // BLOCK_Q

@@ -1,17 +1,17 @@
 """Triton kernels of halo attention: windows are read straight from the maps.
 
 No window is copied and no matrix of scores is stored. Maps are contiguous, channels last:
-queries [B, H', W', N, C], keys [B, H, W, N, C], values [B, H, W, N, D]; the two tables lie one
-behind the other, [2, T, table channels]. Letters: see `window.py`; T is a table's length. Names:
+queries [B, H', W', N, C], keys [B, H, W, N, C], values [B, H, W, N, D]; the two tables follow
+each other, [2, T, table channels]. Letters: see `window.py`; T is a table's length. Names:
 p_ pointer, b_ block value, i_ index, o_ offset, m_ mask, first_ the least index of a range.
 
-Relative position costs two small products and no memory. `q @ tables^T`, [queries, 2 T], holds
-every logit that a query can meet; a gather along its rows picks those of the tile's rows and
-columns of cells ("places"), [queries, places]; their product with a matrix of zeros and ones
-[places, cells], a one at each cell's row and at its column, adds row and column logit to q.k on
-the tensor cores. The gradient goes the same way back.
+Relative position costs two small products and no memory. `q @ tables^T`, [queries, 2 T], has the
+logits of all offsets; a gather along its rows picks those of the tile's rows and columns of cells
+("places"), [queries, places]; their product with a matrix of zeros and ones, [places, cells], with
+ones at each cell's row and column, adds row and column logit to q.k on the tensor cores. The
+gradients take the same steps backwards.
 
-Narrow types have scores in powers of two: `scale` then holds the factor log2(e). For float32 that
+In narrow types weights are powers of 2, and `scale` holds the factor log2(e). In float32 that
 factor's rounding would show.
 """
 
@@ -57,10 +57,10 @@ def table_offsets(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Where the tables' entry for each channel of a query lies, and whether there is one.
+    """Where the number of each table entry and query channel lies, and whether there is one.
 
-    Of half width, the row table meets the first channels and the column table the last; of full
-    width the two halves are the same.
+    Row tables of half width are for the first channels, column tables for the last; tables of full
+    width are for all channels.
     """
     o_entry = tl.arange(0, BLOCK_T)
     o_channel = tl.arange(0, BLOCK_C)
@@ -80,7 +80,7 @@ def place_logits(
 ):  # fmt: skip
     """Logits of each query at ROWS rows of cells, followed by those at the columns.
 
-    `first_row` is the table's entry where row 0 meets the block's first row of queries.
+    `first_row` is the table's entry for row 0 and the block's first row of queries.
     """
     # [queries, BLOCK_T]
     b_logits = tl.dot(b_query, tl.trans(b_tables), input_precision=PRECISION)
@@ -89,14 +89,14 @@ def place_logits(
     o_row_entry = o_place + first_row - (o_row * POSITION_STRIDE)[:, None]
     o_column_entry = o_place - ROWS + first_column - (o_column * POSITION_STRIDE)[:, None]
     o_entry = tl.where(o_place < ROWS, o_row_entry, TABLE + o_column_entry)
-    # Places beyond the last, and queries beyond the block, meet nothing: any entry will do.
+    # Places beyond the last, and queries beyond the block, are not used: any entry will do.
     o_entry = tl.minimum(tl.maximum(o_entry, 0), BLOCK_T - 1)
     return tl.gather(b_logits.to(b_query.dtype), o_entry, 1)
 
 
 @triton.jit
 def cell_places(o_row, o_column, dtype: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Zeros, and ones at each cell's row and column among the places."""
+    """The matrix of zeros and ones: ones at each cell's row and column among the places."""
     o_place = tl.arange(0, BLOCK_P)
     # [cells, BLOCK_P]
     b_row = o_place[None, :] == o_row[:, None]
@@ -106,7 +106,7 @@ def cell_places(o_row, o_column, dtype: tl.constexpr, ROWS: tl.constexpr, BLOCK_
 
 @triton.jit
 def exponential(b_scores, dtype: tl.constexpr):
-    """What a score weighs; `dtype` is that of the maps."""
+    """Of scores, to the base of their scale; `dtype` is that of the maps."""
     if dtype == tl.float32:
         return tl.exp(b_scores)
     return tl.exp2(b_scores)
@@ -117,9 +117,9 @@ def locate_queries(
     i_item, query_height, query_width, heads, block_rows, block_columns, SIDE: tl.constexpr,
     TILES: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
-    """Which block, head and queries an item of work has.
+    """The block, head and queries of an item of work.
 
-    Heads and tiles of one block stand side by side: they read the same lines of memory.
+    Heads and tiles of one block are items in a row: they read the same lines of memory.
     """
     i_tile = i_item % TILES
     i_head = i_item // TILES % heads
@@ -256,6 +256,6 @@ def forward_kernel(
 
     b_result = b_result / b_sum[:, None]
     store_pixels(p_result, b_result, o_pixel, m_query, heads, VALUE_CHANNELS, BLOCK_D)
-    # Apart, since a sum of the two would round away what float32 can tell of a weight.
+    # Not as one log-sum-exp, whose rounding would show in float32 weights.
     tl.store(p_maximum + o_pixel, b_max, mask=m_query)
     tl.store(p_sum + o_pixel, b_sum, mask=m_query)

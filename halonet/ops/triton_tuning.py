@@ -23,12 +23,12 @@ class Tiles(NamedTuple):
 
     @property
     def options(self) -> dict[str, int]:
-        """Those that Triton takes by name."""
+        """Triton's launch options."""
         options = {"num_warps": self.warps, "num_stages": self.stages}
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
-# It fits any device that Triton supports, at any width: the last resort.
+# The last resort: these fit every device that Triton supports, at any width.
 SMALLEST = Tiles(16, 4, 4, 4, 1)
 
 Launch = Callable[[Tiles], None]
@@ -41,7 +41,7 @@ def wanted() -> bool:
     """Whether candidates are timed; if not, the first that fits the device is taken.
 
     HALONET_AUTOTUNE=0 turns it off, and so does torch.use_deterministic_algorithms: timings
-    differ from one process to the next, and with the tiles the order of sums.
+    differ from one process to the next, and the order of sums differs with the tiles.
     """
     return (
         os.environ.get("HALONET_AUTOTUNE", "1") != "0"
@@ -57,7 +57,7 @@ def list_candidates(
     Args:
         kernel: "forward", "query gradient" or "key gradient".
         dtype: of the maps.
-        precision: of products of float32; "ieee" runs beside the tensor cores and wants little.
+        precision: of products of float32; "ieee" is without tensor cores and takes small tiles.
         channels: the larger of the padded numbers of channels and value channels.
         queries: of a block, padded; no more make sense.
     """

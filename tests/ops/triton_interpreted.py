@@ -2,8 +2,8 @@
 
     TRITON_INTERPRET=1 python -m tests.ops.triton_interpreted GROUP
 
-Fresh memory is filled with NaN, and the inputs lie between NaNs: a number that is read without
-being written, or beside its map, shows.
+Fresh memory is filled with NaN, and the inputs lie between NaNs: a number that is read before it is
+written, or outside its map, shows.
 """
 
 import dataclasses
