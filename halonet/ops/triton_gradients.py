@@ -224,7 +224,7 @@ def backward_key_kernel(
     BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
     KEY_ROWS: tl.constexpr, KEY_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program has KEY_ROWS x KEY_COLUMNS pixels of a head and goes over the queries that see them.
+    """A program has KEY_ROWS x KEY_COLUMNS pixels of a head and goes over all queries that see any.
 
     Writes the gradients of keys and values, each by one program: nothing is added in memory. The
     grid of tiles begins `row_shift` and `column_shift` pixels outside the map, since a tile

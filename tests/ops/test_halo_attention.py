@@ -175,6 +175,17 @@ def test_layout_of_the_inputs_does_not_matter(backend: str) -> None:
     torch.testing.assert_close(halo_attention(**strided, **case.options, backend=backend), result)
 
 
+@EVERY_BACKEND
+def test_autocast_casts_the_inputs_and_nothing_else(backend: str) -> None:
+    case = CASES[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        result = halo_attention(**case.inputs(torch.float32), **case.options, backend=backend)
+        wide = halo_attention(**case.inputs(), **case.options, backend=backend)
+    narrow = case.inputs(torch.bfloat16)
+    assert torch.equal(result, halo_attention(**narrow, **case.options, backend=backend))
+    assert torch.equal(wide, halo_attention(**case.inputs(), **case.options, backend=backend))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_gives_its_type_and_gradients_of_the_inputs_type(dtype: torch.dtype) -> None:
     case = CASES[0]
@@ -207,8 +218,8 @@ def test_exports(backend: str) -> None:
         def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return halo_attention(query, key, value, block_size=4, halo_size=2, backend=backend)
 
-    case = Case("", 7, 10, {}, tables="none")
-    inputs = tuple(case._replace(options={"block_size": 4, "halo_size": 2}).inputs().values())
+    case = Case("", 7, 10, {"block_size": 4, "halo_size": 2}, tables="none")
+    inputs = tuple(case.inputs().values())
     exported = torch.export.export(Module(), inputs).module()
     torch.testing.assert_close(exported(*inputs), Module()(*inputs))
 
@@ -242,6 +253,8 @@ def test_unknown_backend_is_named() -> None:
         ({"query": torch.zeros(2, 7, 10, 12)}, "query must have 5 dimensions"),
         ({"query": "query"}, "query must be a tensor, got str"),
         ({"key": torch.zeros(2, 7, 10, 3, 4).int()}, "key must be float64, .* got torch.int32"),
+        ({"key": torch.zeros(2, 7, 0, 3, 4)}, "key must have no empty dimension but batch, got"),
+        ({"key": torch.zeros(2, 7, 10, 3, 4, device="meta")}, "key must be on the query's device cpu"),
         ({"value": torch.zeros(2, 7, 10, 2, 5)}, "value must have shape .* like key, got"),
         ({"value": torch.zeros(2, 7, 10, 3, 5).half()}, "value must have the query's type"),
         ({"column_table": None}, "row_table and column_table: give both or neither"),

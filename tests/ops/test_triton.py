@@ -32,11 +32,13 @@ def test_in_the_interpreter(group: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_is_refused_on_a_cpu_and_not_imported() -> None:
-    choice = halonet.explain_backend(**CASES[0].inputs(torch.float32), **CASES[0].options)
-    if triton_backend.INSTALLED:
-        assert choice.reasons["triton"] == "it needs a CUDA device, got cpu"
-    assert choice.chosen != "triton"
+@needs_triton
+def test_is_refused_on_a_cpu() -> None:
+    inputs = CASES[0].inputs(torch.float32)
+    choice = halonet.explain_backend(**inputs, **CASES[0].options)
+    assert choice.reasons["triton"] == "it needs a CUDA device, got cpu"
+    with pytest.raises(NotImplementedError, match="it needs a CUDA device, got cpu"):
+        halonet.halo_attention(**inputs, **CASES[0].options, backend="triton")
 
 
 def test_tiles_of_keys_across_blocks_meet_the_fewest() -> None:
