@@ -127,7 +127,7 @@ def _map(tensor: Tensor) -> tuple:
 
 def _readable(tensor: Tensor) -> Tensor:
     """The kernel takes any strides but the last, which must be 1."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    return tensor if tensor.stride()[-1] == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 def _table(tensor: Tensor | None) -> Tensor | None:
@@ -155,7 +155,7 @@ def _empty_log_sum(problem: Problem) -> Tensor:
 
 def _forward(problem: Problem, log_sum: Tensor | None) -> Tensor:
     query, key, value = _readable(problem.query), _readable(problem.key), _readable(problem.value)
-    output = query.new_empty((*query.shape[:4], value.shape[4]))
+    output = query.new_empty(*query.shape[:4], value.shape[4])
     if query.numel() == 0:
         return output
     row, column = _table(problem.row_table), _table(problem.column_table)
