@@ -100,13 +100,18 @@ def make_loader(
     workers: int,
     collate: Callable[[list], Any] | None = None,
 ) -> DataLoader:
-    """Batches (images [batch, channels, size, size], labels, broken [batch]), as sampled."""
+    """Batches (images [batch, channels, size, size], labels, broken [batch]), as sampled.
+
+    The workers live as long as the loader: what an item depends on comes with its index.
+    """
     return DataLoader(
         dataset,
         batch_size,
         sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_ignore_interrupt,
     )

@@ -1,8 +1,12 @@
 """Samplers: order, processes, and going on in an epoch."""
 
-import pytest
+import os
 
-from halonet.data.loader import EpochSampler, InOrder
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from halonet.data.loader import EpochSampler, InOrder, make_loader
 
 
 def test_epoch_goes_on_where_it_was_left():
@@ -63,3 +67,34 @@ def test_processes_share_what_is_held_out():
     parts = [list(InOrder(7, index, 3)) for index in range(3)]
     assert parts == [[(0, 0), (0, 3), (0, 6)], [(0, 1), (0, 4)], [(0, 2), (0, 5)]]
     assert len(InOrder(7, 0, 3)) == 3
+
+
+class WhoReads(Dataset):
+    """Items that say which process made them, in which epoch."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return os.getpid(), index[0]
+
+
+def test_workers_live_on_and_follow_the_epoch():
+    sampler = EpochSampler(8, 0, batch_size=4)
+    loader = make_loader(WhoReads(), sampler, 4, 1)
+    processes = set()
+    for epoch in range(3):
+        sampler.start(epoch)
+        batches = iter(loader)
+        for _ in range(2):  # as the loop takes them, without asking for a batch too many
+            process, seen = next(batches)
+            processes |= {*process.tolist()}
+            assert seen.tolist() == [epoch] * 4
+    assert len(processes) == 1
+    assert os.getpid() not in processes
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_batches_for_a_gpu_are_pinned(monkeypatch, cuda):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert make_loader(WhoReads(), EpochSampler(8, 0), 4, 0).pin_memory is cuda
