@@ -45,7 +45,7 @@ def make_trial(
         learning_rate=2e-3,
         cutmix=0.0,
         label_smoothing=0.0,
-        tensorboard=False,
+        log_with="none",
         seed=seed,
         **changes,
     )

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 import halonet
+from halonet.classification.config import make_config
 from halonet.classification.evaluate import evaluate_on
 from halonet.classification.training import resume
 from halonet.data.sources import load_data
 from halonet.detection.mask_rcnn import load_detector
+from halonet.training.checkpoint import read_config
+from halonet.training.compare import read_run
 
 ARCHIVE = Path(__file__).with_name("written_before_0_2.zip")
 
@@ -36,6 +39,16 @@ def test_stopped_run_goes_on(old, images):
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4, msg=name)
     assert result.evaluation.images == 6
+
+
+@pytest.mark.parametrize(("written", "log_with"), [(True, "tensorboard"), (False, "none")])
+def test_choice_of_tensorboard_is_a_choice_of_tracker(old, written, log_with):
+    run = old / "classifier"
+    fields = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(fields | {"tensorboard": written}))
+    assert read_config(run, make_config).log_with == log_with
+    assert read_run(run).config["log_with"] == log_with
+    assert "tensorboard" not in read_run(run).config
 
 
 def test_checkpoint_evaluates(old, images):

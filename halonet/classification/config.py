@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
 from halonet.models.halonet import SMALLEST_IMAGE
@@ -17,7 +17,7 @@ from halonet.training.config import (
 
 @dataclass(frozen=True)
 class TrainingConfig(RunConfig):
-    """All that decides the training of a classifier; the rest is in `RunConfig`.
+    """The configuration of a classifier's training, with the fields of `RunConfig`.
 
     Attributes:
         data: elpv, folder:PATH, shards:PATH, hf:NAME, cifar10, flowers102 or oxford_pets.
@@ -27,11 +27,11 @@ class TrainingConfig(RunConfig):
         model: one of `halonet models`.
         in_channels: 3 for colour images, 1 for grey ones.
         image_size: pixels on a side of the images.
-        central_crop_share: share of an image's short side that the central crop keeps, where
-            images aren't changed at random.
-        augmentation: random changes of training images.
+        central_crop_share: share of an image's short side that the central crop of held-out images
+            keeps.
+        augmentation: of training images.
         mixup: alpha of mixup, 0 for none.
-        cutmix: alpha of CutMix, 0 for none; with both, each batch takes one of them.
+        cutmix: alpha of CutMix, 0 for none; with mixup too, each batch takes one of them.
         label_smoothing: share of each label spread over all classes.
     """
 
@@ -40,7 +40,7 @@ class TrainingConfig(RunConfig):
     validation_share: float = 0.2
     validation_data: str | None = None
     model: str = "halonet_tiny"
-    in_channels: int = 3
+    in_channels: Literal[1, 3] = 3
     image_size: int = 96
     central_crop_share: float = 0.95
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -76,8 +76,6 @@ def check_config(config: TrainingConfig) -> None:
         raise ValueError(
             f"central_crop_share must be above 0, at most 1, got {config.central_crop_share}"
         )
-    if config.in_channels not in (1, 3):
-        raise ValueError(f"in_channels must be 1 or 3, got {config.in_channels}")
     augmentation = config.augmentation
     low, high = augmentation.crop_share
     if not 0 < low <= high <= 1:

@@ -16,26 +16,26 @@ LARGEST_CONFUSION = 200  # classes
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model answers on some images of a split: one process's part of an evaluation.
+class Predictions:
+    """A model's predictions for some images of a split: one process's part of an evaluation.
 
     All are on the CPU, [images].
 
     Attributes:
         indices: places of the images in the split.
         labels: true classes; -1 where an image can't be read.
-        answers: the model's classes.
-        certainties: their probabilities.
+        classes: the predicted classes.
+        confidences: their probabilities.
         losses: cross-entropies.
-        among_five: whether the true class is among the five most probable.
+        in_top5: whether the true class is among the five most probable.
     """
 
     indices: Tensor
     labels: Tensor
-    answers: Tensor
-    certainties: Tensor
+    classes: Tensor
+    confidences: Tensor
     losses: Tensor
-    among_five: Tensor
+    in_top5: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,17 @@ class Evaluation:
     """Scores of a model on labelled images; those that can't be read aren't scored.
 
     Attributes:
-        accuracy: share of right answers, 0 to 1.
-        top5_accuracy: share of images whose class is among the five most probable; None for fewer
-            than six classes.
+        accuracy: top-1 accuracy, 0 to 1.
+        top5_accuracy: 0 to 1; None for fewer than six classes.
         loss: mean cross-entropy.
         images: number of images that were scored.
         broken: number of images that can't be read.
-        answers: the model's class for each image [images], in the split's order; -1 where it can't
-            be read.
-        certainties: probability of each answer [images]; 0 where the image can't be read.
+        predictions: the predicted class of each image [images], in the split's order; -1 where it
+            can't be read.
+        confidences: probability of each prediction [images]; 0 where the image can't be read.
         class_images: scored images of each class [classes].
-        class_right: right answers for the images of each class [classes].
-        confusion: images of each true class (rows) given each answer (columns); None for more than
+        class_correct: correctly classified images of each class [classes].
+        confusion: images by true class (rows) and predicted class (columns); None for more than
             200 classes.
     """
 
@@ -63,16 +62,16 @@ class Evaluation:
     loss: float
     images: int
     broken: int
-    answers: Tensor
-    certainties: Tensor
+    predictions: Tensor
+    confidences: Tensor
     class_images: Tensor
-    class_right: Tensor
+    class_correct: Tensor
     confusion: list[list[int]] | None
 
     @property
     def broken_indices(self) -> list[int]:
         """Places of the images that can't be read."""
-        return (self.answers < 0).nonzero().flatten().tolist()
+        return (self.predictions < 0).nonzero().flatten().tolist()
 
     @property
     def figures(self) -> dict[str, float]:
@@ -91,56 +90,65 @@ def evaluate(
     Raises:
         ValueError: more images can't be read than the loader's data set allows.
     """
-    evaluation = score([find_answers(model, loader, device)], num_classes)
+    evaluation = score([collect_predictions(model, loader, device)], num_classes)
     if isinstance(loader.dataset, ImageDataset):
         loader.dataset.check_broken(evaluation.broken_indices)
     return evaluation
 
 
 @torch.no_grad()
-def find_answers(model: nn.Module, loader: DataLoader, device: torch.device) -> Answers:
-    """Run a model over a loader whose sampler is an `InOrder`, this process's part of a split."""
+def collect_predictions(model: nn.Module, loader: DataLoader, device: torch.device) -> Predictions:
+    """Run a model over this process's part of a split.
+
+    Args:
+        model: left in evaluation mode.
+        loader: its sampler is an `InOrder`, empty where there are more processes than images.
+        device: that the model is on.
+    """
     model.eval()
-    found: list[tuple[Tensor, ...]] = []
+    # An empty batch first, for a process without images.
+    batches = [_compare_with_labels(torch.empty(0, 1), torch.empty(0, dtype=torch.long))]
     for images, labels, _ in loader:
-        logits = model(images.to(device, memory_format=torch.channels_last)).float().cpu()
-        answers = logits.argmax(1)
-        certainties = logits.softmax(1).amax(1)
-        losses = nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
-        five = logits.topk(min(5, logits.shape[1])).indices
-        among_five = (five == labels[:, None]).any(1)
-        found.append((labels, answers, certainties, losses, among_five))
-    indices = torch.tensor([index for _, index in loader.sampler])
-    return Answers(indices, *(torch.cat(parts) for parts in zip(*found, strict=True)))
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        batches.append(_compare_with_labels(model(images).float().cpu(), labels))
+    indices = torch.tensor([index for _, index in loader.sampler], dtype=torch.long)
+    return Predictions(indices, *(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
 
-def score(parts: Sequence[Answers], num_classes: int) -> Evaluation:
+def _compare_with_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    classes, confidences = logits.argmax(1), logits.softmax(1).amax(1)
+    losses = nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+    top5 = logits.topk(min(5, logits.shape[1])).indices
+    return labels, classes, confidences, losses, (top5 == labels[:, None]).any(1)
+
+
+def score(parts: Sequence[Predictions], num_classes: int) -> Evaluation:
     """Put the processes' parts together; an image may be in more than one of them."""
     indices = torch.cat([part.indices for part in parts])
     # Where each image of the split is found, from the first to the last.
     places = torch.full((int(indices.max()) + 1,), -1)
     places[indices] = torch.arange(len(indices))
-    labels, answers, certainties, losses, among_five = (
+    labels, classes, confidences, losses, in_top5 = (
         torch.cat([getattr(part, name) for part in parts])[places]
-        for name in ("labels", "answers", "certainties", "losses", "among_five")
+        for name in ("labels", "classes", "confidences", "losses", "in_top5")
     )
     readable = labels >= 0
-    seen, given = labels[readable], answers[readable]
+    truth, predicted = labels[readable], classes[readable]
     confusion = None
     if num_classes <= LARGEST_CONFUSION:
-        counts = torch.bincount(seen * num_classes + given, minlength=num_classes**2)
+        counts = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
         confusion = counts.view(num_classes, num_classes).tolist()
-    right = given == seen
+    correct = predicted == truth
     return Evaluation(
-        accuracy=right.double().mean().item(),
-        top5_accuracy=among_five[readable].double().mean().item() if num_classes > 5 else None,
+        accuracy=correct.double().mean().item(),
+        top5_accuracy=in_top5[readable].double().mean().item() if num_classes > 5 else None,
         loss=losses[readable].double().mean().item(),
-        images=len(seen),
-        broken=len(labels) - len(seen),
-        answers=answers.where(readable, -1),
-        certainties=certainties.where(readable, 0.0),
-        class_images=torch.bincount(seen, minlength=num_classes),
-        class_right=torch.bincount(seen[right], minlength=num_classes),
+        images=len(truth),
+        broken=len(labels) - len(truth),
+        predictions=classes.where(readable, -1),
+        confidences=confidences.where(readable, 0.0),
+        class_images=torch.bincount(truth, minlength=num_classes),
+        class_correct=torch.bincount(truth[correct], minlength=num_classes),
         confusion=confusion,
     )
 

@@ -1,6 +1,7 @@
-"""The paper's classifiers (arXiv 2103.12731): a recipe for each result, its values as stated there.
+"""The paper's classifiers (arXiv 2103.12731): a recipe for each result, with the values it states.
 
-What the paper doesn't state is ours, and `Recipe.ours` names it. None of them has been run by us.
+Values that the paper doesn't state are our choice; `Recipe.ours` names them. We have run none of
+these recipes.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ HARDWARE = "TPUv3 in the paper; not run by us"
 IMAGENET = "folder:imagenet"
 IMAGENET_21K = "shards:imagenet21k"
 
-# How H0 to H7 are trained; where others differ stands with their recipes.
+# The training of H0 to H7; the other recipes give their differences from it.
 _STATED: dict[str, Any] = {
     "epochs": 350,
     "batch_size": 4096,
@@ -79,7 +80,7 @@ _COMPONENT_WORDS = {
     "randaugment": "RandAugment",
 }
 
-# Window and block to what the paper finds; the halo is half of what the block leaves of the window.
+# (window, block) to the accuracy that the paper finds; halo = (window - block) / 2.
 _WINDOWS = {
     (6, 4): "above window_8_block_8",
     (8, 8): "below window_6_block_4",
@@ -88,24 +89,28 @@ _WINDOWS = {
     (12, 8): "1.3 % above window_6_block_4",
 }
 
-# Options, gain in % over HaloNet-50, what is ours.
+# Options, gain in accuracy (%) over HaloNet-50, what is ours.
 _SCALING: dict[str, tuple[dict[str, Any], str, str]] = {
     "layers": (
         {"layers": [3, 4, 22, 3]},
         "+0.9",
         "all 16 more bottlenecks (98 layers) in the third stage: 29.61 M parameters",
     ),
-    "value_ratio": ({"value_ratio": 3.0}, "+0.5", "as many heads: 30.61 M parameters"),
+    "value_ratio": ({"value_ratio": 3.0}, "+0.5", "the same number of heads: 30.61 M parameters"),
     "base_width": (
         {"base_width": 80, "heads": [5, 10, 20, 40]},
         "+0.4",
         "more heads, still of 16 channels, and the same stem: 27.48 M parameters",
     ),
     "bottleneck_ratio": ({"bottleneck_ratio": 6.5}, "+0.1", "29.69 M parameters"),
-    "query_key_ratio": ({"query_key_ratio": 6.5}, "-0.2", "as many heads: 31.88 M parameters"),
+    "query_key_ratio": (
+        {"query_key_ratio": 6.5},
+        "-0.2",
+        "the same number of heads: 31.88 M parameters",
+    ),
 }
 
-# Variant of the base-128 model to its kind, and its top-1 in % at 384 and 512 pixels.
+# Variant of the base-128 model to what it is, and its top-1 in % at 384 and 512 pixels.
 _TRANSFER = {
     "h4_base128": ("attention in all stages", 85.6, 85.8),
     "h4_base128_patch4": ("a stem of 4x4 patches", 85.4, 85.4),
@@ -123,7 +128,7 @@ _BACKBONES = {
 
 
 def paper_recipes() -> Iterator[Recipe[TrainingConfig]]:
-    """All of them, in the paper's order."""
+    """All recipes, in the paper's order."""
     yield from imagenet_recipes()
     yield from component_recipes()
     yield from study_recipes()
@@ -213,11 +218,11 @@ def study_recipes() -> Iterator[Recipe[TrainingConfig]]:
 
 
 def scaling_recipes() -> Iterator[Recipe[TrainingConfig]]:
-    """HaloNet-50 grown to about 30 M parameters, in one way each."""
+    """HaloNet-50 scaled to about 30 M parameters, along one dimension each."""
     for name, (options, gain, ours) in _SCALING.items():
         yield _make_ablation(
             f"scaling_{name}",
-            reproduces=f"HaloNet-50 grown to about 30 M parameters by its {name.replace('_', ' ')}",
+            reproduces=f"HaloNet-50 scaled to about 30 M parameters by {name.replace('_', ' ')}",
             expected=f"{gain} % over HaloNet-50",
             options=options,
             ours=(ours, "trained as components_halonet_50_baseline"),
@@ -225,7 +230,7 @@ def scaling_recipes() -> Iterator[Recipe[TrainingConfig]]:
 
 
 def transfer_recipes() -> Iterator[Recipe[TrainingConfig]]:
-    """The base-128 models: ImageNet-21k, then ImageNet in larger images (section 4.4)."""
+    """The base-128 models: ImageNet-21k, then ImageNet at higher resolution (section 4.4)."""
     common = {"averaging_decay": 0.0, "final_learning_rate_share": 0.0}
     for model, (kind, *_) in _TRANSFER.items():
         yield _make_recipe(
@@ -277,7 +282,7 @@ def transfer_recipes() -> Iterator[Recipe[TrainingConfig]]:
 
 
 def backbone_recipes() -> Iterator[Recipe[TrainingConfig]]:
-    """Backbones for detection, which are trained on ImageNet first."""
+    """Backbones for detection, pretrained on ImageNet."""
     for model, (box, mask) in _BACKBONES.items():
         yield _make_recipe(
             f"backbone_{model}",
@@ -298,7 +303,7 @@ def backbone_recipes() -> Iterator[Recipe[TrainingConfig]]:
 def _make_ablation(
     name: str, model: str = "halonet_50", *, ours: tuple[str, ...] = (), **changes: Any
 ) -> Recipe[TrainingConfig]:
-    """HaloNet-50 or ResNet-50 as in the ablations: the baseline but for the changes."""
+    """HaloNet-50 or ResNet-50 trained as in the ablations, with changes to the baseline."""
     values: dict[str, Any] = {
         "epochs": 150,
         "warmup_share": 10 / 150,
@@ -331,7 +336,7 @@ def _make_recipe(
     image_size: int | None = None,
     **changes: Any,
 ) -> Recipe[TrainingConfig]:
-    """H0's training but for the changes, at the model's own image size unless another is given."""
+    """The training of H0 with changes, at the model's own image size unless another is given."""
     size = image_size or get_variant(model).image_size
     config = TrainingConfig(
         recipe=name,

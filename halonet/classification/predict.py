@@ -1,4 +1,4 @@
-"""What a model says of images that nobody has labelled."""
+"""Predictions for images without labels."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,9 +27,9 @@ def predict(
                 found.append(None)
             except (ValueError, FileNotFoundError) as error:
                 found.append(str(error))
-        answers = iter(())
+        probabilities = iter(())
         if pixels:
             images = torch.stack(pixels).to(device, memory_format=torch.channels_last)
-            answers = iter(model(images).float().softmax(1).cpu())
+            probabilities = iter(model(images).float().softmax(1).cpu())
         for path, problem in zip(batch, found, strict=True):
-            yield path, next(answers) if problem is None else problem
+            yield path, next(probabilities) if problem is None else problem

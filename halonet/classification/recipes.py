@@ -1,6 +1,6 @@
 """Recipes of classifiers: configurations by name, each with what it is for.
 
-The command line takes a recipe and overrides some of its fields. Ours are here, the paper's in
+The command line takes a recipe and overrides some of its fields. The paper's recipes are in
 `paper_recipes`.
 """
 
@@ -13,7 +13,7 @@ from halonet.training.config import Recipe, find_recipe
 
 
 def elpv() -> Recipe[TrainingConfig]:
-    """The main job."""
+    """Defective and intact solar cells, in the photos of elpv-dataset."""
     config = TrainingConfig(
         recipe="elpv",
         data="elpv",
@@ -36,7 +36,7 @@ def elpv() -> Recipe[TrainingConfig]:
 
 
 def small() -> Recipe[TrainingConfig]:
-    """Any photos, sorted into folders."""
+    """Any photos in a folder for each class, trained from scratch."""
     config = TrainingConfig(
         recipe="small",
         cutmix=0.5,

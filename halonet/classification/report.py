@@ -1,4 +1,4 @@
-"""What a run leaves for people: a page, pictures, and a table that a program can read."""
+"""The report of an evaluated classifier: report.html, its pictures, and summary.json."""
 
 import html
 import json
@@ -31,14 +31,14 @@ def write_report(
     """
     summary = summarize(model, data, evaluation, minutes)
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    pictures = {"predictions.png": "Answers on held-out images"}
+    pictures = {"predictions.png": "Predictions on held-out images"}
     _draw_predictions(folder / "predictions.png", data, evaluation)
     if evaluation.confusion is not None:
         pictures["confusion_matrix.png"] = "Confusion matrix of the held-out images"
         _draw_confusion(folder / "confusion_matrix.png", data.class_names, evaluation.confusion)
     if rows:
         pictures["curves.png"] = (
-            "Training: its own figures are of randomly changed images, taken while the model learns"
+            "Training; its own loss and accuracy are of augmented images, while the model learns"
         )
         _draw_curves(folder / "curves.png", rows, data)
     write_text(folder / "report.html", _page(summary, data, pictures))
@@ -47,11 +47,11 @@ def write_report(
 def summarize(
     model: HaloNet, data: LabelledImages, evaluation: Evaluation, minutes: float | None
 ) -> dict[str, Any]:
-    """The result in numbers, as it stands in summary.json."""
+    """The content of summary.json."""
     classes = {}
-    counts = evaluation.class_images.tolist(), evaluation.class_right.tolist()
-    for name, images, right in zip(data.class_names, *counts, strict=True):
-        classes[name] = {"images": images, "accuracy": right / images if images else None}
+    counts = evaluation.class_images.tolist(), evaluation.class_correct.tolist()
+    for name, images, correct in zip(data.class_names, *counts, strict=True):
+        classes[name] = {"images": images, "accuracy": correct / images if images else None}
     return {
         "data": data.name,
         "model": model.variant.name,
@@ -88,7 +88,7 @@ def _draw_curves(path: Path, rows: Sequence[dict[str, Any]], data: LabelledImage
         axes.spines[["top", "right"]].set_visible(False)
     loss.set_ylabel("loss")
     accuracy.set_ylabel("accuracy, %")
-    accuracy.axhline(100 * data.majority_share, color=GREY, linestyle=":", label="majority")
+    accuracy.axhline(100 * data.majority_share, color=GREY, linestyle=":", label="majority class")
     accuracy.legend(frameon=False)
     _save_figure(figure, path)
 
@@ -106,20 +106,20 @@ def _draw_confusion(path: Path, names: Sequence[str], counts: Sequence[Sequence[
             for column, count in enumerate(line):
                 color = "white" if shares[row][column] > 0.5 else INK
                 axes.text(column, row, str(count), ha="center", va="center", color=color)
-    axes.set_xlabel("answer")
-    axes.set_ylabel("truth")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     _save_figure(figure, path)
 
 
 def _draw_predictions(path: Path, data: LabelledImages, evaluation: Evaluation) -> None:
-    """The answers that are wrong though sure, and below them a sample that nobody chose."""
+    """The most confident errors, and below them an evenly spaced sample of all predictions."""
     labels = data.validation.labels
-    answers, certainties = evaluation.answers.tolist(), evaluation.certainties.tolist()
-    readable = [index for index, answer in enumerate(answers) if answer >= 0]
-    wrong = [index for index in readable if answers[index] != labels[index]]
-    wrong.sort(key=lambda index: -certainties[index])
+    predictions, confidences = evaluation.predictions.tolist(), evaluation.confidences.tolist()
+    readable = [index for index, predicted in enumerate(predictions) if predicted >= 0]
+    wrong = [index for index in readable if predictions[index] != labels[index]]
+    wrong.sort(key=lambda index: -confidences[index])
     spread = readable[:: -(-len(readable) // SHOWN)]
-    rows = {"the surest of the wrong answers": wrong[:SHOWN], "taken evenly from all": spread}
+    rows = {"most confident errors": wrong[:SHOWN], "evenly spaced sample": spread}
     rows = {title: shown for title, shown in rows.items() if shown}
     figure = _new_figure((11, 2.7 * len(rows)))
     for part, (title, shown) in zip(
@@ -132,10 +132,10 @@ def _draw_predictions(path: Path, data: LabelledImages, evaluation: Evaluation) 
                 continue
             index = shown[place]
             axes.imshow(read_image(data.validation.sources[index]))
-            answer, truth = answers[index], labels[index]
-            caption = f"{_short(data.class_names[answer])} {100 * certainties[index]:.0f} %\n"
-            caption += "right" if answer == truth else f"is {_short(data.class_names[truth])}"
-            axes.set_title(caption, fontsize=8, color=INK if answer == truth else ORANGE)
+            predicted, truth = predictions[index], labels[index]
+            caption = f"{_short(data.class_names[predicted])} {100 * confidences[index]:.0f} %\n"
+            caption += "correct" if predicted == truth else f"is {_short(data.class_names[truth])}"
+            axes.set_title(caption, fontsize=8, color=INK if predicted == truth else ORANGE)
     _save_figure(figure, path)
 
 
@@ -177,13 +177,13 @@ img {{ max-width: 100%; }} td, th {{ padding: .2rem 1.2rem .2rem 0; text-align: 
 strong {{ font-size: 2rem; color: {BLUE}; }}
 </style></head><body>
 <h1>{html.escape(summary["model"])} on {html.escape(summary["data"])}</h1>
-<p><strong>{100 * summary["accuracy"]:.1f} %</strong> of {summary["validation_images"]} held-out
-images right, by the last checkpoint. Always answering the most frequent class gives
+<p><strong>{100 * summary["accuracy"]:.1f} %</strong> accuracy on
+{summary["validation_images"]} held-out images, by the last checkpoint. Majority-class baseline:
 {100 * summary["majority_share"]:.1f} %.</p>
 <p>{summary["parameters"]:,} parameters, {summary["image_size"]} x {summary["image_size"]}
 pixels{trained}.</p>
 <p>{html.escape(data.note)}</p>
-<table><tr><th>class</th><th>images</th><th>right</th></tr>{classes}</table>
+<table><tr><th>class</th><th>images</th><th>accuracy</th></tr>{classes}</table>
 {shown}
 </body></html>
 """

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from halonet.classification.config import TrainingConfig, check_config, make_config
-from halonet.classification.evaluate import Evaluation, find_answers, score
+from halonet.classification.evaluate import Evaluation, collect_predictions, score
 from halonet.classification.report import write_report
 from halonet.data.dataset import ImageDataset
 from halonet.data.sources import load_data
@@ -37,7 +37,7 @@ def resume(folder: Path) -> RunResult[LabelledImages, Evaluation]:
 
 
 class Classification:
-    """The task of `halonet train`, see `halonet.training.loop.Task`."""
+    """The task of `halonet train`; see `halonet.training.task.Task`."""
 
     score = "accuracy"
     resume_command = "halonet train --resume"
@@ -48,7 +48,7 @@ class Classification:
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
         self.config = config
         self.device = accelerator.device
-        with accelerator.local_main_process_first():  # who alone downloads, where that is needed
+        with accelerator.local_main_process_first():  # it alone downloads
             self.data = load_data(
                 config.data,
                 data_root=config.data_root,
@@ -72,13 +72,13 @@ class Classification:
             in_channels=config.in_channels,
             broken_share=config.broken_share,
         )
-        self.broken: set[int] = set()  # training images that this process met
+        self.broken: set[int] = set()  # training images that this process could not read
         self.training.prepare("training images", accelerator.is_main_process)
         self.validation.prepare("held-out images", accelerator.is_main_process)
         self.mix = make_mix(config, len(self.data.class_names))
 
     def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of a batch, and the shares of right answers and of broken images.
+        """Cross-entropy and accuracy of a batch, and the share of images that were replaced.
 
         Raises:
             ValueError: more images can't be read than the configuration allows.
@@ -86,27 +86,28 @@ class Classification:
         images, labels, broken = batch
         self.broken.update(broken[broken >= 0].tolist())
         self.training.check_broken(self.broken)
-        images = images.to(self.device, memory_format=torch.channels_last)
-        labels = labels.to(self.device)
+        images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        broken = broken.to(self.device, non_blocking=True)
         targets = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels)
         logits = model(images)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
         accuracy = (logits.argmax(1) == labels).float().mean()
-        replaced = (broken >= 0).float().mean().to(self.device)
+        replaced = (broken >= 0).float().mean()
         return loss, {"loss": loss, "accuracy": accuracy, "replaced_images": replaced}
 
     def evaluate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
     ) -> Evaluation:
-        """Scores on all held-out images; every process looks at its part.
+        """Scores on all held-out images, each process running the model on its part.
 
         Raises:
             ValueError: more images can't be read than the configuration allows.
         """
-        answers = find_answers(model, loader, accelerator.device)
-        evaluation = score(gather_object([answers]), len(self.data.class_names))
+        predictions = collect_predictions(model, loader, accelerator.device)
+        evaluation = score(gather_object([predictions]), len(self.data.class_names))
         self.validation.check_broken(evaluation.broken_indices)
         return evaluation
 
@@ -142,7 +143,7 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
             in_channels=config.in_channels,
             backend=config.backend,
         )
-    except TypeError as error:  # a text where a number belongs
+    except TypeError as error:  # text in place of a number
         raise ValueError(f"model_options {config.model_options} don't fit: {error}") from None
     model.preprocessing = dataclasses.replace(
         model.preprocessing, crop_share=config.central_crop_share
@@ -152,7 +153,7 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
     if config.init is not None:
         checkpoint = find_checkpoint(Path(config.init))
         load_weights(model, checkpoint)
-        # As many classes may be others.
+        # The number of classes may be the same though the classes are others.
         if load_model(checkpoint).class_names != data.class_names:
             model.reset_classifier(len(data.class_names))
     model.class_names = data.class_names
@@ -160,7 +161,7 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
 
 
 def make_mix(config: TrainingConfig, num_classes: int) -> v2.Transform | None:
-    """Mixup, CutMix, one of them for each batch, or nothing."""
+    """Mixup or CutMix; with both, one of them at random for each batch; None without either."""
     mixes: list[v2.Transform] = []
     if config.mixup:
         mixes.append(v2.MixUp(alpha=config.mixup, num_classes=num_classes))

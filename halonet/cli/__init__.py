@@ -11,7 +11,7 @@ from halonet.cli.parser import drop_output, fail, one_line, overview
 
 
 class Command(NamedTuple):
-    """What a command is for, and what runs it."""
+    """A command's purpose, as the overview shows it, and its function."""
 
     purpose: str
     run: Callable[[Sequence[str]], None]
@@ -20,7 +20,7 @@ class Command(NamedTuple):
 def main(words: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    Exits with 0, 1 where it failed, 2 where it was called wrongly, or 130 where it was stopped;
+    Exits with status 1 where it fails, 2 where it is called wrongly, and 130 where it is stopped;
     an error is one line on standard error.
     """
     name, *rest = [*(sys.argv[1:] if words is None else words)] or ["--help"]
@@ -37,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         COMMANDS[name].run(rest)
         sys.stdout.flush()
-    except BrokenPipeError:  # who read has left, as head does
+    except BrokenPipeError:  # the reader closed the pipe, as head does
         drop_output()
         sys.exit(1)
     except KeyboardInterrupt:
@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if error.name is None:
             fail(one_line(error), 1)
         extra = EXTRAS.get(error.name.partition(".")[0], "train")
-        fail(f"{error.name} is not installed; pip install 'halonet[{extra}]' brings it", 1)
+        fail(f"{error.name} is not installed: pip install 'halonet[{extra}]'", 1)
     except OSError as error:
         if error.filename is None or error.strerror is None:
             fail(one_line(error), 1)
@@ -55,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> None:
         fail(one_line(error), 1)
 
 
-# What brings a package that isn't there; train brings the rest.
+# The extras that install packages; those that aren't named are in train.
 EXTRAS = {"datasets": "data", "faster_coco_eval": "detection"}
 
 COMMANDS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from halonet.cli.parser import (
     CommandParser,
     fail,
-    find_option,
+    find_options,
     list_given_images,
     make_table,
 )
@@ -19,43 +19,41 @@ from halonet.models.pretrained import load_model
 PURPOSES = {
     "train": "train a model on images, evaluate it, show predictions",
     "evaluate": "score a checkpoint on held-out images",
-    "predict": "say what is in images",
+    "predict": "print the most probable classes of images",
 }
 
 
 def train_command(words: Sequence[str]) -> None:
-    """halonet train"""
+    """Train a classifier and print its held-out accuracy."""
     fields = parse_training(make_train_parser(_recipe_name(words)), words)
     from halonet.classification.training import Classification
 
     result = run_training(Classification, fields)
     if result is None:
         return
-    accuracy, majority = result.evaluation.accuracy, result.data.majority_share
-    print(
-        f"\nheld-out accuracy {100 * accuracy:.1f} % of {len(result.data.validation.labels)} images"
-    )
-    print(f"always answering the most frequent class: {100 * majority:.1f} %")
+    accuracy, images = result.evaluation.accuracy, len(result.data.validation.labels)
+    print(f"\nheld-out accuracy {100 * accuracy:.1f} % on {images} images")
+    print(f"majority-class baseline {100 * result.data.majority_share:.1f} %")
     if result.data.note:
         print(result.data.note)
     print(f"trained in {result.minutes:.1f} minutes; open {result.folder / 'report.html'}")
 
 
 def make_train_parser(recipe: str) -> CommandParser:
-    """The options of `halonet train`, their defaults from a recipe."""
+    """The options of `halonet train`, with a recipe's values as defaults."""
     from halonet.classification.recipes import get_recipe
 
     return make_training_parser("halonet train", PURPOSES["train"], get_recipe(recipe))
 
 
 def _recipe_name(words: Sequence[str]) -> str:
-    """The recipe asked for; without one, elpv for its own data and small for any other."""
-    data = find_option(words, "data") or "elpv"
-    return find_option(words, "recipe") or ("elpv" if data == "elpv" else "small")
+    """The value of --recipe; without it, elpv for the data elpv and small for any other."""
+    given = find_options(words, "recipe", "data")
+    return given["recipe"] or ("elpv" if given["data"] in (None, "elpv") else "small")
 
 
 def evaluate_command(words: Sequence[str]) -> None:
-    """halonet evaluate"""
+    """Score a checkpoint on held-out images, write the report and print the scores."""
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
     from halonet.classification.config import TrainingConfig, make_config
@@ -72,7 +70,7 @@ def evaluate_command(words: Sequence[str]) -> None:
     config = config or TrainingConfig()
     names = ("data", "data_root", "validation_share", "validation_data")
     given = {name: options[name] for name in names}
-    if options.data is not None:  # the run's own held-out part is of other data
+    if options.data is not None:  # the run's validation_data belongs to the run's data
         config = dataclasses.replace(config, validation_data=None)
     config = dataclasses.replace(
         config, **{name: value for name, value in given.items() if value is not None}
@@ -88,15 +86,15 @@ def evaluate_command(words: Sequence[str]) -> None:
     output = Path(options.output or checkpoint.parent / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
     write_report(output, model, data, evaluation)
-    print(f"accuracy {100 * evaluation.accuracy:.1f} % of {len(data.validation.labels)} images")
+    print(f"accuracy {100 * evaluation.accuracy:.1f} % on {len(data.validation.labels)} images")
     print(f"loss {evaluation.loss:.3f}")
-    print(f"always answering the most frequent class: {100 * data.majority_share:.1f} %")
-    counts = evaluation.class_images.tolist(), evaluation.class_right.tolist()
+    print(f"majority-class baseline {100 * data.majority_share:.1f} %")
+    counts = evaluation.class_images.tolist(), evaluation.class_correct.tolist()
     rows = [
-        [name, images, f"{100 * right / max(1, images):.1f} %"]
-        for name, images, right in zip(data.class_names, *counts, strict=True)
+        [name, images, f"{100 * correct / images:.1f} %" if images else "-"]
+        for name, images, correct in zip(data.class_names, *counts, strict=True)
     ]
-    print(make_table(["class", "images", "right"], rows))
+    print(make_table(["class", "images", "accuracy"], rows))
     print(f"open {output / 'report.html'}")
 
 
@@ -123,13 +121,11 @@ def make_evaluate_parser() -> CommandParser:
 
 
 def predict_command(words: Sequence[str]) -> None:
-    """halonet predict"""
+    """Print or write the most probable classes of images."""
     parser = make_predict_parser()
     options = parser.parse_words(words)
     if options.top_k < 1:
         parser.error(f"--top_k must be 1 or more, got {options.top_k}")
-    if options.format not in ("table", "json"):
-        parser.error(f"--format must be table or json, got {options.format!r}")
     from halonet.classification.predict import predict
     from halonet.files import write_text
     from halonet.training.checkpoint import find_checkpoint
@@ -140,23 +136,24 @@ def predict_command(words: Sequence[str]) -> None:
         raise FileNotFoundError(f"no folder at {Path(options.output).parent}")
     paths = list_given_images(options.images)
 
-    answers, broken = [], 0
+    predictions, broken = [], 0
     for path, probabilities in predict(model, paths):
         if isinstance(probabilities, str):
             broken += 1
             print(f"halonet: {probabilities}", file=sys.stderr)
             continue
-        best = probabilities.topk(min(options.top_k, len(names)))
-        answers.append(
+        top = probabilities.topk(min(options.top_k, len(names)))
+        predictions.append(
             {
                 "image": str(path),
                 "predictions": [
                     {"class": names[index], "probability": round(probability, 6)}
-                    for probability, index in zip(*(part.tolist() for part in best), strict=True)
+                    for probability, index in zip(*(part.tolist() for part in top), strict=True)
                 ],
             }
         )
-    text = json.dumps(answers, indent=2) if options.format == "json" else _answer_table(answers)
+    as_json = options.format == "json"
+    text = json.dumps(predictions, indent=2) if as_json else _make_predictions_table(predictions)
     if options.output is None:
         print(text)
     else:
@@ -165,15 +162,15 @@ def predict_command(words: Sequence[str]) -> None:
         fail(f"{broken} of {len(paths)} images can't be read", 1)
 
 
-def _answer_table(answers: Sequence[dict]) -> str:
+def _make_predictions_table(predictions: Sequence[dict]) -> str:
     rows = [
         [
-            answer["image"],
+            entry["image"],
             ", ".join(
-                f"{one['class']} {100 * one['probability']:.1f} %" for one in answer["predictions"]
+                f"{one['class']} {100 * one['probability']:.1f} %" for one in entry["predictions"]
             ),
         ]
-        for answer in answers
+        for entry in predictions
     ]
     return make_table(["image", "predictions"], rows)
 
@@ -183,8 +180,8 @@ def make_predict_parser() -> CommandParser:
     parser = CommandParser(prog="halonet predict", description=PURPOSES["predict"])
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
-    parser.add_argument("--top_k", type=int, default=3, help="answers for each image")
-    parser.add_argument("--format", type=str, default="table", help="table or json")
+    parser.add_argument("--top_k", type=int, default=3, help="classes for each image")
+    parser.add_format()
     parser.add_argument(
         "--output", type=str | None, help="a file to write to instead of the screen"
     )

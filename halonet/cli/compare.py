@@ -1,4 +1,4 @@
-"""halonet compare."""
+"""halonet compare: runs side by side."""
 
 import dataclasses
 import json
@@ -12,11 +12,9 @@ PURPOSE = "runs side by side: scores, what differs in them, curves"
 
 
 def compare_command(words: Sequence[str]) -> None:
-    """halonet compare"""
+    """Print a line for each run, and draw their curves."""
     parser = make_compare_parser()
     options = parser.parse_words(words)
-    if options.format not in ("table", "json"):
-        parser.error(f"--format must be table or json, got {options.format!r}")
     from halonet.training.compare import choose_score, compare_runs, draw_curves, read_run
 
     output = None if options.output is None else Path(options.output)
@@ -73,7 +71,7 @@ def make_compare_parser() -> CommandParser:
     parser.add_argument(
         "--score", type=str | None, help="as accuracy or box_ap; the first that all runs have"
     )
-    parser.add_argument("--format", type=str, default="table", help="table or json")
+    parser.add_format()
     parser.add_argument(
         "--output", type=str | None, help="a picture of the curves: .png, .svg or .pdf"
     )

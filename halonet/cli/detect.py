@@ -1,4 +1,4 @@
-"""halonet detect train | evaluate | predict."""
+"""halonet detect train | evaluate | predict: Mask R-CNN."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 from halonet.cli.parser import (
     CommandParser,
     fail,
-    find_option,
+    find_options,
     list_given_images,
     make_table,
     overview,
@@ -25,7 +25,7 @@ PURPOSES = {
 
 
 def detect_command(words: Sequence[str]) -> None:
-    """halonet detect"""
+    """Run one of the commands of halonet detect."""
     name, *rest = [*words] or ["--help"]
     if name in ("-h", "--help", "help"):
         print(overview("halonet detect", PURPOSES))
@@ -36,8 +36,8 @@ def detect_command(words: Sequence[str]) -> None:
 
 
 def train_command(words: Sequence[str]) -> None:
-    """halonet detect train"""
-    parser = make_train_parser(find_option(words, "recipe") or "small_detector")
+    """Train a detector and print COCO's metrics."""
+    parser = make_train_parser(find_options(words, "recipe")["recipe"] or "small_detector")
     fields = parse_training(parser, words)
     from halonet.detection.training import Detection
 
@@ -50,7 +50,7 @@ def train_command(words: Sequence[str]) -> None:
 
 
 def make_train_parser(recipe: str) -> CommandParser:
-    """The options of `halonet detect train`, their defaults from a recipe."""
+    """The options of `halonet detect train`, with a recipe's values as defaults."""
     from halonet.detection.recipes import get_detection_recipe
 
     return make_training_parser(
@@ -59,7 +59,7 @@ def make_train_parser(recipe: str) -> CommandParser:
 
 
 def evaluate_command(words: Sequence[str]) -> None:
-    """halonet detect evaluate"""
+    """Score a detector on held-out images, write the results and print COCO's metrics."""
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
     from halonet.detection.coco import load_coco
@@ -106,7 +106,7 @@ def make_evaluate_parser() -> CommandParser:
     parser.add_argument(
         "--max_detections",
         type=int | None,
-        help="objects of an image that count; without it, as many as the detector gives",
+        help="detections counted in each image; without it, all that the detector gives",
     )
     parser.add_argument(
         "--output", type=str | None, help="folder of the results; evaluation beside the checkpoint"
@@ -115,7 +115,7 @@ def make_evaluate_parser() -> CommandParser:
 
 
 def predict_command(words: Sequence[str]) -> None:
-    """halonet detect predict"""
+    """Write the objects in images, as pictures and as JSON, and print their number."""
     parser = make_predict_parser()
     options = parser.parse_words(words)
     from halonet.data.pixels import read_image

@@ -1,4 +1,4 @@
-"""halonet models."""
+"""halonet models: the variants, with parameters and FLOPs."""
 
 import json
 from collections.abc import Sequence
@@ -12,11 +12,9 @@ PURPOSE = "list the models with parameters and FLOPs"
 
 
 def models_command(words: Sequence[str]) -> None:
-    """halonet models"""
+    """Print the models that are within the limits."""
     parser = make_models_parser()
     options = parser.parse_words(words)
-    if options.format not in ("table", "json"):
-        parser.error(f"--format must be table or json, got {options.format!r}")
     try:
         most_parameters, most_flops = (
             parse_number(options.max_parameters),
@@ -69,5 +67,5 @@ def make_models_parser() -> CommandParser:
     parser.add_argument(
         "--image_size", type=int | None, help="count FLOPs at this size, not at each model's own"
     )
-    parser.add_argument("--format", type=str, default="table", help="table or json")
+    parser.add_format()
     return parser

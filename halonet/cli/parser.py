@@ -1,17 +1,18 @@
-"""What every command is made of: a parser, one-line errors, tables."""
+"""The parser of every command, errors of one line, and tables."""
 
+import argparse
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 
 class CommandParser(ArgumentParser):
-    """Says what is wrong in one line, and takes --image-size for --image_size."""
+    """A parser whose errors are one line, and that takes --image-size for --image_size too."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         fail(f"{one_line(message)} (see {self.prog} --help)", 2)
@@ -20,11 +21,23 @@ class CommandParser(ArgumentParser):
         """Parse what the user typed after the command's name."""
         return self.parse_args([_with_underscores(word) for word in words])
 
+    def add_format(self) -> None:
+        """Add --format, of what is printed."""
+        self.add_argument(
+            "--format", type=Literal["table", "json"], default="table", help="what is printed"
+        )
 
-def find_option(words: Sequence[str], name: str) -> str | None:
-    """The last value given to an option, before anything is parsed."""
-    found = re.findall(rf"--{name}[= ](\S+)", " ".join(words))
-    return found[-1] if found else None
+
+def find_options(words: Sequence[str], *names: str) -> dict[str, str | None]:
+    """The values given to some options; None where there is none.
+
+    These options decide the defaults of the others, so they are needed before the whole parser.
+    jsonargparse refuses to parse only the known arguments, argparse doesn't.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    for name in names:
+        parser.add_argument(f"--{name}", nargs="?")
+    return vars(parser.parse_known_args(words)[0])
 
 
 def list_given_images(given: Sequence[str]) -> list[Path]:
@@ -45,14 +58,14 @@ def list_given_images(given: Sequence[str]) -> list[Path]:
 
 
 def overview(command: str, purposes: Mapping[str, str]) -> str:
-    """What a command without a word prints: the words that it takes."""
+    """The help of a command that has commands of its own."""
     lines = [f"usage: {command} COMMAND [options]", ""]
     lines += [f"  {name:9} {purpose}" for name, purpose in purposes.items()]
     return "\n".join([*lines, "", f"{command} COMMAND --help lists a command's options."])
 
 
 def make_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    """Text in columns."""
+    """A table as text, in aligned columns."""
     lines = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
@@ -74,7 +87,7 @@ def one_line(message: object) -> str:
 
 
 def fail(reason: str, status: int) -> NoReturn:
-    """Say why on standard error, and exit."""
+    """Print the reason on standard error, and exit with the status."""
     print(f"halonet: {reason}", file=sys.stderr)
     try:
         sys.stdout.flush()
@@ -84,12 +97,12 @@ def fail(reason: str, status: int) -> NoReturn:
 
 
 def drop_output() -> None:
-    """Send nowhere what waits in standard output: flushing it at exit would fail again."""
+    """Discard what standard output still buffers: flushing it at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse_number(text: str | None) -> float:
-    """`10M` as 10,000,000; no text as infinity."""
+    """A number with an optional K, M or G, as 10M; infinity for None."""
     if text is None:
         return float("inf")
     match = re.fullmatch(r"([0-9.]+)([KMG]?)", text.strip(), re.IGNORECASE)

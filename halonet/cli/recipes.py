@@ -1,4 +1,4 @@
-"""halonet recipes."""
+"""halonet recipes: all recipes, or one in full."""
 
 import dataclasses
 import itertools
@@ -8,15 +8,13 @@ from typing import Any
 
 from halonet.cli.parser import CommandParser, make_table
 
-PURPOSE = "list the recipes of both train commands, or all about one of them"
+PURPOSE = "list the recipes of both train commands, or show one in full"
 
 
 def recipes_command(words: Sequence[str]) -> None:
-    """halonet recipes"""
+    """Print a list of all recipes, or one with all that is known of it."""
     parser = make_recipes_parser()
     options = parser.parse_words(words)
-    if options.format not in ("table", "json"):
-        parser.error(f"--format must be table or json, got {options.format!r}")
     from halonet.classification.recipes import RECIPES
     from halonet.detection.recipes import RECIPES as DETECTION_RECIPES
     from halonet.training.config import find_recipe
@@ -24,7 +22,7 @@ def recipes_command(words: Sequence[str]) -> None:
     recipes: dict[str, Any] = {**RECIPES, **DETECTION_RECIPES}
     if options.recipe is not None:
         described = describe_recipe(find_recipe(recipes, options.recipe))
-        print(json.dumps(described, indent=2) if options.format == "json" else _tell(described))
+        print(json.dumps(described, indent=2) if options.format == "json" else _show(described))
     elif options.format == "json":
         fields = ("name", "expected", "data", "reproduces")
         listed = [{name: getattr(one, name) for name in fields} for one in recipes.values()]
@@ -32,20 +30,20 @@ def recipes_command(words: Sequence[str]) -> None:
     else:
         print(f"{_make_list(RECIPES, 'halonet train')}\n\n")
         print(_make_list(DETECTION_RECIPES, "halonet detect train"))
-        print("\nAll about one: halonet recipes RECIPE. Figures are of held-out images, those of")
-        print("classifiers accuracies, and the paper's unless a recipe is ours.")
+        print("\nOne in full: halonet recipes RECIPE. Expected are the paper's figures on held-out")
+        print("images (for classifiers top-1 accuracy), unless a recipe says that it is ours.")
 
 
 def _make_list(recipes: Mapping[str, Any], command: str) -> str:
-    """Two lines a recipe: in one, the longest names leave no room for what it reproduces."""
+    """Two lines for each recipe: beside the longest names one would be too long."""
     rows = [[recipe.name, recipe.expected] for recipe in recipes.values()]
     header, *lines = make_table([f"{command} --recipe", "expected"], rows).splitlines()
     purposes = [f"  {recipe.reproduces}" for recipe in recipes.values()]
     return "\n".join([header, *itertools.chain(*zip(lines, purposes, strict=True))])
 
 
-def _tell(described: dict[str, Any]) -> str:
-    """All about a recipe, for a person."""
+def _show(described: dict[str, Any]) -> str:
+    """A recipe in full, as text."""
     texts = {name: value for name, value in described.items() if name not in ("fields", "ours")}
     lines = [f"{name:11} {value}" for name, value in texts.items()]
     lines += [
@@ -65,7 +63,7 @@ def _tell(described: dict[str, Any]) -> str:
 
 
 def describe_recipe(recipe: Any) -> dict[str, Any]:
-    """All about a `Recipe`, ready for JSON, with its fields that differ from the defaults."""
+    """A `Recipe` as plain values, with those of its fields that differ from the defaults."""
     from halonet.training.config import flatten_fields
 
     defaults = flatten_fields(dataclasses.asdict(type(recipe.config)()))
@@ -90,6 +88,6 @@ def describe_recipe(recipe: Any) -> dict[str, Any]:
 def make_recipes_parser() -> CommandParser:
     """The options of `halonet recipes`."""
     parser = CommandParser(prog="halonet recipes", description=PURPOSE)
-    parser.add_argument("recipe", type=str, nargs="?", help="the one to tell all about")
-    parser.add_argument("--format", type=str, default="table", help="table or json")
+    parser.add_argument("recipe", type=str, nargs="?", help="one to show in full")
+    parser.add_format()
     return parser

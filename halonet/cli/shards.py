@@ -1,4 +1,4 @@
-"""halonet shards."""
+"""halonet shards: a data set as WebDataset shards."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ PURPOSE = "write a data set as WebDataset shards"
 
 
 def shards_command(words: Sequence[str]) -> None:
-    """halonet shards"""
+    """Write the shards, and print the command that trains on them."""
     parser = make_shards_parser()
     options = parser.parse_words(words)
     try:

@@ -1,4 +1,4 @@
-"""What the commands that train have in common: their options, and how their runs end."""
+"""The options and the runs of both train commands."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from halonet.training.config import RunConfig
 
 
 def make_training_parser(command: str, purpose: str, defaults: RunConfig) -> CommandParser:
-    """The options of a command that trains: a run's folder, and the fields of its configuration.
+    """The options of a train command: the run's folder, and the fields of its configuration.
 
     Args:
         command: as halonet train.
-        purpose: what it is for.
-        defaults: the options' values, where the user gives none; from a recipe.
+        purpose: the description that --help shows.
+        defaults: the options' default values, from a recipe.
     """
     parser = CommandParser(prog=command, description=purpose)
     parser.add_argument(
@@ -41,10 +41,10 @@ def parse_training(parser: CommandParser, words: Sequence[str]) -> dict[str, Any
 
 
 def run_training(task_class: Any, fields: dict[str, Any]) -> Any:
-    """Start a run, or go on with one, and train to its end; exits where it stops before.
+    """Start or resume a run, and train to its end; exits where it stops before.
 
     Args:
-        task_class: what is trained, a class of `halonet.training.loop.Task`.
+        task_class: the task, a class as `halonet.training.task.Task`.
         fields: from `parse_training`.
 
     Returns:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from halonet.detection.options import DetectorOptions, make_options
-from halonet.training.config import RunConfig, check_run_config, require_one_of
+from halonet.training.config import RunConfig, check_run_config
 
-POLICIES = ("skip", "refuse")  # for what is wrong in annotations
+BadAnnotations = Literal["skip", "refuse"]
+
+POLICIES: tuple[str, ...] = get_args(BadAnnotations)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class DetectionConfig(RunConfig):
     """
 
     data: str = "coco:coco"
-    bad_annotations: str = "skip"
+    bad_annotations: BadAnnotations = "skip"
     model: str = "resnet_50_se_halo8"
     detector: DetectorOptions = field(default_factory=DetectorOptions)
     scale_jitter: tuple[float, float] = (0.8, 1.25)
@@ -49,7 +51,6 @@ def make_detection_config(fields: Mapping[str, Any]) -> DetectionConfig:
 def check_detection_config(config: DetectionConfig) -> None:
     """Raise ValueError for a value that no detector's run can have; it names the field."""
     check_run_config(config)
-    require_one_of(config, "bad_annotations", *POLICIES)
     low, high = config.scale_jitter
     if not 0 < low <= high:
         raise ValueError(

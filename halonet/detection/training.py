@@ -71,7 +71,7 @@ def resume_detector(folder: Path) -> RunResult[DetectionData, DetectionEvaluatio
 
 
 class Detection:
-    """The task of `halonet detect train`, see `halonet.training.loop.Task`."""
+    """The task of `halonet detect train`, see `halonet.training.task.Task`."""
 
     score = "mask_ap"
     resume_command = "halonet detect train --resume"
@@ -103,9 +103,10 @@ class Detection:
     def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the five losses of a batch, and each of them."""
         images, targets = batch
-        images = [image.to(self.device) for image in images]
+        images = [image.to(self.device, non_blocking=True) for image in images]
         targets = [
-            {name: value.to(self.device) for name, value in target.items()} for target in targets
+            {name: value.to(self.device, non_blocking=True) for name, value in target.items()}
+            for target in targets
         ]
         losses = model(images, targets)
         loss = sum_losses(losses)

@@ -1,1 +1,1 @@
-"""What every task shares: the loop, runs, configurations, checkpoints, processes."""
+"""Training of every task: the loop, runs, configurations, checkpoints, processes."""

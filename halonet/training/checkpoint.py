@@ -1,4 +1,4 @@
-"""The run folder: its configuration, its checkpoints, and the state to go on from."""
+"""The run folder: its configuration, its checkpoints, and the state to resume from."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from halonet.files import make_free_folder, write_atomically, write_text
-from halonet.training.config import Config, RunConfig
+from halonet.training.config import Config, RunConfig, modernize_fields
 
 CONFIG_NAME = "config.json"
 
@@ -31,8 +31,9 @@ STATE_FOLDER = "state"
 
 
 class Resumable(Protocol):
-    """What a state holds: all that the next step depends on."""
+    """What a state is made of: all that the next step depends on."""
 
+    config: RunConfig
     accelerator: Accelerator
     prepared_model: nn.Module
     prepared_optimizer: AcceleratedOptimizer
@@ -41,7 +42,7 @@ class Resumable(Protocol):
 
 
 def check_output(output: str) -> None:
-    """Raise FileExistsError where `output` can't become a run's folder: it holds something."""
+    """Raise FileExistsError unless `output` is absent or an empty folder."""
     folder = Path(output)
     if folder.is_dir() and not any(folder.iterdir()):
         return
@@ -69,12 +70,12 @@ def new_run_folder(output: str | None, default: str) -> Path:
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
-    """Keep a run's whole configuration beside its results."""
+    """Write a run's whole configuration into its folder."""
     write_text(folder / CONFIG_NAME, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def read_config(folder: Path, make: Callable[[Mapping[str, Any]], Config]) -> Config:
-    """The configuration of the run in `folder`, by the `make` of its task.
+    """The configuration of the run in `folder`, made by its task's `make`.
 
     Raises:
         FileNotFoundError: there is no run. ValueError: its configuration can't be read.
@@ -83,7 +84,7 @@ def read_config(folder: Path, make: Callable[[Mapping[str, Any]], Config]) -> Co
     if not path.is_file():
         raise FileNotFoundError(f"no run at {folder}: it has no {CONFIG_NAME}")
     try:
-        return make(json.loads(path.read_text(encoding="utf-8")))
+        return make(modernize_fields(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is not a run's configuration: {error}") from None
 
@@ -105,7 +106,7 @@ def save_state(folder: Path, run: Resumable) -> None:
     content = {
         "model": model,
         "optimizer": optimizer,
-        "average": run.average.state_dict(),
+        "average": run.average.state_dict() if run.config.averaging_decay else None,
         "scaler": None if scaler is None else scaler.state_dict(),
         "progress": json.dumps(run.progress),
     }
@@ -116,7 +117,7 @@ def save_state(folder: Path, run: Resumable) -> None:
         write_atomically(final, lambda temporary: torch.save(content, temporary))
     except (OSError, RuntimeError) as error:  # torch has its own complaint about a full disk
         raise OSError(f"can't write {final}, the state before is kept: {error}") from None
-    for older in states.iterdir():  # also what a killed run left half written
+    for older in states.iterdir():  # among them what a killed run left half written
         if older != final:
             older.unlink(missing_ok=True)
 
@@ -130,7 +131,7 @@ def find_states(folder: Path) -> list[Path]:
 
 
 def load_state(folder: Path, run: Resumable) -> dict[str, Any] | None:
-    """Put a run back to its last saved state and return its progress; None if it has none yet.
+    """Restore a run's last saved state and return its progress; None if it has none yet.
 
     Raises:
         ValueError: the state is damaged, or of another configuration.
@@ -148,7 +149,8 @@ def load_state(folder: Path, run: Resumable) -> dict[str, Any] | None:
             optim_state_dict=content["optimizer"],
             options=_WHOLE,
         )
-        run.average.load_state_dict(content["average"])
+        if run.config.averaging_decay:
+            run.average.load_state_dict(content["average"])
         if run.accelerator.scaler is not None:
             run.accelerator.scaler.load_state_dict(content["scaler"])
         return json.loads(content["progress"])

@@ -1,4 +1,4 @@
-"""Runs side by side: what they reached, how their configurations differ, and their curves."""
+"""Runs side by side: their scores, how their configurations differ, and their curves."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from halonet.files import write_atomically
 from halonet.training.checkpoint import CONFIG_NAME, METRICS_NAME
-from halonet.training.config import flatten_fields
+from halonet.training.config import flatten_fields, modernize_fields
 
 SCORE_PREFIX = "validation_"
 PICTURE_SUFFIXES = (".pdf", ".png", ".svg")
@@ -19,13 +19,13 @@ COLUMNS = 3  # of panels in the picture
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says, whatever it trains.
+    """A run of any task, as read from its folder.
 
     Attributes:
-        folder: as it was asked for.
+        folder: as given to `read_run`.
         config: the fields by the names of the command line's options.
-        rows: an epoch's figures each, without those that are missing or not finite.
-        summary: of a finished run; empty for another.
+        rows: the figures of each epoch, without those that are missing or not finite.
+        summary: the content of summary.json; empty for an unfinished run.
     """
 
     folder: Path
@@ -35,13 +35,13 @@ class Run:
 
     @property
     def task(self) -> str:
-        """What it trains."""
+        """The task, detection or classification."""
         detects = any(name.startswith("detector.") for name in self.config)
         return "detection" if detects else "classification"
 
     @property
     def scores(self) -> list[str]:
-        """Names of the held-out images' figures, the loss not among them."""
+        """The names of the held-out scores, without the losses."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         return [
             name.removeprefix(SCORE_PREFIX)
@@ -50,7 +50,7 @@ class Run:
         ]
 
     def curve(self, name: str) -> list[tuple[int, float]]:
-        """Epochs and values of a figure, where it was taken."""
+        """(epoch, value) of a figure, for the epochs that have it."""
         return [(int(row["epoch"]), row[name]) for row in self.rows if name in row]
 
 
@@ -62,10 +62,10 @@ class Outcome:
         run: its folder.
         model: the name of its model.
         parameters: of the model, once the run is finished.
-        epochs, epochs_planned: done, and to be done.
-        finished: whether all its epochs are done.
-        score: the name of the figure that counts.
-        best, best_epoch, last: of the score.
+        epochs, epochs_planned: finished epochs, and the configuration's.
+        finished: whether all epochs are.
+        score: the name of the score that the runs are compared by.
+        best, best_epoch, last: the best score, its epoch, and the last score.
         training_loss, validation_loss: the last ones.
         minutes: of training, evaluation included.
         differences: fields of its configuration that aren't the same in all runs.
@@ -88,7 +88,7 @@ class Outcome:
 
 
 def read_run(folder: Path) -> Run:
-    """Read what a run left, or has left so far.
+    """Read the folder of a run, finished or not.
 
     Raises:
         FileNotFoundError: `folder` holds no run.
@@ -97,7 +97,7 @@ def read_run(folder: Path) -> Run:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"no run at {folder}: it has no {CONFIG_NAME}")
-    config = flatten_fields(_read_object(path))
+    config = flatten_fields(modernize_fields(_read_object(path)))
     if not isinstance(config.get("model"), str) or not isinstance(config.get("epochs"), int):
         raise ValueError(f"{path} is not a run's configuration: it has no model or no epochs")
     metrics, summary = folder / METRICS_NAME, folder / "summary.json"
@@ -134,9 +134,10 @@ def _read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def choose_score(runs: Sequence[Run], wanted: str | None = None) -> str | None:
-    """The figure to compare by: `wanted`, or the first that all evaluated runs have.
+    """The score to compare by: `wanted`, or the first that all evaluated runs have.
 
-    None where no run is evaluated yet.
+    Returns:
+        Its name; None where no run is evaluated yet.
 
     Raises:
         ValueError: the runs are of different tasks, or `wanted` isn't a score that all have.
@@ -157,7 +158,7 @@ def choose_score(runs: Sequence[Run], wanted: str | None = None) -> str | None:
 
 
 def compare_runs(runs: Sequence[Run], score: str | None) -> list[Outcome]:
-    """A line for each run, by the score of `choose_score`."""
+    """The outcome of each run, by the score of `choose_score`."""
     missing = object()
     names = dict.fromkeys(name for run in runs for name in run.config)
     differing = [
@@ -196,7 +197,7 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
     """Draw the losses and the held-out scores of all runs over their epochs.
 
     Raises:
-        ValueError: no run has a finished epoch, or the picture's kind is unknown.
+        ValueError: no run has a finished epoch, or the suffix of `path` is unknown.
         OSError: it can't be written.
     """
     from matplotlib import colormaps

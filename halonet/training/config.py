@@ -5,45 +5,61 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+# What accelerate's LoggerType names, and none; accelerate itself is imported only to train.
+LogWith = Literal[
+    "none",
+    "all",
+    "aim",
+    "clearml",
+    "comet_ml",
+    "dvclive",
+    "mlflow",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+]
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What decides a training run, whatever it trains.
+    """The configuration of a training run, for every task.
 
     Attributes:
         recipe: the recipe that the run started from.
         model_options: changes to the model, as {"block_size": 4, "halo_size": 1}.
         backend: of the attention, as sdpa; None takes the fastest.
-        init: a checkpoint or a run folder to start from; the classifier of other classes starts
+        init: a checkpoint or a run folder to start from; a classifier of other classes starts
             from zero.
-        broken_share: largest share of training images that can't be read; they are replaced by
-            their neighbours, more stop the run.
+        broken_share: largest share of images that can't be read: those to train on are replaced
+            by their neighbours, held-out ones aren't scored; more stop the run.
         epochs: passes over the training images.
         batch_size: images of a step, over all processes and accumulated batches.
-        accumulation_steps: batches, one after the other, that make up a step.
+        accumulation_steps: batches, one after the other, whose gradients make up a step.
         optimizer: a name that timm's create_optimizer_v2 knows, as sgd (Nesterov's), nadamw, muon.
         learning_rate: at its peak.
-        schedule: cosine, or steps: a tenth from each of `decay_shares` on.
+        schedule: cosine, or steps: divided by 10 at each of `decay_shares`.
         warmup_share: share of the steps in which the learning rate rises linearly.
         warmup_start_share: share of the peak at which it starts to rise.
         final_learning_rate_share: share of the peak at which the cosine ends.
-        decay_shares: shares of the steps, rising, for the schedule of steps.
+        decay_shares: shares of the steps, rising, at which the schedule of steps decays.
         weight_decay: of the weights.
-        decay_everything: weight decay of norms, biases and relative tables too.
+        decay_everything: apply weight decay to norms, biases and relative tables too.
         averaging_decay: of the averaged weights, which are evaluated and saved; 0 for none.
         clip_norm: largest norm of the gradient; 0 for no limit.
-        batch_norm: local, each process by its own images; synchronized, over processes, on GPUs
-            only; or frozen, with the statistics that it started from.
+        batch_norm: local, with each process's own statistics; synchronized over the processes, on
+            GPUs only; or frozen, with the statistics that it started from.
         evaluate_epochs: epochs between evaluations on the held-out images.
         checkpoint_steps: steps between checkpoints within an epoch; 0 for one each epoch.
         mixed_precision: no, bf16 or fp16.
         compile: run the model through torch.compile.
         shard_weights: split weights, gradients and optimizer over the processes (FSDP).
-        tensorboard: write logs for TensorBoard.
+        log_with: the tracker to log with; tensorboard writes into the run folder, all takes every
+            one that is installed.
         workers: processes that read images, for each process that trains; 0 reads in that one.
-        seed: of weights, order and random changes.
+        seed: of weights, order and augmentation.
     """
 
     recipe: str = "small"
@@ -56,7 +72,7 @@ class RunConfig:
     accumulation_steps: int = 1
     optimizer: str = "nadamw"
     learning_rate: float = 2e-3
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "steps"] = "cosine"
     warmup_share: float = 0.1
     warmup_start_share: float = 0.0
     final_learning_rate_share: float = 0.01
@@ -65,13 +81,13 @@ class RunConfig:
     decay_everything: bool = False
     averaging_decay: float = 0.99
     clip_norm: float = 1.0
-    batch_norm: str = "local"
+    batch_norm: Literal["local", "synchronized", "frozen"] = "local"
     evaluate_epochs: int = 1
     checkpoint_steps: int = 0
-    mixed_precision: str = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
     shard_weights: bool = False
-    tensorboard: bool = True
+    log_with: LogWith = "tensorboard"
     workers: int = 0
     seed: int = 0
 
@@ -81,16 +97,16 @@ Config = TypeVar("Config", bound=RunConfig)
 
 @dataclass(frozen=True)
 class Recipe(Generic[Config]):
-    """A configuration to start from, and what it is for.
+    """A configuration to start from, and the result that it reproduces.
 
     Attributes:
         config: the values; its `recipe` is the recipe's name.
-        reproduces: the result that it is for.
-        expected: the figure that its source states.
+        reproduces: the result.
+        expected: the figure that the source of the result states.
         data: what it trains on.
         hardware: what it was run on.
-        command: that runs it.
-        ours: values that decide the result, that its source doesn't state, and that we chose.
+        command: the command that runs it.
+        ours: values that decide the result, but that its source doesn't state: we chose them.
     """
 
     config: Config
@@ -103,12 +119,12 @@ class Recipe(Generic[Config]):
 
     @property
     def name(self) -> str:
-        """As the command line calls it."""
+        """The value of --recipe."""
         return self.config.recipe
 
 
 def find_recipe(recipes: Mapping[str, Recipe[Config]], name: str) -> Recipe[Config]:
-    """The recipe called `name`; ValueError for an unknown one, with those that are called alike."""
+    """The recipe called `name`; ValueError for an unknown one, with close matches."""
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes)
         hint = f"; near it are {', '.join(near)}" if near else ""
@@ -119,16 +135,24 @@ def find_recipe(recipes: Mapping[str, Recipe[Config]], name: str) -> Recipe[Conf
     return recipes[name]
 
 
+def modernize_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json of any version, by their names of today."""
+    values = dict(fields)
+    if "tensorboard" in values:  # a bool, before 0.2
+        values["log_with"] = "tensorboard" if values.pop("tensorboard") else "none"
+    return values
+
+
 def flatten_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration's plain values by the names of the command line's options.
 
-    Those of a field's own fields stand in its place, as augmentation.crop_share.
+    Nested fields get dotted names, as augmentation.crop_share.
     """
     flat: dict[str, Any] = {}
     for name, value in fields.items():
         if isinstance(value, Mapping):
             inner = flatten_fields(value)
-            flat |= {f"{name}.{own}": value for own, value in inner.items()}
+            flat |= {f"{name}.{key}": nested for key, nested in inner.items()}
         else:
             flat[name] = value
     return flat
@@ -146,9 +170,7 @@ def check_run_config(config: RunConfig) -> None:
         *("broken_share", "warmup_share", "warmup_start_share", "final_learning_rate_share"),
         "averaging_decay",
     )
-    require_one_of(config, "schedule", "cosine", "steps")
-    require_one_of(config, "batch_norm", "local", "synchronized", "frozen")
-    require_one_of(config, "mixed_precision", "no", "bf16", "fp16")
+    require_choices(config)
     if config.batch_size % config.accumulation_steps:
         raise ValueError(
             f"batch_size must be a multiple of accumulation_steps {config.accumulation_steps}, "
@@ -188,9 +210,9 @@ def require_shares(config: object, *names: str) -> None:
             raise ValueError(f"{name} must be from 0 to below 1, got {getattr(config, name)}")
 
 
-def require_one_of(config: object, name: str, *allowed: str) -> None:
-    """Raise ValueError unless the field holds one of the words."""
-    if getattr(config, name) not in allowed:
-        raise ValueError(
-            f"{name} must be one of {', '.join(allowed)}, got {getattr(config, name)!r}"
-        )
+def require_choices(config: object) -> None:
+    """Raise ValueError unless each field that is annotated as a Literal holds one of its values."""
+    for name, annotation in get_type_hints(type(config)).items():
+        choices, value = get_args(annotation), getattr(config, name)
+        if get_origin(annotation) is Literal and value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")

@@ -1,15 +1,21 @@
-"""What a run says of itself while it goes on: a line an epoch, a table, TensorBoard's logs."""
+"""A run's figures while it goes on: a line for each epoch, metrics.csv, and a tracker's logs."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 
 from halonet.files import write_atomically
 from halonet.training.checkpoint import METRICS_NAME
+from halonet.training.config import RunConfig, flatten_fields
 
-LOG_FOLDER = "tensorboard"
+TENSORBOARD = "tensorboard"  # the tracker's name, and its folder's
 
 
 def write_metrics(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -26,7 +32,7 @@ def write_metrics(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def describe_epoch(row: Mapping[str, Any], epochs: int) -> str:
-    """One line on an epoch for a person."""
+    """The line that is printed after an epoch."""
     line = f"epoch {row['epoch']}/{epochs}"
     for part, label in (("training_", ""), ("validation_", "  held out:")):
         figures = [
@@ -46,44 +52,67 @@ def _describe(name: str, value: float) -> str:
     return f"  {words} {value:.3f}" if "loss" in name else f"  {words} {100 * value:.1f} %"
 
 
-class RunLog:
-    """Logs for TensorBoard, in the run's folder; what a resumed run repeats is written over.
+def check_tracker(name: str) -> None:
+    """Raise ModuleNotFoundError for a tracker that isn't installed: accelerate would skip it."""
+    available = {str(tracker) for tracker in get_available_trackers()}
+    if name not in available | {"none", "all"}:
+        installed = ", ".join(sorted(available)) or "none"
+        raise ModuleNotFoundError(
+            f"log_with {name!r} needs a package that isn't installed: pip install {name}; "
+            f"the installed trackers are {installed}"
+        )
+
+
+@contextmanager
+def track_run(
+    accelerator: Accelerator, config: RunConfig, folder: Path, step: int
+) -> Iterator[None]:
+    """Log a run with the tracker that its configuration names, from accelerate's.
+
+    TensorBoard's logs lie in the run's folder, and a resumed run replaces the steps that it
+    repeats. To any other tracker a resumed run is a new run, which begins at the next step.
 
     Args:
+        accelerator: from `make_accelerator`.
+        config: of the run, logged too.
         folder: of the run.
-        step: the last one that is saved.
-        wanted: without it, nothing is written.
+        step: the last saved one.
     """
+    if config.log_with != "none":
+        accelerator.project_configuration.logging_dir = str(folder)
+        accelerator.init_trackers(
+            TENSORBOARD if config.log_with == TENSORBOARD else "halonet",
+            init_kwargs={
+                TENSORBOARD: {"purge_step": step + 1},
+                "mlflow": {"run_name": folder.name},
+                "wandb": {"name": folder.name, "dir": str(folder)},
+            },
+        )
+        for tracker in accelerator.trackers:
+            if tracker.name != TENSORBOARD:  # there it would be a further run in each run's list
+                tracker.store_init_configuration(_plain_values(config))
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
-    def __init__(self, folder: Path, step: int, wanted: bool) -> None:
-        self.writer = None
-        if wanted:
-            from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / LOG_FOLDER), purge_step=step + 1)
+def _plain_values(config: RunConfig) -> dict[str, Any]:
+    fields = flatten_fields(dataclasses.asdict(config))
+    return {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in fields.items()
+    }
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.writer is not None:
-            self.writer.close()
+def log_step(accelerator: Accelerator, step: int, figures: Mapping[str, float]) -> None:
+    """Log the figures of one step."""
+    values = {f"step/{name}": value for name, value in figures.items() if name != "stop"}
+    accelerator.log(values, step=step)
 
-    def add_step(self, step: int, figures: Mapping[str, float]) -> None:
-        """Note the figures of one step."""
-        if self.writer is not None:
-            for name, value in figures.items():
-                if name != "stop":
-                    self.writer.add_scalar(f"step/{name}", value, step)
 
-    def add_epoch(self, row: Mapping[str, Any]) -> None:
-        """Note an epoch's row of the table."""
-        if self.writer is not None:
-            for name, value in row.items():
-                if name not in ("epoch", "step"):
-                    self.writer.add_scalar(f"epoch/{name}", value, row["step"])
+def log_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
+    """Log an epoch's row of metrics.csv."""
+    values = {f"epoch/{name}": row[name] for name in row if name not in ("epoch", "step")}
+    accelerator.log(values, step=row["step"])

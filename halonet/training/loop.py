@@ -1,13 +1,13 @@
-"""The training loop: one story for every task, from the first step to the last evaluation."""
+"""The training loop of every task, from the first step to the last evaluation."""
 
 import itertools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,114 +15,28 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from halonet.data.loader import EpochSampler, InOrder, make_loader
 from halonet.data.randomness import mix_seed
 from halonet.training.checkpoint import load_state, save_state
 from halonet.training.config import RunConfig
-from halonet.training.log import RunLog, describe_epoch, write_metrics
+from halonet.training.log import describe_epoch, log_epoch, log_step, track_run, write_metrics
 from halonet.training.optimizer import make_optimizer
-from halonet.training.parallel import (
-    Whole,
-    agree,
-    put_together,
-    share_buffers,
-)
+from halonet.training.parallel import Whole, agree, gather_whole, share_buffers
+from halonet.training.task import Task
 
 
 class TrainingInterrupted(Exception):
-    """The run was asked to stop; its state is saved and `resume` goes on with it."""
+    """The run was stopped by a signal; its state is saved, to resume from."""
 
 
 class LossNotFinite(Exception):
-    """The loss or its gradient is infinite or not a number; what was saved before is kept."""
-
-
-class Evaluation(Protocol):
-    """Scores on the held-out images, by name; loss may be among them."""
-
-    @property
-    def figures(self) -> dict[str, float]: ...
-
-
-class Task(Protocol):
-    """What is trained, on what, and how well it does.
-
-    Attributes:
-        config: of the run.
-        model: as it is saved.
-        data: what the images come from.
-        training, validation: data sets whose items are asked for by (epoch, index).
-        collate: makes a batch of items; None stacks them.
-        score: the name among an evaluation's figures by which the best checkpoint is kept; nan
-            where nothing in the held-out images counts.
-        resume_command: what goes on with a run, but for its folder.
-    """
-
-    data: Any
-    training: Any
-    validation: Any
-    score: str
-    resume_command: str
-
-    def __init__(self, config: Any, accelerator: Accelerator) -> None:
-        """Read the data and make the model, by a configuration of the task's own class."""
-        ...
-
-    @staticmethod
-    def make_config(fields: Mapping[str, Any]) -> RunConfig:
-        """A configuration from plain values, as JSON or the command line has them.
-
-        Raises:
-            KeyError, TypeError, ValueError: a field is missing or unknown, or of another task.
-        """
-        ...
-
-    @staticmethod
-    def check_config(config: Any) -> None:
-        """Raise ValueError for a value that no run of the task can have."""
-        ...
-
-    @property
-    def config(self) -> RunConfig: ...
-
-    @property
-    def model(self) -> nn.Module: ...
-
-    @property
-    def collate(self) -> Callable[[list], Any] | None: ...
-
-    def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss of a batch, and figures for the log, the loss among them."""
-        ...
-
-    def evaluate(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Any:
-        """An `Evaluation` of all held-out images, of which the loader has this process's part."""
-        ...
-
-    def save(self, model: nn.Module, path: Path) -> None:
-        """Write a checkpoint, whole or not at all."""
-        ...
-
-    def write_report(
-        self, folder: Path, model: Any, evaluation: Any, rows: list[dict], *, minutes: float
-    ) -> None:
-        """Write into a finished run's folder what a person looks at.
-
-        Args:
-            folder: of the run.
-            model: as it was evaluated last.
-            evaluation: the last one.
-            rows: the epochs' figures, as in metrics.csv.
-            minutes: that the run took.
-        """
-        ...
+    """The loss or its gradient is infinite or nan; what was saved before is kept."""
 
 
 class Trainer:
-    """A run's parts, and the loop that moves them.
+    """The training loop, and all that it works with.
 
     Args:
         task: what is trained.
@@ -141,6 +55,8 @@ class Trainer:
         if config.batch_norm == "synchronized":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model
+        # What is evaluated and saved. It is a model of its own without averaging too, since the
+        # one that is trained may be split, compiled or run in another precision.
         self.average = ModelEmaV3(
             model, decay=config.averaging_decay, use_warmup=True, foreach=True
         )
@@ -173,21 +89,24 @@ class Trainer:
         if config.compile:
             self.model.compile()
 
-        # All that the loop knows, as it is saved: JSON.
+        # What the state keeps of the loop, as JSON.
         self.progress: dict[str, Any] = {
             "step": 0,
             "seconds": 0.0,  # of the run, evaluation included
             "epoch_seconds": 0.0,  # of this epoch's steps
-            "epoch_waiting": 0.0,  # the part of them that went by in waiting for images
+            "epoch_waiting": 0.0,  # the part of them spent waiting for images
             "epoch_figures": {},  # sums over this epoch's steps
             "best_score": -1.0,
             "rows": [],
         }
 
     def go(self, folder: Path) -> Any:
-        """Train to the end, from the last saved step on if there is one.
+        """Train to the end, from the last saved step if there is one.
 
-        Returns the last evaluation. What it writes into `folder` is described in the README.
+        The README describes what it writes into `folder`.
+
+        Returns:
+            The last evaluation.
         """
         self.progress = load_state(folder, self) or self.progress
         progress = self.progress
@@ -200,8 +119,8 @@ class Trainer:
             dynamic_ncols=True,
             disable=None if self.is_main else True,  # None: off where it is no terminal
         )
-        log = RunLog(folder, progress["step"], self.is_main and self.config.tensorboard)
-        with bar, log, _stop_signals() as stop:
+        tracked = track_run(self.accelerator, self.config, folder, progress["step"])
+        with bar, tracked, _stop_signals() as stop:
             while progress["step"] < self.steps:
                 epoch, done = divmod(progress["step"], self.steps_per_epoch)
                 self.sampler.start(epoch, done * self.images_per_step)
@@ -216,16 +135,19 @@ class Trainer:
                     progress["seconds"] += elapsed
                     progress["epoch_seconds"] += elapsed
                     progress["epoch_waiting"] += waited
-                    log.add_step(progress["step"], figures)
+                    log_step(self.accelerator, progress["step"], figures)
                     bar.update(self.images_per_step)
                     bar.set_postfix_str(self._describe_steps(), refresh=False)
                     stopped = figures["stop"] > 0
                     if progress["step"] % self.steps_per_epoch:
                         self._save_within_epoch(folder, stopped)
-                evaluation = self._end_epoch(folder, bar, log)
+                evaluation = self._end_epoch(folder, bar)
                 if stopped and progress["step"] < self.steps:
                     raise self._interruption(folder)
-        return evaluation or self._evaluate()  # nothing was left to do but this
+        if evaluation is None:  # the run was finished already
+            self._copy_weights()
+            evaluation = self._evaluate()
+        return evaluation
 
     def _step(self, batches: list, folder: Path, stop: list[int]) -> dict[str, float]:
         """One update, all of whose randomness is keyed by the seed, the step and the process."""
@@ -241,31 +163,33 @@ class Trainer:
                 accelerator.backward(loss / len(batches))
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
-        # Together, since whoever stops alone leaves the others waiting.
-        agreed = agree(accelerator, sums, bool(stop))
-        self._require_finite("loss", agreed["loss"], folder)
         norm = accelerator.clip_grad_norm_(
             self.prepared_model.parameters(), config.clip_norm or math.inf
         )
-        # With fp16 an infinite gradient is daily bread: the scaler skips the step.
+        # The step's one transfer to the host, before the weights change. The processes decide
+        # together: one that stopped alone would leave the others waiting.
+        gradient = {"gradient": gather_whole(torch.as_tensor(norm))}
+        agreed = agree(accelerator, sums | gradient, bool(stop))
+        self._require_finite("loss", agreed["loss"], folder)
+        # With fp16 infinite gradients are expected; the scaler skips the step. It reads that from
+        # the device itself, which has nothing left to do by then.
         if config.mixed_precision != "fp16":
-            self._require_finite("gradient", put_together(torch.as_tensor(norm)).item(), folder)
+            self._require_finite("gradient", agreed["gradient"], folder)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         if config.averaging_decay:
             self.average.update(Whole(self.model), step=step)
-        else:
-            self.average.set(Whole(self.model))
 
         self.progress["step"] += 1
         totals = self.progress["epoch_figures"]
         for name in sums:
             totals[name] = totals.get(name, 0.0) + agreed[name]
+        del agreed["gradient"]
         return agreed | {"learning_rate": self.learning_rate}
 
     @property
     def learning_rate(self) -> float:
-        """Of the last step."""
+        """The last step's."""
         return self.prepared_optimizer.param_groups[0]["lr"]
 
     def _require_finite(self, what: str, value: float, folder: Path) -> None:
@@ -297,9 +221,10 @@ class Trainer:
             f"go on with: {self.task.resume_command} {folder}"
         )
 
-    def _end_epoch(self, folder: Path, bar: tqdm, log: RunLog) -> Any:
-        """Close the epoch's account, evaluate where it is due, and save."""
+    def _end_epoch(self, folder: Path, bar: tqdm) -> Any:
+        """Evaluate where it is due, write the epoch's figures, and save."""
         progress, config = self.progress, self.config
+        self._copy_weights()
         started = time.perf_counter()
         epoch = progress["step"] // self.steps_per_epoch
         evaluation = None
@@ -330,16 +255,21 @@ class Trainer:
         progress["epoch_seconds"] = progress["epoch_waiting"] = 0.0
         if self.is_main:
             self.task.save(self.average.module, folder / "last.safetensors")
-            # Where nothing counts the score is nan, not above any: then the last is the best.
+            # A score of nan (nothing counts) is never below the best: the last checkpoint is kept.
             if evaluation is not None and not scores[self.task.score] <= progress["best_score"]:
                 progress["best_score"] = scores[self.task.score]
                 self.task.save(self.average.module, folder / "best.safetensors")
             write_metrics(folder, progress["rows"])
-            log.add_epoch(row)
+            log_epoch(self.accelerator, row)
             with bar.external_write_mode():
                 print(describe_epoch(row, config.epochs), flush=True)
         save_state(folder, self)
         return evaluation
+
+    def _copy_weights(self) -> None:
+        """Without averaging, bring what is evaluated and saved to where the training is."""
+        if not self.config.averaging_decay:
+            self.average.set(Whole(self.model))
 
     def _evaluate(self) -> Any:
         share_buffers(self.average.module)
@@ -366,7 +296,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: in
 
 
 def set_training(model: nn.Module, *, freeze_norms: bool) -> None:
-    """Put a model into training mode; frozen batch norms keep the statistics that they have."""
+    """Put a model into training mode; frozen batch norms keep their statistics."""
     model.train()
     if freeze_norms:
         for module in model.modules():
@@ -376,7 +306,7 @@ def set_training(model: nn.Module, *, freeze_norms: bool) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM, to stop between two steps; a second one stops at once."""
+    """Collect Ctrl-C and SIGTERM, to stop after the step; a second one stops at once."""
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""Processes that train together: how they start, agree, share what they know, and end."""
+"""Several processes that train together: how they start, share figures and weights, and end."""
 
 import atexit
 import warnings
@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     FullyShardedDataParallelPlugin,
+    ProjectConfiguration,
     broadcast,
     broadcast_object_list,
 )
@@ -21,26 +22,29 @@ from torch.distributed.tensor import DTensor
 
 from halonet.layers.bottleneck import Bottleneck
 from halonet.training.config import RunConfig
+from halonet.training.log import check_tracker
 
 Result = TypeVar("Result")
 
 
 class ProcessLost(Exception):
-    """Another process of the run ended before its time."""
+    """Another process of the run ended before the run did."""
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
     """Join the processes that torchrun or `accelerate launch` started, or train alone.
 
     Args:
-        config: says the precision, and whether weights are split over the processes, which put
-            those of one bottleneck together at a time.
+        config: decides the precision, the tracker, and whether weights are split over the
+            processes (FSDP, a unit for each bottleneck).
 
     Raises:
         ValueError: what the configuration asks for isn't possible on this device, or with this
             number of processes.
+        ModuleNotFoundError: the tracker isn't installed.
     """
-    # Of an earlier run of this process, which may have had another precision.
+    check_tracker(config.log_with)
+    # An earlier run in this process may have had another precision.
     AcceleratorState._reset_state()
     plugin = None
     if config.shard_weights:
@@ -50,13 +54,15 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             transformer_cls_names_to_wrap=[Bottleneck.__name__],
         )
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else it doesn't join processes on a CPU
+        cpu=not torch.accelerator.is_available(),  # otherwise it doesn't join processes on a CPU
         mixed_precision=config.mixed_precision,
+        log_with=None if config.log_with == "none" else config.log_with,
+        project_config=ProjectConfiguration(logging_dir="."),  # `track_run` knows the folder
         fsdp_plugin=plugin,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     count = accelerator.num_processes
-    # accelerate goes on in float32 without a word.
+    # accelerate would train in float32 without a word.
     if config.mixed_precision == "fp16" and not accelerator.native_amp:
         raise ValueError(
             "mixed_precision must be no or bf16 on a CPU, where fp16 isn't supported; "
@@ -75,7 +81,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         )
     if count > 1:
         atexit.register(_leave)
-        # 1x1 weights have two sets of strides that mean the same.
+        # Two layouts have the same strides but for dimensions of size 1, as 1x1 weights have.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return accelerator
 
@@ -89,12 +95,12 @@ def _leave() -> None:
 def naming_lost_process(
     accelerator: Accelerator, resume_command: str, folder: Callable[[], Path | None]
 ) -> Iterator:
-    """Raise ProcessLost where the processes can't reach one another any more.
+    """Raise ProcessLost where the connection to another process breaks.
 
     Args:
-        accelerator: knows how many there are.
-        resume_command: what goes on with the run, but for its folder.
-        folder: gives the run's folder, once there is one.
+        accelerator: of the run.
+        resume_command: resumes the run, followed by its folder.
+        folder: returns the run's folder, None before there is one.
     """
     try:
         yield
@@ -107,7 +113,7 @@ def naming_lost_process(
 
 
 def _tells_lost_process(error: RuntimeError) -> bool:
-    """Whether an error comes from the connection; gloo has no class of its own for it."""
+    """Whether an error is of the connection; gloo raises plain RuntimeErrors."""
     if isinstance(error, distributed.DistError):
         return True
     text = str(error).lower()
@@ -115,10 +121,10 @@ def _tells_lost_process(error: RuntimeError) -> bool:
 
 
 def do_once(accelerator: Accelerator, act: Callable[[], Result]) -> Result:
-    """Let the main process act, and tell the result to all.
+    """Run `act` in the main process only, and return its result in all.
 
     Raises:
-        What `act` raises, in the main process; the others leave quietly.
+        What `act` raises, in the main process; the others exit with status 1.
     """
     outcome: list[Any] = [None, False]
     try:
@@ -132,30 +138,35 @@ def do_once(accelerator: Accelerator, act: Callable[[], Result]) -> Result:
 
 
 def agree(accelerator: Accelerator, figures: dict[str, Tensor], stop: bool) -> dict[str, float]:
-    """Means over the processes of figures that each has; `stop` is above 0 if anyone wants to."""
-    values = torch.stack([*(value.detach().float() for value in figures.values())])
-    values = torch.cat([values, values.new_tensor([float(stop)])])
+    """The means of figures over the processes, in one transfer from the device.
+
+    Returns:
+        The figures' means, and "stop": above 0 if any process was asked to stop.
+    """
+    values = torch.stack([value.detach().float() for value in figures.values()])
+    # Filled on the device: copying a number there would wait for it.
+    values = torch.cat([values, values.new_full((1,), float(stop))])
     values = accelerator.reduce(values, "mean")
     return dict(zip([*figures, "stop"], values.tolist(), strict=True))
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the main one's buffers: batch norm's statistics are each one's own."""
+    """Give every process the main one's buffers: batch norm's statistics differ between them."""
     for buffer in model.buffers():
         broadcast(buffer)
 
 
 class Whole:
-    """A model as `ModelEmaV3` reads it: its state with split weights put together."""
+    """A model for `ModelEmaV3` to read, with split weights gathered."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The model's state dict, of plain tensors; every process must ask for it."""
-        return {name: put_together(value) for name, value in self.model.state_dict().items()}
+        """The model's state dict, of plain tensors; a collective operation of all processes."""
+        return {name: gather_whole(value) for name, value in self.model.state_dict().items()}
 
 
-def put_together(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be split over the processes."""
+def gather_whole(tensor: Tensor) -> Tensor:
+    """A tensor, gathered if it is split over the processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

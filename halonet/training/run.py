@@ -1,4 +1,4 @@
-"""A run from its start to its end, whatever it trains."""
+"""Start or resume a run of any task, and train to its end."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any, Generic, TypeVar
 
 from halonet.training.checkpoint import check_output, new_run_folder, read_config, write_config
 from halonet.training.config import RunConfig
-from halonet.training.loop import Task, Trainer
+from halonet.training.loop import Trainer
 from halonet.training.parallel import do_once, make_accelerator, naming_lost_process
+from halonet.training.task import Task
 
 Data = TypeVar("Data")
 Scores = TypeVar("Scores")
@@ -15,7 +16,7 @@ Scores = TypeVar("Scores")
 
 @dataclass(frozen=True)
 class RunResult(Generic[Data, Scores]):
-    """What a finished run leaves: its folder, its data, and the last checkpoint's scores."""
+    """A finished run: its folder, its data, and the last checkpoint's scores."""
 
     folder: Path
     data: Data
@@ -31,17 +32,17 @@ def start_run(
     Under torchrun or `accelerate launch`, every process calls it with the same arguments.
 
     Args:
-        task_class: what is trained.
-        config: as the task takes it.
+        task_class: the task.
+        config: of the task's own class.
         output: the run folder; None means runs/RECIPE, or the first free runs/RECIPE-2, ...
 
     Raises:
         ValueError, FileNotFoundError: a configuration that can't run, or images that can't be read.
         FileExistsError: `output` holds something.
-        ModuleNotFoundError: the data needs a package that isn't installed.
+        ModuleNotFoundError: the data or the tracker needs a package that isn't installed.
         OSError: a file can't be written; what was saved before is kept.
         TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
-        LossNotFinite: the loss or its gradient left the numbers.
+        LossNotFinite: the loss or its gradient is infinite or nan.
         ProcessLost: another process of the run ended; the last saved state is kept.
     """
     task_class.check_config(config)
@@ -75,7 +76,7 @@ def _run(
     with naming_lost_process(accelerator, task_class.resume_command, lambda: folder):
         if folder is None and output is not None:
             do_once(accelerator, lambda: check_output(output))
-        task = task_class(config, accelerator)  # before the folder: what can't run leaves none
+        task = task_class(config, accelerator)  # before the folder: where it fails, none is left
         trainer = Trainer(task, accelerator)
         if folder is None:
             folder = do_once(accelerator, lambda: _make_folder(config, output))

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from halonet.classification.evaluate import evaluate, find_answers, score
+from halonet.classification.evaluate import collect_predictions, evaluate, score
 from halonet.data.dataset import ImageDataset
 from halonet.data.loader import InOrder, make_loader
 from halonet.data.splits import Split
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 class Brightness(nn.Module):
-    """Says class 0 of dark images, 1 of grey ones, 2 of bright ones."""
+    """Predicts class 0 for dark images, 1 for grey ones, 2 for bright ones."""
 
     def __init__(self, classes=3):
         super().__init__()
@@ -46,14 +46,14 @@ def test_scores_by_hand(tmp_path):
     assert found.accuracy == 0.8
     assert found.top5_accuracy is None
     assert (found.images, found.broken) == (5, 0)
-    assert found.answers.tolist() == [0, 1, 2, 2, 0]
+    assert found.predictions.tolist() == [0, 1, 2, 2, 0]
     assert found.confusion == [[2, 0, 1], [0, 1, 0], [0, 0, 1]]
     assert found.class_images.tolist() == [3, 1, 1]
-    assert found.class_right.tolist() == [2, 1, 1]
-    sure = 1 / (1 + math.exp(-2.5) + math.exp(-10))
-    torch.testing.assert_close(found.certainties[[0, 2, 3, 4]], torch.full((4,), sure))
-    grey = -math.log(found.certainties[1])
-    expected = (-3 * math.log(sure) - math.log(sure * math.exp(-10)) + grey) / 5
+    assert found.class_correct.tolist() == [2, 1, 1]
+    confidence = 1 / (1 + math.exp(-2.5) + math.exp(-10))
+    torch.testing.assert_close(found.confidences[[0, 2, 3, 4]], torch.full((4,), confidence))
+    grey = -math.log(found.confidences[1])
+    expected = (-3 * math.log(confidence) - math.log(confidence * math.exp(-10)) + grey) / 5
     assert found.loss == pytest.approx(expected, rel=1e-5)
 
 
@@ -69,7 +69,7 @@ def test_many_classes_have_no_confusion_matrix(tmp_path):
     found = evaluate(Brightness(21841), make_loader(dataset, InOrder(2), 2, 0), 21841, CPU)
     assert found.confusion is None
     assert found.accuracy == 1
-    assert found.class_right.nonzero().flatten().tolist() == [0, 21840]
+    assert found.class_correct.nonzero().flatten().tolist() == [0, 21840]
 
 
 def test_parts_make_the_whole(tmp_path):
@@ -78,7 +78,7 @@ def test_parts_make_the_whole(tmp_path):
     model = Brightness()
     whole = evaluate(model, make_loader(dataset, InOrder(7), 7, 0), 3, CPU)
     parts = [
-        find_answers(model, make_loader(dataset, InOrder(7, index, 3), 2, 0), CPU)
+        collect_predictions(model, make_loader(dataset, InOrder(7, index, 3), 2, 0), CPU)
         for index in range(3)
     ]
     # Processes that must take as many steps as the others repeat an image.
@@ -93,6 +93,16 @@ def test_parts_make_the_whole(tmp_path):
             assert other == value, name
 
 
+def test_process_without_images_takes_part(tmp_path):
+    dataset = make_dataset(tmp_path, [0, 255], [0, 0])
+    parts = [
+        collect_predictions(Brightness(2), make_loader(dataset, InOrder(2, index, 3), 2, 0), CPU)
+        for index in range(3)
+    ]
+    assert [len(part.indices) for part in parts] == [1, 1, 0]
+    assert score(parts, 2).predictions.tolist() == [0, 1]
+
+
 def test_unreadable_images_are_left_out(tmp_path):
     levels, labels = [0, None, 255, None], [0, 1, 1, 1]
     dataset = make_dataset(tmp_path, levels, labels, broken_share=0.5)
@@ -100,7 +110,7 @@ def test_unreadable_images_are_left_out(tmp_path):
     found = evaluate(Brightness(2), loader, 2, CPU)
     assert (found.images, found.broken, found.accuracy) == (2, 2, 1.0)
     assert found.broken_indices == [1, 3]
-    assert found.answers.tolist() == [0, -1, 1, -1]
+    assert found.predictions.tolist() == [0, -1, 1, -1]
     assert math.isfinite(found.loss)
     dataset.allowed_broken = 1
     with pytest.raises(ValueError, match=r"2 images can't be read .*1\.png is not .*3\.png is not"):

@@ -1,4 +1,4 @@
-"""Two processes of the command line, one of which may be killed; and how to compare runs."""
+"""Processes of the command line, one of which may be killed; and how to compare runs."""
 
 import subprocess
 import sys
@@ -25,14 +25,14 @@ cli.main(sys.argv[2:])
 """
 
 
-def launch(tmp_path, words, *, kill_in_step=0):
-    """Two processes of the command line."""
+def launch(tmp_path, words, *, kill_in_step=0, processes=2):
+    """Run a command in several processes."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", str(program), str(kill_in_step), *words),
+            *("--nproc-per-node", str(processes), str(program), str(kill_in_step), *words),
         ],
         capture_output=True,
         text=True,

@@ -78,6 +78,7 @@ def make_run(model: nn.Module, optimizer: torch.optim.Optimizer, config: RunConf
     accelerator = make_accelerator(config)
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     return SimpleNamespace(
+        config=config,
         accelerator=accelerator,
         prepared_model=prepared_model,
         prepared_optimizer=prepared_optimizer,

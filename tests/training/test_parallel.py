@@ -23,7 +23,7 @@ def make_trial(images, **changes):
             "cutmix": 0.0,
             "batch_norm": "frozen",
             "checkpoint_steps": 1,
-            "tensorboard": False,
+            "log_with": "none",
             **changes,
         },
     )
@@ -87,3 +87,14 @@ def test_run_goes_on_with_another_number_of_processes(alone, images, tmp_path):
     assert [path.name for path in find_states(tmp_path / "run")] == ["step_000000005.pt"]
     result = resume(tmp_path / "run")
     assert_close_runs(result.folder, alone.folder)
+
+
+def test_more_processes_than_held_out_images(images, tmp_path):
+    changes = {"validation_share": 0.05, "batch_size": 6, "epochs": 1}
+    words = make_words(make_trial(images, **changes), tmp_path / "run")
+    run = launch(tmp_path, ["train", *words], processes=3)
+    assert run.returncode == 0, run.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["validation_images"] == 2
+    result = train(make_trial(images, **changes), output=str(tmp_path / "alone"))
+    assert summary["loss"] == pytest.approx(result.evaluation.loss, rel=1e-5)
