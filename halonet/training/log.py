@@ -77,20 +77,26 @@ def track_run(
         config: of the run, logged too.
         folder: of the run.
         step: the last saved one.
+
+    Raises:
+        ValueError: the tracker can't start.
     """
     if config.log_with != "none":
         accelerator.project_configuration.logging_dir = str(folder)
-        accelerator.init_trackers(
-            TENSORBOARD if config.log_with == TENSORBOARD else "halonet",
-            init_kwargs={
-                TENSORBOARD: {"purge_step": step + 1},
-                "mlflow": {"run_name": folder.name},
-                "wandb": {"name": folder.name, "dir": str(folder)},
-            },
-        )
-        for tracker in accelerator.trackers:
-            if tracker.name != TENSORBOARD:  # there it would be a further run in each run's list
-                tracker.store_init_configuration(_plain_values(config))
+        try:
+            accelerator.init_trackers(
+                TENSORBOARD if config.log_with == TENSORBOARD else "halonet",
+                init_kwargs={
+                    TENSORBOARD: {"purge_step": step + 1},
+                    "mlflow": {"run_name": folder.name},
+                    "wandb": {"name": folder.name, "dir": str(folder)},
+                },
+            )
+            for tracker in accelerator.trackers:
+                if tracker.name != TENSORBOARD:  # which would show each as a run of its own
+                    tracker.store_init_configuration(_plain_values(config))
+        except Exception as error:  # of any tracker: no account, no connection, ...
+            raise ValueError(f"log_with {config.log_with!r} can't start: {error}") from None
     try:
         yield
     finally:

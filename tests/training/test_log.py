@@ -112,6 +112,18 @@ def test_any_tracker_is_told_the_configuration_and_the_figures(tmp_path, monkeyp
     assert figures == [({"step/loss": 0.5}, 1), "finished"]
 
 
+def test_tracker_that_does_not_start_is_named(tmp_path, monkeypatch):
+    class Refusing(Kept):
+        def start(self):
+            raise RuntimeError("no account")
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Refusing)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])
+    said = "log_with 'wandb' can't start: no account"
+    with pytest.raises(ValueError, match=said), tracked(tmp_path, log_with="wandb"):
+        pass
+
+
 def test_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
     said = r"log_with 'wandb' .* pip install wandb; the installed trackers are tensorboard"
