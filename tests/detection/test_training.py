@@ -130,7 +130,6 @@ def test_two_processes_equal_one_and_survive_a_lost_one(detection_run, coco_fold
     assert_close_runs(tmp_path / "run", detection_run.folder)
 
 
-<<<<<<< HEAD
 def test_only_the_main_process_computes_metrics(coco_folder, detection_run, monkeypatch):
     accelerator = make_accelerator(make_trial(coco_folder))
     task = Detection(make_trial(coco_folder), accelerator)
@@ -144,7 +143,8 @@ def test_only_the_main_process_computes_metrics(coco_folder, detection_run, monk
     monkeypatch.setattr(parallel, "broadcast_object_list", tell)
     loader = make_loader(task.validation, InOrder(4), 1, 0)
     assert task.evaluate(task.model, loader, other).metrics is told
-=======
+
+
 def test_more_processes_than_held_out_images(tmp_path):
     folder = draw_coco(tmp_path / "coco")
     path = folder / "annotations" / "instances_val2017.json"
@@ -157,7 +157,6 @@ def test_more_processes_than_held_out_images(tmp_path):
     assert run.returncode == 0, run.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["images"] == 1
->>>>>>> 5d5fecf (Let accelerate track the runs; read the device once a step)
 
 
 def test_run_of_another_task_is_named(detection_run, whole_run):
