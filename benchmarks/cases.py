@@ -67,7 +67,7 @@ def list_cases() -> dict[str, list[str]]:
             continue  # its attention layers are H1's
         for stage in stages(model):
             cases[f"operator/{model}/{stage}/forward"] = ["cpu", "sdpa", "matrix-product"]
-            cases[f"operator/{model}/{stage}/both"] = ["cpu", "sdpa"]
+            cases[f"operator/{model}/{stage}/both"] = ["cpu", "sdpa", "matrix-product"]
     for channels in (16, 32, 64):
         cases[f"operator/64x64/{channels}_channels/forward"] = ["cpu", "sdpa", "matrix-product"]
     for stage in ("stage1", "stage2", "stage3"):
@@ -89,7 +89,11 @@ def list_cases() -> dict[str, list[str]]:
 
 
 def operator_flops(case: str) -> int | None:
-    """Operations of q.k and p.v on cells inside the map, forward, of an operator's case."""
+    """Operations of an operator's case on cells inside the map: its products, and nothing else.
+
+    Forward there are two, q.k and p.v. The backward pass has five: q.k again, the output's gradient
+    with the values, and the gradients of queries, keys and values.
+    """
     kind, *rest = case.split("/")
     if kind != "operator":
         return None
@@ -106,7 +110,8 @@ def operator_flops(case: str) -> int | None:
         return total
 
     pairs = cells_by_query(stage.map_size) ** 2
-    return 2 * batch * pairs * (stage.width + stage.value_width)
+    of_keys, of_values = (4, 3) if rest[2] == "both" else (1, 1)
+    return 2 * batch * pairs * (of_keys * stage.width + of_values * stage.value_width)
 
 
 def batch_size(model: str) -> int:

@@ -1,9 +1,10 @@
-// The backward pass of one block: weights are recomputed from the saved log-sum-exp, a chunk of cells
-// at a time, and never stored beyond it. Gradients of the block's queries are complete at its end;
-// those of keys and values are added to the maps, so blocks whose windows overlap must not run at
-// once (see variant.cpp).
+// The backward pass of a strip of blocks: weights are recomputed from the saved log-sum-exp, a chunk of
+// cells at a time, and never stored beyond it. Gradients of a block's queries are complete at its end;
+// those of keys and values are summed in the strip and then added to the maps, so strips whose windows
+// overlap must not run at once (see variant.cpp).
 #pragma once
 
+#include "strip.h"
 #include "tile.h"
 
 namespace {
@@ -11,16 +12,24 @@ namespace {
 template <class T>
 class Backward {
 public:
-    Backward(const HaloProblem &p, const Shape &shape, Arena &arena)
+    // Blocks of a strip: by the problem alone, since sums depend on it, and so many that a strip's
+    // windows overlap the next one's, but none beyond.
+    static long blocks_of_strip(const HaloProblem &p, const Shape &shape) {
+        const long cell_floats = 2 * (round_up(p.channels, lanes) + round_up(p.value_channels, lanes));
+        const long apart = ceil_div(shape.window, p.block_size);
+        return larger(apart - 1, blocks_that_fit(p, shape, cell_floats, larger(1, apart - 1)));
+    }
+
+    Backward(const HaloProblem &p, const Shape &shape, long blocks, Arena &arena)
         : p(p),
           shape(shape),
           padded_channels(round_up(p.channels, lanes)),
           padded_values(round_up(p.value_channels, lanes)),
-          cells(p, shape, arena),
-          key_offsets(shape, arena),
-          value_offsets(shape, arena),
-          key_gradient_offsets(shape, arena),
-          value_gradient_offsets(shape, arena),
+          keys(p, shape, p.key, p.channels, blocks, arena),
+          values(p, shape, p.value, p.value_channels, blocks, arena),
+          key_gradients(p, shape, p.key_gradient, p.channels, blocks, arena),
+          value_gradients(p, shape, p.value_gradient, p.value_channels, blocks, arena),
+          cells(p, shape, true, arena),
           relative(p, shape, arena),
           queries(arena.take<float>(p.channels * most_queries)),
           // The last row's slice for the column table may be read a vector beyond its end.
@@ -32,14 +41,41 @@ public:
           score_gradients(arena.take<float>(chunk_cells * most_queries)),
           row_gradients(arena.take<float>(shape.window * most_queries)),
           column_gradients(arena.take<float>(shape.window * most_queries)),
-          offset_gradients(arena.take<float>(shape.offsets * most_queries)),
-          table_rows(arena.take<float *>(shape.offsets)),
-          converted_keys(arena.take<float>(chunk_cells * p.channels)),
-          converted_values(arena.take<float>(chunk_cells * p.value_channels)) {}
+          offset_gradients(arena.take<float>(shape.offsets * most_queries)) {}
 
-    // Adds the tables' gradients to `row_table` and `column_table`, [offsets][table_width].
-    void run(const Block &block, float *row_table, float *column_table) {
-        for_tiles(p, block, tile, [&] { run_tile(block, row_table, column_table); });
+    // The first strip to be run.
+    void begin(const Strip &strip) {
+        keys.begin(strip);
+        values.begin(strip);
+        keys.finish();
+        values.finish();
+    }
+
+    // Adds the tables' gradients to `row_table` and `column_table`, [offsets][table_width]. `next` is
+    // the strip that will be run after this one, if there is one.
+    void run(const Strip &strip, const Strip *next, float *row_table, float *column_table) {
+        if (next) {
+            keys.begin(*next);
+            values.begin(*next);
+        }
+        cells_at_once = cells_between_products(shape, next ? *next : strip, strip);
+        key_gradients.clear(strip);
+        value_gradients.clear(strip);
+        for (long i = strip.first_block; i < strip.end_block; i++) {
+            const Block block = strip.block(p, shape, i);
+            cells.place(block);
+            for_tiles(p, block, tile, [&] { run_tile(strip, block, row_table, column_table); });
+        }
+        keys.finish();
+        values.finish();
+        key_gradients.turn(strip);
+        value_gradients.turn(strip);
+    }
+
+    // Adds the last strip's gradients to the maps.
+    void finish() {
+        key_gradients.step(LONG_MAX);
+        value_gradients.step(LONG_MAX);
     }
 
 private:
@@ -47,8 +83,10 @@ private:
     const Shape &shape;
     long padded_channels, padded_values;
     Tile tile;
+    Copies<T> keys, values;
+    Sums key_gradients, value_gradients;
+    long cells_at_once = 0;  // of the strips before and after, moved between two products
     Cells cells;
-    CellOffsets key_offsets, value_offsets, key_gradient_offsets, value_gradient_offsets;
     RelativeLogits relative;
     float *queries;               // [channels][width], scaled, for powers of 2
     float *query_rows;            // [queries][padded_channels], scaled
@@ -58,26 +96,18 @@ private:
     float *weights, *score_gradients;          // [cells][width]
     float *row_gradients, *column_gradients;   // [window][width]
     float *offset_gradients;                   // [offsets][width]
-    float **table_rows;
-    float *converted_keys, *converted_values;
     float log_sum[most_queries], minus_delta[most_queries], scales[most_queries];
 
-    void run_tile(const Block &block, float *row_table, float *column_table) {
+    void run_tile(const Strip &strip, const Block &block, float *row_table, float *column_table) {
         load_queries(block);
         relative.compute(p, shape, tile, queries);
         for (long i = 0; i < p.channels * tile.width; i++) query_gradients[i] = 0.0f;
         for (long i = 0; i < shape.window * tile.width; i++)
             row_gradients[i] = column_gradients[i] = 0.0f;
-        cells.place(block);
-        key_offsets.place<T>(cells, p.key);
-        value_offsets.place<T>(cells, p.value);
-        key_gradient_offsets.place<float>(cells, p.key_gradient);
-        value_gradient_offsets.place<float>(cells, p.value_gradient);
         relative.place(cells);
-        cells.for_chunks([&](const Chunk &chunk) { run_chunk(block, chunk); });
-        cells.for_chunks(cells.inside, cells.count, chunk_cells, [&](const Chunk &chunk) {
-            find_gradients(chunk, nothing, 0, nothing, 0);
-        });
+        cells.for_chunks([&](const Chunk &chunk) { run_chunk(strip, block, chunk); });
+        cells.for_chunks(cells.inside, cells.count, chunk_cells,
+                         [&](const Chunk &chunk) { find_gradients(chunk, Rows{}, 0, Rows{}, 0); });
         if (p.table_width) {
             table_gradients(row_gradients, tile.row_runs, relative.row_entries, 0, row_table);
             table_gradients(column_gradients, tile.column_runs, relative.column_entries,
@@ -125,36 +155,39 @@ private:
             out[c] = c < channels ? load_one(row + c) * factor : 0.0f;
     }
 
-    void run_chunk(const Block &block, const Chunk &chunk) {
+    void run_chunk(const Strip &strip, const Block &block, const Chunk &chunk) {
         const long width = tile.width;
-        const float *keys[chunk_rows], *values[chunk_rows];
-        gather_rows(p.key, key_offsets, block, chunk, p.channels, converted_keys, T(), keys);
-        gather_rows(p.value, value_offsets, block, chunk, p.value_channels, converted_values, T(),
-                    values);
-        find_gradients(chunk, keys, p.channels, values, p.value_channels);
-        weighted_sums(keys, chunk.count, p.channels, score_gradients, width, query_gradients);
-        float *rows[chunk_rows];
-        key_gradient_offsets.rows(p.key_gradient, block, chunk, rows);
+        const auto rows_in = [&](const StripCells &of) {
+            return of.window(strip, block).from(chunk.first);
+        };
+        const Rows key = rows_in(keys.cells()), value = rows_in(values.cells());
+        find_gradients(chunk, key, p.channels, value, p.value_channels);
+        weighted_sums(key, chunk.count, p.channels, score_gradients, width, query_gradients);
         weight_gradients(score_gradients, width, chunk.count, tile.count, query_rows, padded_channels,
-                         rows, p.channels);
-        value_gradient_offsets.rows(p.value_gradient, block, chunk, rows);
+                         rows_in(key_gradients.cells()), padded_channels);
         weight_gradients(weights, width, chunk.count, tile.count, output_gradient_rows, padded_values,
-                         rows, p.value_channels);
+                         rows_in(value_gradients.cells()), padded_values);
     }
 
     // A chunk's weights, and the gradients of its scores, from as many channels as given.
-    void find_gradients(const Chunk &chunk, const float *const *keys, long channels,
-                        const float *const *values, long value_channels) {
+    void find_gradients(const Chunk &chunk, Rows key, long channels, Rows value, long value_channels) {
         const long width = tile.width;
         const float *first[chunk_rows], *second[chunk_rows];
+        const Biases biases = {first, second};
         relative.rows_of(chunk, first, second);
-        dot_products(keys, chunk.count, channels, queries, width, first, second, weights);
+        dot_products(key, chunk.count, channels, queries, width, biases, weights, [&] {
+            keys.step(cells_at_once);
+            values.step(cells_at_once);
+        });
         for (long k = 0; k < chunk.count; k++) {
             first[k] = minus_delta;
             second[k] = relative.zeros;
         }
-        dot_products(values, chunk.count, value_channels, output_gradients, width, first, second,
-                     score_gradients);
+        dot_products(value, chunk.count, value_channels, output_gradients, width, biases,
+                     score_gradients, [&] {
+                         key_gradients.step(cells_at_once);
+                         value_gradients.step(cells_at_once);
+                     });
         softmax_gradients(chunk, width);
     }
 
@@ -179,8 +212,8 @@ private:
 
     // `gradients` [window][width] are of the logits that `channel` and those behind it had with the
     // table's entries; adds to the table's gradients and to those of the queries.
-    void table_gradients(const float *gradients, const Runs *runs,
-                         const float **entries, long channel, float *table) {
+    void table_gradients(const float *gradients, const Runs *runs, Rows entries, long channel,
+                         float *table) {
         const long width = tile.width;
         for (long i = 0; i < shape.offsets * width; i++) offset_gradients[i] = 0.0f;
         for (long q = 0; q < width; q += lanes)
@@ -193,9 +226,8 @@ private:
             }
         weighted_sums(entries, shape.offsets, p.table_width, offset_gradients, width,
                       query_gradients + channel * width);
-        for (long t = 0; t < shape.offsets; t++) table_rows[t] = table + t * p.table_width;
         weight_gradients(offset_gradients, width, shape.offsets, tile.count, query_rows + channel,
-                         padded_channels, table_rows, p.table_width);
+                         padded_channels, GradientRows{table, p.table_width}, p.table_width);
     }
 };
 

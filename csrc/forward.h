@@ -1,9 +1,10 @@
-// The forward pass of one block: each cell's weights are found and its values added up by them before
-// the next cells are looked at. Nothing is subtracted from the scores at first: a softmax is the same
-// without, and float32 holds the exponentials of all but extreme scores. Where their sum shows that it
-// doesn't, the block is done once more, with the highest scores subtracted.
+// The forward pass of a strip of blocks: each chunk of cells' weights are found and their values added up
+// by them before the next cells are looked at. Nothing is subtracted from the scores at first: a softmax
+// is the same without, and float32 holds the exponentials of all but extreme scores. Where their sum
+// shows that it doesn't, the block is done once more, with the highest scores subtracted.
 #pragma once
 
+#include "strip.h"
 #include "tile.h"
 
 namespace {
@@ -11,39 +12,68 @@ namespace {
 template <class T>
 class Forward {
 public:
-    Forward(const HaloProblem &p, const Shape &shape, Arena &arena)
+    // Blocks of a strip, so that there are strips enough for all threads.
+    static long blocks_of_strip(const HaloProblem &p, const Shape &shape) {
+        const long cell_floats = round_up(p.channels, lanes) + round_up(p.value_channels, lanes);
+        const long rows = p.batch * shape.block_rows * p.heads;
+        const long strips = ceil_div(4 * p.threads, rows);
+        return smaller(blocks_that_fit(p, shape, cell_floats, 1),
+                       larger(1, shape.block_columns / strips));
+    }
+
+    Forward(const HaloProblem &p, const Shape &shape, long blocks, Arena &arena)
         : p(p),
           shape(shape),
-          cells(p, shape, arena),
-          key_offsets(shape, arena),
-          value_offsets(shape, arena),
+          keys(p, shape, p.key, p.channels, blocks, arena),
+          values(p, shape, p.value, p.value_channels, blocks, arena),
+          cells(p, shape, true, arena),
           relative(p, shape, arena),
           queries(arena.take<float>(p.channels * most_queries)),
           sums(arena.take<float>(p.value_channels * most_queries)),
-          scores(arena.take<float>(chunk_cells * most_queries)),
-          converted_keys(arena.take<float>(chunk_cells * p.channels)),
-          converted_values(arena.take<float>(chunk_cells * p.value_channels)) {}
+          scores(arena.take<float>(chunk_cells * most_queries)) {}
 
-    // `next` is the block that will be run behind this one.
-    void run(const Block &block, const Block &next) {
-        for_tiles(p, block, tile, [&] { run_tile(block, next); });
+    // The first strip to be run.
+    void begin(const Strip &strip) {
+        keys.begin(strip);
+        values.begin(strip);
+        finish();
+    }
+
+    // `next` is the strip that will be run after this one, if there is one.
+    void run(const Strip &strip, const Strip *next) {
+        if (next) {
+            keys.begin(*next);
+            values.begin(*next);
+            cells_at_once = cells_between_products(shape, *next, strip);
+        }
+        for (long i = strip.first_block; i < strip.end_block; i++) {
+            const Block block = strip.block(p, shape, i);
+            cells.place(block);
+            for_tiles(p, block, tile, [&] { run_tile(strip, block); });
+        }
+        finish();
     }
 
 private:
     const HaloProblem &p;
     const Shape &shape;
     Tile tile;
+    Copies<T> keys, values;
+    long cells_at_once = 0;  // of the next strip, copied between two products
     Cells cells;
-    CellOffsets key_offsets, value_offsets;
     RelativeLogits relative;
     float *queries;  // [channels][width]
     float *sums;     // [value_channels][width]
-    float *scores;   // [cells][width], where they are extreme
-    float *converted_keys, *converted_values;
+    float *scores;   // [cells][width]
     float total[most_queries];    // of the weights
-    float highest[most_queries];  // what was subtracted from the scores
+    float highest[most_queries];  // what is subtracted from the scores
 
-    void run_tile(const Block &block, const Block &next) {
+    void finish() {
+        keys.finish();
+        values.finish();
+    }
+
+    void run_tile(const Strip &strip, const Block &block) {
         const long width = tile.width;
         T *results[most_queries];
         addresses(p.output, block, tile, results);
@@ -52,107 +82,59 @@ private:
                 __builtin_prefetch(results[q] + c, 1);
         transpose_queries<T>(p.query, block, tile, p.channels, float(p.scale * log2_of_e), queries);
         relative.compute(p, shape, tile, queries);
-        cells.place(block);
-        key_offsets.place<T>(cells, p.key);
-        value_offsets.place<T>(cells, p.value);
         relative.place(cells);
-        attend_fast(block, next);
-        if (!totals_fit(total, width)) attend_lowered(block);
+        for (long q = 0; q < width; q += lanes) store(highest + q, Vector{});
+        attend_to_cells(strip, block);
+        if (!totals_fit(total, width)) {
+            find_highest(strip, block);
+            attend_to_cells(strip, block);
+        }
         write_outputs<T>(p, block, tile, sums, total, highest);
     }
 
-    // The totals of the weights, and the sums of the values by them, with nothing subtracted.
-    void attend_fast(const Block &block, const Block &next) {
-        clear(0.0f);
-        for_cells(block, [&](const Chunk &chunk, const float *const *keys, long channels,
-                             const float *const *values, long value_channels) {
-            const float *first[chunk_rows], *second[chunk_rows];
-            relative.rows_of(chunk, first, second);
-            // A chunk by itself: added one by one to a large total, equal weights (as of padding's
-            // cells without a relative position) would all be rounded the same way.
-            float part[most_queries] = {};
-            attend(keys, chunk.count, channels, queries, tile.width, first, second, values,
-                   value_channels, part, sums, behind(block, chunk, next));
-            add_to_total(part);
+    // The totals of the weights, and the sums of the values by them.
+    void attend_to_cells(const Strip &strip, const Block &block) {
+        for (long i = 0; i < p.value_channels * tile.width; i += lanes) store(sums + i, Vector{});
+        for (long q = 0; q < tile.width; q += lanes) store(total + q, Vector{});
+        for_cells(strip, block, [&](const Chunk &chunk, Rows key, long channels, Rows value,
+                                    long value_channels, Biases biases) {
+            attend(key, chunk.count, channels, queries, tile.width, biases, highest, value,
+                   value_channels, scores, total, sums, [&] {
+                       keys.step(cells_at_once);
+                       values.step(cells_at_once);
+                   });
         });
     }
 
-    // The same with the highest scores subtracted. From scores as the backward pass finds them, to
-    // the last bit: it multiplies their exponentials' error by the keys.
-    void attend_lowered(const Block &block) {
-        clear(-INFINITY);
-        for_cells(block, [&](const Chunk &chunk, const float *const *keys, long channels,
-                             const float *const *, long) {
-            find_scores(chunk, keys, channels);
+    // Of scores as the backward pass finds them, to the last bit: it multiplies their exponentials' error
+    // by the keys.
+    void find_highest(const Strip &strip, const Block &block) {
+        for (long q = 0; q < tile.width; q += lanes) store(highest + q, constant(-INFINITY));
+        for_cells(strip, block,
+                  [&](const Chunk &chunk, Rows key, long channels, Rows, long, Biases biases) {
+            dot_products(key, chunk.count, channels, queries, tile.width, biases, scores, [] {});
             for (long i = 0; i < chunk.count * tile.width; i += lanes) {
                 float *top = highest + i % tile.width;
                 store(top, maximum(load(scores + i), load(top)));
             }
         });
-        for_cells(block, [&](const Chunk &chunk, const float *const *keys, long channels,
-                             const float *const *values, long value_channels) {
-            find_scores(chunk, keys, channels);
-            float part[most_queries] = {};
-            for (long i = 0; i < chunk.count * tile.width; i += lanes) {
-                const long q = i % tile.width;
-                const Vector weight = exp2(load(scores + i) - load(highest + q));
-                store(scores + i, weight);
-                store(part + q, load(part + q) + weight);
-            }
-            weighted_sums(values, chunk.count, value_channels, scores, tile.width, sums);
-            add_to_total(part);
-        });
     }
 
-    void clear(float top) {
-        for (long i = 0; i < p.value_channels * tile.width; i += lanes) store(sums + i, Vector{});
-        for (long q = 0; q < tile.width; q += lanes) {
-            store(total + q, Vector{});
-            store(highest + q, constant(top));
-        }
-    }
-
-    void add_to_total(const float *part) {
-        for (long q = 0; q < tile.width; q += lanes)
-            store(total + q, load(total + q) + load(part + q));
-    }
-
-    void find_scores(const Chunk &chunk, const float *const *keys, long channels) {
-        const float *first[chunk_rows], *second[chunk_rows];
-        relative.rows_of(chunk, first, second);
-        dot_products(keys, chunk.count, channels, queries, tile.width, first, second, scores);
-    }
-
-    // Calls body(chunk, keys, channels, values, value channels) for all cells that take part; of those
-    // outside the map it has no channels.
+    // Calls body(chunk, keys, channels, values, value channels, logits of the relative position) for
+    // all cells that take part; of those outside the map it has no channels.
     template <class Body>
-    void for_cells(const Block &block, Body body) {
+    void for_cells(const Strip &strip, const Block &block, Body body) {
+        const float *first[chunk_rows], *second[chunk_rows];
+        const Rows key = keys.cells().window(strip, block), value = values.cells().window(strip, block);
         cells.for_chunks([&](const Chunk &chunk) {
-            const float *keys[chunk_rows], *values[chunk_rows];
-            gather_rows(p.key, key_offsets, block, chunk, p.channels, converted_keys, T(), keys);
-            gather_rows(p.value, value_offsets, block, chunk, p.value_channels, converted_values, T(),
-                        values);
-            body(chunk, keys, p.channels, values, p.value_channels);
+            relative.rows_of(chunk, first, second);
+            body(chunk, key.from(chunk.first), p.channels, value.from(chunk.first), p.value_channels,
+                 Biases{first, second});
         });
-        cells.for_chunks(cells.inside, cells.count, chunk_cells,
-                         [&](const Chunk &chunk) { body(chunk, nothing, 0, nothing, 0); });
-    }
-
-    // The cells behind a chunk: of the same block, or the first ones of the next, if it has the same.
-    Ahead behind(const Block &block, const Chunk &chunk, const Block &next) const {
-        const long end = chunk.first + chunk.count;
-        const bool last = end == cells.inside;
-        const Block &then = last ? next : block;
-        Ahead ahead = {};
-        ahead.keys = &key_offsets;
-        ahead.values = &value_offsets;
-        ahead.key_origin = reinterpret_cast<int64_t>(first_cell<T>(p.key, then));
-        ahead.value_origin = reinterpret_cast<int64_t>(first_cell<T>(p.value, then));
-        ahead.key_bytes = p.channels * long(sizeof(T));
-        ahead.value_bytes = p.value_channels * long(sizeof(T));
-        ahead.first = last ? 0 : end;
-        ahead.end = cells.are_those_of(then) ? cells.inside : 0;
-        return ahead;
+        cells.for_chunks(cells.inside, cells.count, chunk_cells, [&](const Chunk &chunk) {
+            relative.rows_of(chunk, first, second);
+            body(chunk, key, 0, value, 0, Biases{first, second});
+        });
     }
 };
 

@@ -3,18 +3,22 @@
 #pragma once
 
 #include "matrix_tiles.h"
+#include "strip.h"
 #include "tile.h"
 
 namespace {
 
 class ForwardTiles {
 public:
-    ForwardTiles(const HaloProblem &p, const Shape &shape, Arena &arena)
+    // Cells are read from the map, whose lines hold several heads: blocks of all heads take turns.
+    static long blocks_of_strip(const HaloProblem &, const Shape &) { return 1; }
+
+    ForwardTiles(const HaloProblem &p, const Shape &shape, long, Arena &arena)
         : p(p),
           shape(shape),
           key_depth(round_up(p.channels, tile_depth)),
           value_rows(round_up(p.value_channels, tile_rows)),
-          cells(p, shape, arena),
+          cells(p, shape, false, arena),
           key_offsets(shape, arena),
           value_offsets(shape, arena),
           relative(p, shape, arena),
@@ -32,7 +36,10 @@ public:
         for (long i = 0; i < round_up(p.value_channels, lanes); i++) zeros[i] = Bfloat16{0};
     }
 
-    void run(const Block &block, const Block &) {
+    void begin(const Strip &) {}
+
+    void run(const Strip &strip, const Strip *) {
+        const Block block = strip.block(p, shape, strip.first_block);
         for_tiles(p, block, tile, [&] { run_tile(block); });
     }
 

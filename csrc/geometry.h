@@ -1,5 +1,5 @@
-// Which queries a block holds, which cells its window, where both lie in the maps and in scratch memory,
-// and what to fetch from there ahead of time.
+// Which queries a block holds, which cells its window, and where both lie in the maps and in scratch
+// memory.
 #pragma once
 
 #include "halonet_cpu.h"
@@ -168,21 +168,19 @@ struct Chunk {
     const int64_t *row, *column;  // in the window
 };
 
-// Rows of cells of which no channel is read.
-const float *const nothing[chunk_cells] = {};
-
-// The cells of a window that take part: first those in the map, row by row, then, unless padding is
-// masked, those outside, whose keys and values are 0.
+// The cells of a window that take part: first those in the map, row by row or column by column, then,
+// unless padding is masked, those outside, whose keys and values are 0.
 struct Cells {
     int64_t *row, *column;  // in the window
     long inside = 0, count = 0;
     long first_row = 0, end_row = 0, first_column = 0, end_column = 0;
 
-    Cells(const HaloProblem &p, const Shape &shape, Arena &arena)
+    Cells(const HaloProblem &p, const Shape &shape, bool by_columns, Arena &arena)
         : row(arena.take<int64_t>(shape.window_cells)),
           column(arena.take<int64_t>(shape.window_cells)),
           window(shape.window),
-          mask_padding(p.mask_padding) {}
+          mask_padding(p.mask_padding),
+          by_columns(by_columns) {}
 
     bool are_those_of(const Block &block) const {
         return first_row == block.first_row && end_row == block.end_row &&
@@ -197,8 +195,12 @@ struct Cells {
         first_column = block.first_column;
         end_column = block.end_column;
         count = 0;
-        for (long u = first_row; u < end_row; u++)
-            for (long v = first_column; v < end_column; v++) put(u, v);
+        if (by_columns)
+            for (long v = first_column; v < end_column; v++)
+                for (long u = first_row; u < end_row; u++) put(u, v);
+        else
+            for (long u = first_row; u < end_row; u++)
+                for (long v = first_column; v < end_column; v++) put(u, v);
         inside = count;
         for (long u = 0; u < window && !mask_padding; u++)
             for (long v = 0; v < window; v++)
@@ -220,7 +222,7 @@ struct Cells {
 
 private:
     long window;
-    bool mask_padding;
+    bool mask_padding, by_columns;
 
     void put(long u, long v) {
         row[count] = u;
@@ -267,30 +269,9 @@ public:
         this->rows(chunk, first_cell<T>(map, block), rows);
     }
 
-    // Fetches `bytes` of the rows of cells `first` to `end` into the cache.
-    void fetch(int64_t origin, long bytes, long first, long end) const {
-        for (long k = first; k < end; k++)
-            for (long byte = 0; byte < bytes; byte += 64)
-                __builtin_prefetch(reinterpret_cast<const char *>(origin + offsets[k] + byte));
-    }
-
 private:
     int64_t *offsets;
     int64_t placed[6] = {};  // what they were computed for
-};
-
-// Cells that the next products will read: fetched into the cache a few at a time, while products of
-// other cells are computed, since a window's rows are too short for the processor to foresee them.
-struct Ahead {
-    const CellOffsets *keys, *values;
-    int64_t key_origin, value_origin;
-    long key_bytes, value_bytes, first, end;
-
-    void fetch(long from, long count) const {
-        const long start = first + from, stop = smaller(start + count, end);
-        keys->fetch(key_origin, key_bytes, start, stop);
-        values->fetch(value_origin, value_bytes, start, stop);
-    }
 };
 
 }  // namespace

@@ -1,8 +1,8 @@
 // The small matrix products that the attention is made of, each a block of sums in registers.
 //
 // Queries lie along the lanes: a "column" below is a vector of queries, `width` floats apart from one
-// row to the next. Cells and channels come one number at a time, broadcast, straight from the map:
-// neither keys nor values need packing, and neither windows nor channels waste lanes.
+// row to the next. Cells and channels come one number at a time, broadcast: neither windows nor
+// channels waste lanes.
 #pragma once
 
 #include "geometry.h"
@@ -46,38 +46,35 @@ inline void for_vector_groups(long width, Body body) {
     }
 }
 
-// Calls body(Count<rows>, Count<vectors>, first row, first lane, biases, biases) for groups of rows and
-// vectors; the biases are those of the group's rows, from its first lane on.
-template <class Body>
-inline void for_groups(long width, long rows, const float *const *first_bias,
-                       const float *const *second_bias, Body body) {
-    for_vector_groups(width, [&](auto vectors, long q) {
-        for_row_groups<most_rows(decltype(vectors)::number)>(rows, [&](auto row_count, long i) {
-            constexpr int count = decltype(row_count)::number;
-            const float *first[count], *second[count];
-            for (int k = 0; k < count; k++) {
-                first[k] = first_bias[i + k] + q;
-                second[k] = second_bias[i + k] + q;
-            }
-            body(row_count, vectors, i, q, first, second);
-        });
-    });
-}
+// Rows of numbers, `pitch` apart.
+template <class Number>
+struct RowsOf {
+    Number *first;
+    long pitch;
 
-// sums[i][q] = first_bias[i][q] + second_bias[i][q] + sum over c of left[i][c] * right[c][q].
+    Number *operator[](long i) const { return first + i * pitch; }
+    RowsOf from(long i) const { return {first + i * pitch, pitch}; }
+    operator RowsOf<const Number>() const { return {first, pitch}; }
+};
+using Rows = RowsOf<const float>;
+using GradientRows = RowsOf<float>;
+
+// Two numbers for each row and query, which the row's sums begin with.
+struct Biases {
+    const float *const *first, *const *second;
+};
+
 template <int rows, int vectors>
-__attribute__((always_inline)) inline void dot_sums(const float *const *left, long length,
-                                                    const float *right, long width,
-                                                    const float *const *first_bias,
-                                                    const float *const *second_bias,
-                                                    Vector (&sums)[rows][vectors]) {
+__attribute__((noinline)) void dot_group(Rows left, long length, const float *right, long width,
+                                         Biases biases, long q, float *out, long out_width) {
+    Vector sums[rows][vectors];
     const float *row[rows];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
         row[i] = left[i];
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++)
-            sums[i][j] = load(first_bias[i] + j * lanes) + load(second_bias[i] + j * lanes);
+            sums[i][j] = load(biases.first[i] + q + j * lanes) + load(biases.second[i] + q + j * lanes);
     }
     for (long c = 0; c < length; c++) {
         Vector column[vectors];
@@ -90,94 +87,48 @@ __attribute__((always_inline)) inline void dot_sums(const float *const *left, lo
             for (int j = 0; j < vectors; j++) sums[i][j] += factor * column[j];
         }
     }
-}
-
-template <int rows, int vectors>
-__attribute__((noinline)) void dot_group(const float *const *left, long length, const float *right, long width,
-                      const float *const *first_bias, const float *const *second_bias, float *out) {
-    Vector sums[rows][vectors];
-    dot_sums(left, length, right, width, first_bias, second_bias, sums);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) store(out + i * width + j * lanes, sums[i][j]);
+        for (int j = 0; j < vectors; j++) store(out + i * out_width + j * lanes, sums[i][j]);
 }
 
-// out[i][q] = first_bias[i][q] + second_bias[i][q] + sum over c of left[i][c] * right[c][q].
-__attribute__((noinline)) void dot_products(const float *const *left, long rows, long length, const float *right,
-                         long width, const float *const *first_bias,
-                         const float *const *second_bias, float *out) {
-    for_groups(width, rows, first_bias, second_bias,
-               [&](auto row_count, auto vectors, long i, long q, auto first, auto second) {
-                   dot_group<decltype(row_count)::number, decltype(vectors)::number>(
-                       left + i, length, right + q, width, first, second, out + i * width + q);
-               });
+// The products below for the vectors of queries from q on. Calls between() before each group of rows.
+template <int vectors, class Between>
+inline void dot_columns(Rows left, long rows, long length, const float *right, long width,
+                        Biases biases, long q, float *out, long out_width, Between between) {
+    for_row_groups<most_rows(vectors)>(rows, [&](auto row_count, long i) {
+        between();
+        dot_group<decltype(row_count)::number, vectors>(left.from(i), length, right + q, width,
+                                                        Biases{biases.first + i, biases.second + i}, q,
+                                                        out + i * out_width, out_width);
+    });
 }
 
-template <int rows, int vectors>
-__attribute__((noinline)) void attend_group(const float *const *keys, long channels, const float *queries,
-                         long width, const float *const *first_bias, const float *const *second_bias,
-                         const float *const *values, long value_channels, float *totals, float *sums) {
-    Vector weights[rows][vectors];
-    dot_sums(keys, channels, queries, width, first_bias, second_bias, weights);
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; j++) {
-        Vector total = load(totals + j * lanes);
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) {
-            weights[i][j] = exp2(weights[i][j]);
-            total += weights[i][j];
-        }
-        store(totals + j * lanes, total);
-    }
-    const float *row[rows];
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) row[i] = values[i];
-    for (long c = 0; c < value_channels; c++) {
-        Vector sum[vectors];
-#pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) sum[j] = load(sums + c * width + j * lanes);
-#pragma GCC unroll 8
-        for (int i = 0; i < rows; i++) {
-            const float value = row[i][c];
-#pragma GCC unroll 4
-            for (int j = 0; j < vectors; j++) sum[j] += value * weights[i][j];
-        }
-#pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) store(sums + c * width + j * lanes, sum[j]);
-    }
-}
-
-// Attention to a chunk of cells; scores and weights never leave the registers:
-// weight[i][q] = 2^(first_bias[i][q] + second_bias[i][q] + sum over c of keys[i][c] * queries[c][q]),
-// totals[q] += sum over i of weight[i][q], sums[c][q] += sum over i of values[i][c] * weight[i][q].
-__attribute__((noinline)) void attend(const float *const *keys, long rows, long channels,
-                   const float *queries, long width, const float *const *first_bias,
-                   const float *const *second_bias, const float *const *values, long value_channels,
-                   float *totals, float *sums, const Ahead &ahead) {
-    for_groups(width, rows, first_bias, second_bias,
-               [&](auto row_count, auto vectors, long i, long q, auto first, auto second) {
-                   constexpr int count = decltype(row_count)::number;
-                   if (!q) ahead.fetch(i, count);
-                   attend_group<count, decltype(vectors)::number>(keys + i, channels, queries + q, width,
-                                                                  first, second, values + i,
-                                                                  value_channels, totals + q, sums + q);
-               });
+// out[i][q] = first bias[i][q] + second bias[i][q] + sum over c of left[i][c] * right[c][q]. Calls
+// between() now and then.
+template <class Between>
+__attribute__((noinline)) void dot_products(Rows left, long rows, long length, const float *right,
+                                            long width, Biases biases, float *out, Between between) {
+    for_vector_groups(width, [&](auto vectors, long q) {
+        dot_columns<decltype(vectors)::number>(left, rows, length, right, width, biases, q, out + q,
+                                               width, between);
+    });
 }
 
 template <int rows, int vectors>
-__attribute__((noinline)) void weighted_group(const float *const *left, long column, long length, const float *weights,
-                           long width, float *out) {
+__attribute__((noinline)) void weighted_group(Rows left, long length, const float *weights,
+                                              long weight_width, float *out, long width) {
     Vector sums[rows][vectors];
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) sums[i][j] = load(out + i * width + j * lanes);
     for (long k = 0; k < length; k++) {
-        const float *row = left[k] + column;
+        const float *row = left[k];
         Vector weight[vectors];
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) weight[j] = load(weights + k * width + j * lanes);
+        for (int j = 0; j < vectors; j++) weight[j] = load(weights + k * weight_width + j * lanes);
 #pragma GCC unroll 8
         for (int i = 0; i < rows; i++) {
             const float factor = row[i];
@@ -191,21 +142,74 @@ __attribute__((noinline)) void weighted_group(const float *const *left, long col
         for (int j = 0; j < vectors; j++) store(out + i * width + j * lanes, sums[i][j]);
 }
 
+// The sums below for the first vectors of queries; rows of weights are weight_width apart.
+template <int vectors>
+inline void weighted_columns(Rows left, long length, long channels, const float *weights,
+                             long weight_width, float *out, long width) {
+    for_row_groups<most_rows(vectors)>(channels, [&](auto row_count, long c) {
+        weighted_group<decltype(row_count)::number, vectors>(
+            Rows{left.first + c, left.pitch}, length, weights, weight_width, out + c * width, width);
+    });
+}
+
 // out[c][q] += sum over k of left[k][c] * weights[k][q].
-__attribute__((noinline)) void weighted_sums(const float *const *left, long length, long channels, const float *weights,
-                          long width, float *out) {
+__attribute__((noinline)) void weighted_sums(Rows left, long length, long channels,
+                                             const float *weights, long width, float *out) {
     for_vector_groups(width, [&](auto vectors, long q) {
-        constexpr int vector_count = decltype(vectors)::number;
-        for_row_groups<most_rows(vector_count)>(channels, [&](auto row_count, long c) {
-            weighted_group<decltype(row_count)::number, vector_count>(
-                left, c, length, weights + q, width, out + c * width + q);
+        weighted_columns<decltype(vectors)::number>(left, length, channels, weights + q, width,
+                                                    out + q, width);
+    });
+}
+
+// scores[i] -> their powers of 2, with `highest` subtracted, whose sum over the rows is added to totals.
+// The sum is of these rows by itself: added one by one to a large total, equal weights (as of padding's
+// cells without a relative position) would all be rounded the same way.
+template <int vectors>
+__attribute__((noinline)) void exponentials(float *scores, long rows, const float *highest,
+                                            float *totals) {
+    constexpr long width = vectors * lanes;
+    for (long q = 0; q < width; q += lanes) {
+        const Vector top = load(highest + q);
+        Vector total = {};
+        for_row_groups<4>(rows, [&](auto row_count, long k) __attribute__((always_inline)) {
+            constexpr int count = decltype(row_count)::number;
+            float *const score = scores + k * width + q;
+            Vector some[count], sum = {};
+#pragma GCC unroll 4
+            for (int i = 0; i < count; i++) some[i] = load(score + i * width) - top;
+            exp2(some);
+#pragma GCC unroll 4
+            for (int i = 0; i < count; i++) {
+                store(score + i * width, some[i]);
+                sum += some[i];
+            }
+            total += sum;
         });
+        store(totals + q, load(totals + q) + total);
+    }
+}
+
+// Attention to some cells, a few queries at a time, whose `scores` [cells][vectors] stay in the first
+// cache: weight[i][q] = 2^(first bias[i][q] + second bias[i][q] - highest[q]
+// + sum over c of keys[i][c] * queries[c][q]), totals[q] += sum over i of weight[i][q],
+// sums[c][q] += sum over i of values[i][c] * weight[i][q]. Calls between() now and then.
+template <class Between>
+__attribute__((noinline)) void attend(Rows keys, long cells, long channels, const float *queries,
+                                      long width, Biases biases, const float *highest, Rows values,
+                                      long value_channels, float *scores, float *totals, float *sums,
+                                      Between between) {
+    for_vector_groups(width, [&](auto vectors, long q) {
+        constexpr int count = decltype(vectors)::number;
+        dot_columns<count>(keys, cells, channels, queries, width, biases, q, scores, count * lanes,
+                           between);
+        exponentials<count>(scores, cells, highest + q, totals + q);
+        weighted_columns<count>(values, cells, value_channels, scores, count * lanes, sums + q, width);
     });
 }
 
 template <int rows, int vectors>
 __attribute__((noinline)) void gradient_group(const float *weights, long width, long queries, const float *right,
-                           long right_width, float *const *out, long first, long channels) {
+                           long right_width, GradientRows out, long first, long channels) {
     Vector sums[rows][vectors] = {};
     for (long q = 0; q < queries; q++) {
         Vector row[vectors];
@@ -241,13 +245,13 @@ __attribute__((noinline)) void gradient_group(const float *weights, long width, 
 // out[i][c] += sum over q of weights[i][q] * right[q][c]; rows of right are padded with zeros to
 // right_width, a multiple of the lanes.
 __attribute__((noinline)) void weight_gradients(const float *weights, long width, long rows, long queries,
-                             const float *right, long right_width, float *const *out,
+                             const float *right, long right_width, GradientRows out,
                              long channels) {
     for_vector_groups(round_up(channels, lanes), [&](auto vectors, long c) {
         constexpr int vector_count = decltype(vectors)::number;
         for_row_groups<most_rows(vector_count)>(rows, [&](auto row_count, long i) {
             gradient_group<decltype(row_count)::number, vector_count>(
-                weights + i * width, width, queries, right + c, right_width, out + i, c, channels);
+                weights + i * width, width, queries, right + c, right_width, out.from(i), c, channels);
         });
     });
 }

@@ -1,5 +1,5 @@
-// What the forward and the backward pass share: queries laid along the lanes, the logits of the
-// relative position, and rows of cells.
+// What the forward and the backward pass share: queries laid along the lanes, and the logits of the
+// relative position.
 #pragma once
 
 #include "geometry.h"
@@ -99,7 +99,8 @@ inline bool totals_fit(const float *total, long width) {
 // One tile's logits of the relative position: for the window's row u and column v, the vectors of
 // queries row + u * step and column + v * step. Without tables every row is the same: step is 0.
 struct RelativeLogits {
-    const float **row_entries, **column_entries, **zero_rows;
+    Rows row_entries, column_entries;
+    const float **zero_rows;
     float *products;
     float *row, *column;
     float *zeros;
@@ -108,8 +109,8 @@ struct RelativeLogits {
     CellOffsets row_offsets, column_offsets;
 
     RelativeLogits(const HaloProblem &p, const Shape &shape, Arena &arena)
-        : row_entries(arena.take<const float *>(shape.offsets)),
-          column_entries(arena.take<const float *>(shape.offsets)),
+        : row_entries{p.row_table, p.table_width},
+          column_entries{p.column_table, p.table_width},
           zero_rows(arena.take<const float *>(shape.offsets)),
           products(arena.take<float>(shape.offsets * most_queries)),
           row(arena.take<float>(shape.window * most_queries)),
@@ -121,11 +122,7 @@ struct RelativeLogits {
           column_offsets(shape, arena) {
         if (!arena.base) return;
         for (long q = 0; q < most_queries; q++) zeros[q] = 0.0f;
-        for (long t = 0; t < shape.offsets; t++) {
-            row_entries[t] = p.row_table + t * p.table_width;
-            column_entries[t] = p.column_table + t * p.table_width;
-            zero_rows[t] = zeros;
-        }
+        for (long t = 0; t < shape.offsets; t++) zero_rows[t] = zeros;
     }
 
     // First channel that the column table meets.
@@ -142,11 +139,11 @@ struct RelativeLogits {
             return;
         }
         step = width;
-        dot_products(row_entries, shape.offsets, p.table_width, queries, width, zero_rows,
-                     zero_rows, products);
+        const Biases none = {zero_rows, zero_rows};
+        dot_products(row_entries, shape.offsets, p.table_width, queries, width, none, products, [] {});
         pick(shape, tile, tile.row_runs, row);
         dot_products(column_entries, shape.offsets, p.table_width,
-                     queries + column_channel(p) * width, width, zero_rows, zero_rows, products);
+                     queries + column_channel(p) * width, width, none, products, [] {});
         pick(shape, tile, tile.column_runs, column);
     }
 
@@ -184,26 +181,5 @@ private:
         }
     }
 };
-
-// Rows of numbers of a chunk's cells as float32: where they lie in the map, or converted into
-// `scratch` [chunk_cells][channels].
-inline void gather_rows(const HaloMap &map, const CellOffsets &offsets, const Block &block,
-                        const Chunk &chunk, long, float *, float, const float **rows) {
-    offsets.rows<const float>(map, block, chunk, rows);
-}
-
-inline void gather_rows(const HaloMap &map, const CellOffsets &offsets, const Block &block,
-                        const Chunk &chunk, long channels, float *scratch, Bfloat16,
-                        const float **rows) {
-    const Bfloat16 *halves[chunk_rows];
-    offsets.rows<const Bfloat16>(map, block, chunk, halves);
-    for (long k = 0; k < chunk.count; k++) {
-        float *row = scratch + k * channels;
-        rows[k] = row;
-        long c = 0;
-        for (; c + lanes <= channels; c += lanes) store(row + c, load(halves[k] + c));
-        for (; c < channels; c++) row[c] = load_one(halves[k] + c);
-    }
-}
 
 }  // namespace

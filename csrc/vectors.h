@@ -105,35 +105,62 @@ inline Vector minimum(Vector a, Vector b) {
 // Scores are scaled by this, so that their exponentials are powers of 2.
 constexpr double log2_of_e = 1.4426950408889634;
 
-// 2^x from x = -125 to 127, infinity at 128 and above; 2^-125 below; NaN for NaN. Relative error below
-// 1.7e-7.
-inline Vector exp2(Vector x) {
-    x = maximum(constant(-125.0f), x);
+// p[i] = p[i] * x[i] + coefficient.
+template <int count>
+__attribute__((always_inline)) inline void polynomial_step(Vector (&p)[count],
+                                                           const Vector (&x)[count],
+                                                           float coefficient) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) p[i] = p[i] * x[i] + coefficient;
+}
+
+// 2^x of each, from x = -125 to 127, infinity at 128 and above; 2^-125 below; NaN for NaN. Relative
+// error below 1.7e-7. Each number's steps wait for each other, so that several vectors go side by side.
+template <int count>
+__attribute__((always_inline)) inline void exp2(Vector (&x)[count]) {
+    Vector p[count], fraction[count];
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) x[i] = maximum(constant(-125.0f), x[i]);
     // The polynomials are minimax for the relative error, with 2^0 exact.
 #if defined(__AVX512F__)
-    const Vector fraction = _mm512_maskz_reduce_ps(0xffff, x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    Vector p = constant(1.86713005e-3f);
-    p = p * fraction + 9.01703071e-3f;
-    p = p * fraction + 5.57999127e-2f;
-    p = p * fraction + 2.40164444e-1f;
-    p = p * fraction + 6.93151295e-1f;
-    p = p * fraction + 1.0f;
-    return _mm512_maskz_scalef_ps(0xffff, p, x);
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) {
+        fraction[i] =
+            _mm512_maskz_reduce_ps(0xffff, x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        p[i] = constant(1.86713005e-3f);
+    }
+    polynomial_step(p, fraction, 9.01703071e-3f);
+    polynomial_step(p, fraction, 5.57999127e-2f);
+    polynomial_step(p, fraction, 2.40164444e-1f);
+    polynomial_step(p, fraction, 6.93151295e-1f);
+    polynomial_step(p, fraction, 1.0f);
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) x[i] = _mm512_maskz_scalef_ps(0xffff, p[i], x[i]);
 #else
-    x = minimum(constant(128.0f), x);
     // Adding 1.5 * 2^23 rounds to an integer in the low bits; 127 more is the exponent's bias.
     const float shifter = 12582912.0f + 127.0f;
-    const Vector shifted = x + shifter;
-    const Vector fraction = x - (shifted - shifter);
-    const Vector power = bits_of<Vector>(bits_of<Words>(shifted) << 23);
-    Vector p = constant(1.32647273e-3f);
-    p = p * fraction + 9.67151299e-3f;
-    p = p * fraction + 5.55073358e-2f;
-    p = p * fraction + 2.40222424e-1f;
-    p = p * fraction + 6.93147004e-1f;
-    p = p * fraction + 1.0f;
-    return p * power;
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) {
+        x[i] = minimum(constant(128.0f), x[i]);
+        const Vector shifted = x[i] + shifter;
+        fraction[i] = x[i] - (shifted - shifter);
+        x[i] = bits_of<Vector>(bits_of<Words>(shifted) << 23);  // 2 to the integer
+        p[i] = constant(1.32647273e-3f);
+    }
+    polynomial_step(p, fraction, 9.67151299e-3f);
+    polynomial_step(p, fraction, 5.55073358e-2f);
+    polynomial_step(p, fraction, 2.40222424e-1f);
+    polynomial_step(p, fraction, 6.93147004e-1f);
+    polynomial_step(p, fraction, 1.0f);
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) x[i] *= p[i];
 #endif
+}
+
+inline Vector exp2(Vector x) {
+    Vector one[1] = {x};
+    exp2(one);
+    return one[0];
 }
 
 // Exchanges, between two rows of a square, the numbers whose column's bit `step` is not the row's.

@@ -32,6 +32,7 @@ LARGER_CASES = (
     Case("very_wide_heads", 9, 10, {"block_size": 5, "halo_size": 2}, 1, 1, 80, 200),
     Case("odd_heads", 9, 10, {"block_size": 6, "halo_size": 2}, 1, 2, 37, 41, tables="full"),
     Case("two_channels", 6, 5, {"block_size": 4, "halo_size": 1}, 1, 3, 2, 1),
+    Case("several_strips", 9, 60, {"block_size": 4, "halo_size": 3}, 1, 1, 66, 65),
     # Most cells have equal weights: a hundred equal roundings show.
     Case(
         "mostly_padding",
@@ -143,7 +144,7 @@ def test_random_shapes(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("case", [CASES[0], CASES[3], *LARGER_CASES[:3]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], *LARGER_CASES[:3], LARGER_CASES[6]], ids=str)
 def test_same_result_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
     threads = torch.get_num_threads()
     results = []
