@@ -75,30 +75,29 @@ private:
 
     void run_tile(const Strip &strip, const Block &block) {
         const long width = tile.width;
-        T *results[most_queries];
-        addresses(p.output, block, tile, results);
-        for (long q = 0; q < tile.count; q++)
-            for (long c = 0; c < p.value_channels; c += 64 / long(sizeof(T)))
-                __builtin_prefetch(results[q] + c, 1);
+        fetch_queries<T, 1>(p.output, block, tile, p.value_channels);
+        Block next = block;
+        next.query_column += shape.block_queries;
+        fetch_queries<T, 0>(p.query, next, tile, p.channels);
         transpose_queries<T>(p.query, block, tile, p.channels, float(p.scale * log2_of_e), queries);
         relative.compute(p, shape, tile, queries);
         relative.place(cells);
         for (long q = 0; q < width; q += lanes) store(highest + q, Vector{});
-        attend_to_cells(strip, block);
+        attend_to_cells(strip, block, nullptr);
         if (!totals_fit(total, width)) {
             find_highest(strip, block);
-            attend_to_cells(strip, block);
+            attend_to_cells(strip, block, highest);
         }
         write_outputs<T>(p, block, tile, sums, total, highest);
     }
 
     // The totals of the weights, and the sums of the values by them.
-    void attend_to_cells(const Strip &strip, const Block &block) {
+    void attend_to_cells(const Strip &strip, const Block &block, const float *subtracted) {
         for (long i = 0; i < p.value_channels * tile.width; i += lanes) store(sums + i, Vector{});
         for (long q = 0; q < tile.width; q += lanes) store(total + q, Vector{});
         for_cells(strip, block, [&](const Chunk &chunk, Rows key, long channels, Rows value,
                                     long value_channels, Biases biases) {
-            attend(key, chunk.count, channels, queries, tile.width, biases, highest, value,
+            attend(key, chunk.count, channels, queries, tile.width, biases, subtracted, value,
                    value_channels, scores, total, sums, [&] {
                        keys.step(cells_at_once);
                        values.step(cells_at_once);

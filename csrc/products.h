@@ -65,7 +65,7 @@ struct Biases {
 };
 
 template <int rows, int vectors>
-__attribute__((noinline)) void dot_group(Rows left, long length, const float *right, long width,
+__attribute__((always_inline)) inline void dot_group(Rows left, long length, const float *right, long width,
                                          Biases biases, long q, float *out, long out_width) {
     Vector sums[rows][vectors];
     const float *row[rows];
@@ -161,7 +161,8 @@ __attribute__((noinline)) void weighted_sums(Rows left, long length, long channe
     });
 }
 
-// scores[i] -> their powers of 2, with `highest` subtracted, whose sum over the rows is added to totals.
+// scores[i] -> their powers of 2, with `highest` subtracted if there is one, whose sum over the rows is
+// added to totals.
 // The sum is of these rows by itself: added one by one to a large total, equal weights (as of padding's
 // cells without a relative position) would all be rounded the same way.
 template <int vectors>
@@ -169,14 +170,16 @@ __attribute__((noinline)) void exponentials(float *scores, long rows, const floa
                                             float *totals) {
     constexpr long width = vectors * lanes;
     for (long q = 0; q < width; q += lanes) {
-        const Vector top = load(highest + q);
         Vector total = {};
         for_row_groups<4>(rows, [&](auto row_count, long k) __attribute__((always_inline)) {
             constexpr int count = decltype(row_count)::number;
             float *const score = scores + k * width + q;
             Vector some[count], sum = {};
 #pragma GCC unroll 4
-            for (int i = 0; i < count; i++) some[i] = load(score + i * width) - top;
+            for (int i = 0; i < count; i++) some[i] = load(score + i * width);
+            if (highest)
+#pragma GCC unroll 4
+                for (int i = 0; i < count; i++) some[i] -= load(highest + q);
             exp2(some);
 #pragma GCC unroll 4
             for (int i = 0; i < count; i++) {
@@ -190,7 +193,7 @@ __attribute__((noinline)) void exponentials(float *scores, long rows, const floa
 }
 
 // Attention to some cells, a few queries at a time, whose `scores` [cells][vectors] stay in the first
-// cache: weight[i][q] = 2^(first bias[i][q] + second bias[i][q] - highest[q]
+// cache: weight[i][q] = 2^(first bias[i][q] + second bias[i][q] - highest[q] if there is one
 // + sum over c of keys[i][c] * queries[c][q]), totals[q] += sum over i of weight[i][q],
 // sums[c][q] += sum over i of values[i][c] * weight[i][q]. Calls between() now and then.
 template <class Between>
@@ -202,7 +205,7 @@ __attribute__((noinline)) void attend(Rows keys, long cells, long channels, cons
         constexpr int count = decltype(vectors)::number;
         dot_columns<count>(keys, cells, channels, queries, width, biases, q, scores, count * lanes,
                            between);
-        exponentials<count>(scores, cells, highest + q, totals + q);
+        exponentials<count>(scores, cells, highest ? highest + q : nullptr, totals + q);
         weighted_columns<count>(values, cells, value_channels, scores, count * lanes, sums + q, width);
     });
 }

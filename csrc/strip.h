@@ -68,7 +68,7 @@ inline long cells_between_products(const Shape &shape, const Strip &other, const
 }
 
 // Numbers of a strip's cells, column by column, so that a window's cells follow each other: those of a
-// map's channels, and behind them zeros up to whole vectors.
+// map's channels, and after them zeros up to whole vectors.
 struct StripCells {
     long channels, pitch;
     float *cells;
@@ -124,7 +124,7 @@ public:
                 cell = strip.cell<T>(map, row, 0);
                 copy = cells->at(strip, row, 0);
             }
-            // Behind the map's last row, nothing of use is fetched.
+            // After the last row, nothing of use is fetched.
             const T *fetched = cell + (column < last ? ahead : ahead + turn);
             for (long c = 0; c < cells->channels; c += 64 / long(sizeof(T)))
                 __builtin_prefetch(fetched + c);

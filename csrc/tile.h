@@ -23,6 +23,17 @@ inline void addresses(const HaloMap &map, const Block &block, const Tile &tile, 
     }
 }
 
+// Fetches the numbers of a tile's queries into the cache, to be written where `write` is 1. Of those outside
+// the map, nothing of use.
+template <class T, int write>
+inline void fetch_queries(const HaloMap &map, const Block &block, const Tile &tile, long channels) {
+    const T *rows[most_queries];
+    addresses(map, block, tile, rows);
+    for (long q = 0; q < tile.count; q++)
+        for (long c = 0; c < channels; c += 64 / long(sizeof(T)))
+            __builtin_prefetch(rows[q] + c, write);
+}
+
 // out[c][q] = map[q][c] * factor; the lanes behind the last query repeat the first.
 template <class T>
 __attribute__((noinline)) void transpose_queries(const HaloMap &map, const Block &block, const Tile &tile,
