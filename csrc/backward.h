@@ -88,14 +88,14 @@ private:
     long cells_at_once = 0;  // of the strips before and after, moved between two products
     Cells cells;
     RelativeLogits relative;
-    float *queries;               // [channels][width], scaled, for powers of 2
-    float *query_rows;            // [queries][padded_channels], scaled
-    float *output_gradients;      // [value_channels][width]
-    float *output_gradient_rows;  // [queries][padded_values]
-    float *query_gradients;       // [channels][width]
-    float *weights, *score_gradients;          // [cells][width]
-    float *row_gradients, *column_gradients;   // [window][width]
-    float *offset_gradients;                   // [offsets][width]
+    float *queries;                           // [channels][width], scaled, for powers of 2
+    float *query_rows;                        // [queries][padded_channels], scaled
+    float *output_gradients;                  // [value_channels][width]
+    float *output_gradient_rows;              // [queries][padded_values]
+    float *query_gradients;                   // [channels][width]
+    float *weights, *score_gradients;         // [cells][width]
+    float *row_gradients, *column_gradients;  // [window][width]
+    float *offset_gradients;                  // [offsets][width]
     float log_sum[most_queries], minus_delta[most_queries], scales[most_queries];
 
     void run_tile(const Strip &strip, const Block &block, float *row_table, float *column_table) {
@@ -210,7 +210,7 @@ private:
         }
     }
 
-    // `gradients` [window][width] are of the logits that `channel` and those behind it had with the
+    // `gradients` [window][width] are of the logits that `channel` and those after it had with the
     // table's entries; adds to the table's gradients and to those of the queries.
     void table_gradients(const float *gradients, const Runs *runs, Rows entries, long channel,
                          float *table) {
@@ -221,7 +221,8 @@ private:
                 const Run &run = runs[q / lanes].run[r];
                 for (long u = 0; u < shape.window; u++) {
                     float *entry = offset_gradients + (u + run.offset) * width + q;
-                    store(entry, run.mask ? load(gradients + u * width + q) * relative.factor : load(entry));
+                    store(entry,
+                          run.mask ? load(gradients + u * width + q) * relative.factor : load(entry));
                 }
             }
         weighted_sums(entries, shape.offsets, p.table_width, offset_gradients, width,

@@ -65,11 +65,10 @@ const HaloVariant *chosen = best();
 bool valid(const HaloProblem &p) {
     return p.batch >= 0 && p.height > 0 && p.width > 0 && p.heads > 0 && p.channels > 0 &&
            p.value_channels > 0 && p.block_size > 0 && p.halo_size >= 0 &&
-           (p.stride == 1 || p.stride == 2) && p.block_size % p.stride == 0 &&
-           p.position_stride >= 0 && (p.scale != 0 || p.position_scale == 0) &&
+           (p.stride == 1 || p.stride == 2) && p.block_size % p.stride == 0 && p.position_stride >= 0 &&
+           (p.scale != 0 || p.position_scale == 0) &&
            (p.block_size / p.stride - 1) * p.position_stride < p.block_size && p.threads > 0 &&
-           (p.table_width == 0 || p.table_width == p.channels ||
-            p.table_width * 2 == p.channels) &&
+           (p.table_width == 0 || p.table_width == p.channels || p.table_width * 2 == p.channels) &&
            (p.data_type == HALO_FLOAT32 || p.data_type == HALO_BFLOAT16);
 }
 

@@ -62,9 +62,9 @@ private:
     long cells_at_once = 0;  // of the next strip, copied between two products
     Cells cells;
     RelativeLogits relative;
-    float *queries;  // [channels][width]
-    float *sums;     // [value_channels][width]
-    float *scores;   // [cells][width]
+    float *queries;               // [channels][width]
+    float *sums;                  // [value_channels][width]
+    float *scores;                // [cells][width]
     float total[most_queries];    // of the weights
     float highest[most_queries];  // what is subtracted from the scores
 
@@ -95,28 +95,29 @@ private:
     void attend_to_cells(const Strip &strip, const Block &block, const float *subtracted) {
         for (long i = 0; i < p.value_channels * tile.width; i += lanes) store(sums + i, Vector{});
         for (long q = 0; q < tile.width; q += lanes) store(total + q, Vector{});
-        for_cells(strip, block, [&](const Chunk &chunk, Rows key, long channels, Rows value,
-                                    long value_channels, Biases biases) {
-            attend(key, chunk.count, channels, queries, tile.width, biases, subtracted, value,
-                   value_channels, scores, total, sums, [&] {
-                       keys.step(cells_at_once);
-                       values.step(cells_at_once);
-                   });
-        });
+        for_cells(strip, block,
+                  [&](const Chunk &chunk, Rows key, long channels, Rows value, long value_channels,
+                      Biases biases) {
+                      attend(key, chunk.count, channels, queries, tile.width, biases, subtracted, value,
+                             value_channels, scores, total, sums, [&] {
+                                 keys.step(cells_at_once);
+                                 values.step(cells_at_once);
+                             });
+                  });
     }
 
     // Of scores as the backward pass finds them, to the last bit: it multiplies their exponentials' error
     // by the keys.
     void find_highest(const Strip &strip, const Block &block) {
         for (long q = 0; q < tile.width; q += lanes) store(highest + q, constant(-INFINITY));
-        for_cells(strip, block,
-                  [&](const Chunk &chunk, Rows key, long channels, Rows, long, Biases biases) {
-            dot_products(key, chunk.count, channels, queries, tile.width, biases, scores, [] {});
-            for (long i = 0; i < chunk.count * tile.width; i += lanes) {
-                float *top = highest + i % tile.width;
-                store(top, maximum(load(scores + i), load(top)));
-            }
-        });
+        for_cells(
+            strip, block, [&](const Chunk &chunk, Rows key, long channels, Rows, long, Biases biases) {
+                dot_products(key, chunk.count, channels, queries, tile.width, biases, scores, [] {});
+                for (long i = 0; i < chunk.count * tile.width; i += lanes) {
+                    float *top = highest + i % tile.width;
+                    store(top, maximum(load(scores + i), load(top)));
+                }
+            });
     }
 
     // Calls body(chunk, keys, channels, values, value channels, logits of the relative position) for

@@ -54,14 +54,14 @@ private:
     Cells cells;
     CellOffsets key_offsets, value_offsets;
     RelativeLogits relative;
-    float *scaled_queries;  // [channels][width], for the relative position
-    uint32_t *queries;      // [key_depth / 2][width], pairs of channels
-    Bfloat16 *keys;         // [tile_cells][key_depth], zero behind the last channel
-    Bfloat16 *values;       // [value_rows][tile_cells]
-    float *scores;          // [tile_cells][width]
-    uint32_t *weights;      // [chunk_cells / 2][width], pairs of cells
-    float *sums;            // [value_rows][width]
-    Bfloat16 *zeros;        // values of the cells behind a chunk's last
+    float *scaled_queries;        // [channels][width], for the relative position
+    uint32_t *queries;            // [key_depth / 2][width], pairs of channels
+    Bfloat16 *keys;               // [tile_cells][key_depth], zero beyond the last channel
+    Bfloat16 *values;             // [value_rows][tile_cells]
+    float *scores;                // [tile_cells][width]
+    uint32_t *weights;            // [chunk_cells / 2][width], pairs of cells
+    float *sums;                  // [value_rows][width]
+    Bfloat16 *zeros;              // values of the cells beyond a chunk's last
     float total[most_queries];    // of the weights
     float highest[most_queries];  // what was subtracted from the scores
 
@@ -124,7 +124,8 @@ private:
     void load_queries(const Block &block) {
         const long width = tile.width;
         if (p.table_width)
-            transpose_queries<Bfloat16>(p.query, block, tile, p.channels, float(p.scale * log2_of_e), scaled_queries);
+            transpose_queries<Bfloat16>(p.query, block, tile, p.channels, float(p.scale * log2_of_e),
+                                        scaled_queries);
         relative.compute(p, shape, tile, scaled_queries);
         const Bfloat16 *rows[most_queries];
         addresses(p.query, block, tile, rows);
@@ -134,7 +135,8 @@ private:
             for (; c + 2 * lanes <= p.channels; c += 2 * lanes) {
                 Vector square[lanes];  // of pairs, moved as if they were float32
 #pragma GCC unroll 16
-                for (int i = 0; i < lanes; i++) __builtin_memcpy(&square[i], rows[q + i] + c, sizeof(Vector));
+                for (int i = 0; i < lanes; i++)
+                    __builtin_memcpy(&square[i], rows[q + i] + c, sizeof(Vector));
                 transpose(square);
 #pragma GCC unroll 16
                 for (int i = 0; i < lanes; i++)
@@ -154,7 +156,8 @@ private:
         for (long k = 0; k < chunk.count; k++) {
             Bfloat16 *key = keys + k * key_depth;
             long c = 0;
-            for (; c + lanes <= p.channels; c += lanes) __builtin_memcpy(key + c, rows[k] + c, lanes * 2);
+            for (; c + lanes <= p.channels; c += lanes)
+                __builtin_memcpy(key + c, rows[k] + c, lanes * 2);
             for (; c < p.channels; c++) key[c] = rows[k][c];
         }
     }
@@ -209,7 +212,7 @@ private:
     // To the nearest bfloat16, in the upper half of a word; a NaN stays one.
     static Words rounded(Vector v) { return (bits_of<Words>(v) + 0x8000u) & 0xffff0000u; }
 
-    // The scores' powers of 2, as pairs of cells in bfloat16, with zeros behind the last cell.
+    // The scores' powers of 2, as pairs of cells in bfloat16, with zeros after the last cell.
     void find_weights(const Chunk &chunk, long depth) {
         const Scores found(*this, chunk);
         const long width = tile.width, count = chunk.count;

@@ -16,7 +16,7 @@ constexpr int chunk_cells = 66;  // whole groups of rows, see products.h
 typedef uint64_t Addresses __attribute__((vector_size(64)));
 constexpr int addresses_at_once = sizeof(Addresses) / sizeof(uint64_t);
 constexpr int chunk_rows = chunk_cells + addresses_at_once;
-static_assert(most_queries % addresses_at_once == 0, "rows of queries have no room behind the last");
+static_assert(most_queries % addresses_at_once == 0, "rows of queries have no room after the last");
 static_assert(sizeof(void *) == sizeof(int64_t), "addresses of 64 bits");
 
 // Hands out aligned pieces of one allocation. Without memory it only counts.
@@ -59,10 +59,10 @@ struct Shape {
 // One block of one image and head.
 struct Block {
     long image, head;
-    long query_row, query_column;        // of its first query, in the query map
-    long query_rows, query_columns;      // queries inside the map
-    long cell_row, cell_column;          // of its window's cell (0, 0), in the key map; may be negative
-    long first_row, end_row;             // rows of the window that lie in the map
+    long query_row, query_column;    // of its first query, in the query map
+    long query_rows, query_columns;  // queries inside the map
+    long cell_row, cell_column;      // of its window's cell (0, 0), in the key map; may be negative
+    long first_row, end_row;         // rows of the window that lie in the map
     long first_column, end_column;
 
     Block(const HaloProblem &p, const Shape &shape, long image, long block_row, long block_column,

@@ -79,10 +79,18 @@ inline void multiply_tiles(const Bfloat16 *left, long left_numbers, long rows, l
         const Bfloat16 *row = left + i * left_numbers;
         float *sum = sums + i * width;
         switch (width / 16) {
-            case 1: multiply_tiles<1>(row, left_numbers * 2, depth, right, width, sum, width, add); break;
-            case 2: multiply_tiles<2>(row, left_numbers * 2, depth, right, width, sum, width, add); break;
-            case 3: multiply_tiles<3>(row, left_numbers * 2, depth, right, width, sum, width, add); break;
-            default: multiply_tiles<4>(row, left_numbers * 2, depth, right, width, sum, width, add); break;
+            case 1:
+                multiply_tiles<1>(row, left_numbers * 2, depth, right, width, sum, width, add);
+                break;
+            case 2:
+                multiply_tiles<2>(row, left_numbers * 2, depth, right, width, sum, width, add);
+                break;
+            case 3:
+                multiply_tiles<3>(row, left_numbers * 2, depth, right, width, sum, width, add);
+                break;
+            default:
+                multiply_tiles<4>(row, left_numbers * 2, depth, right, width, sum, width, add);
+                break;
         }
     }
     finish_memory();

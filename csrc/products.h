@@ -65,8 +65,9 @@ struct Biases {
 };
 
 template <int rows, int vectors>
-__attribute__((always_inline)) inline void dot_group(Rows left, long length, const float *right, long width,
-                                         Biases biases, long q, float *out, long out_width) {
+__attribute__((always_inline)) inline void dot_group(Rows left, long length, const float *right,
+                                                     long width, Biases biases, long q, float *out,
+                                                     long out_width) {
     Vector sums[rows][vectors];
     const float *row[rows];
 #pragma GCC unroll 8
@@ -95,8 +96,8 @@ __attribute__((always_inline)) inline void dot_group(Rows left, long length, con
 
 // The products below for the vectors of queries from q on. Calls between() before each group of rows.
 template <int vectors, class Between>
-inline void dot_columns(Rows left, long rows, long length, const float *right, long width,
-                        Biases biases, long q, float *out, long out_width, Between between) {
+inline void dot_columns(Rows left, long rows, long length, const float *right, long width, Biases biases,
+                        long q, float *out, long out_width, Between between) {
     for_row_groups<most_rows(vectors)>(rows, [&](auto row_count, long i) {
         between();
         dot_group<decltype(row_count)::number, vectors>(left.from(i), length, right + q, width,
@@ -153,11 +154,11 @@ inline void weighted_columns(Rows left, long length, long channels, const float 
 }
 
 // out[c][q] += sum over k of left[k][c] * weights[k][q].
-__attribute__((noinline)) void weighted_sums(Rows left, long length, long channels,
-                                             const float *weights, long width, float *out) {
+__attribute__((noinline)) void weighted_sums(Rows left, long length, long channels, const float *weights,
+                                             long width, float *out) {
     for_vector_groups(width, [&](auto vectors, long q) {
-        weighted_columns<decltype(vectors)::number>(left, length, channels, weights + q, width,
-                                                    out + q, width);
+        weighted_columns<decltype(vectors)::number>(left, length, channels, weights + q, width, out + q,
+                                                    width);
     });
 }
 
@@ -211,8 +212,9 @@ __attribute__((noinline)) void attend(Rows keys, long cells, long channels, cons
 }
 
 template <int rows, int vectors>
-__attribute__((noinline)) void gradient_group(const float *weights, long width, long queries, const float *right,
-                           long right_width, GradientRows out, long first, long channels) {
+__attribute__((noinline)) void gradient_group(const float *weights, long width, long queries,
+                                              const float *right, long right_width, GradientRows out,
+                                              long first, long channels) {
     Vector sums[rows][vectors] = {};
     for (long q = 0; q < queries; q++) {
         Vector row[vectors];
@@ -247,9 +249,9 @@ __attribute__((noinline)) void gradient_group(const float *weights, long width, 
 
 // out[i][c] += sum over q of weights[i][q] * right[q][c]; rows of right are padded with zeros to
 // right_width, a multiple of the lanes.
-__attribute__((noinline)) void weight_gradients(const float *weights, long width, long rows, long queries,
-                             const float *right, long right_width, GradientRows out,
-                             long channels) {
+__attribute__((noinline)) void weight_gradients(const float *weights, long width, long rows,
+                                                long queries, const float *right, long right_width,
+                                                GradientRows out, long channels) {
     for_vector_groups(round_up(channels, lanes), [&](auto vectors, long c) {
         constexpr int vector_count = decltype(vectors)::number;
         for_row_groups<most_rows(vector_count)>(rows, [&](auto row_count, long i) {

@@ -30,14 +30,14 @@ inline void fetch_queries(const HaloMap &map, const Block &block, const Tile &ti
     const T *rows[most_queries];
     addresses(map, block, tile, rows);
     for (long q = 0; q < tile.count; q++)
-        for (long c = 0; c < channels; c += 64 / long(sizeof(T)))
-            __builtin_prefetch(rows[q] + c, write);
+        for (long c = 0; c < channels; c += 64 / long(sizeof(T))) __builtin_prefetch(rows[q] + c, write);
 }
 
-// out[c][q] = map[q][c] * factor; the lanes behind the last query repeat the first.
+// out[c][q] = map[q][c] * factor; the lanes beyond the last query repeat the first.
 template <class T>
-__attribute__((noinline)) void transpose_queries(const HaloMap &map, const Block &block, const Tile &tile,
-                              long channels, float factor, float *out) {
+__attribute__((noinline)) void transpose_queries(const HaloMap &map, const Block &block,
+                                                 const Tile &tile, long channels, float factor,
+                                                 float *out) {
     const T *rows[most_queries];
     addresses(map, block, tile, rows);
     for (long q = tile.count; q < tile.width; q++) rows[q] = rows[0];
@@ -60,7 +60,7 @@ __attribute__((noinline)) void transpose_queries(const HaloMap &map, const Block
 // map[q][c] = in[c][q] * factor[q].
 template <class T>
 __attribute__((noinline)) void scatter_queries(const float *in, const float *factor, const HaloMap &map,
-                            const Block &block, const Tile &tile, long channels) {
+                                               const Block &block, const Tile &tile, long channels) {
     T *rows[most_queries];
     addresses(map, block, tile, rows);
     for (long q = 0; q < tile.width; q += lanes) {
@@ -92,8 +92,7 @@ inline void write_outputs(const HaloProblem &p, const Block &block, const Tile &
     if (!p.log_sum.data) return;
     float *log_sums[most_queries];
     addresses(p.log_sum, block, tile, log_sums);
-    for (long q = 0; q < tile.count; q++)
-        *log_sums[q] = highest[q] / float(log2_of_e) + logf(total[q]);
+    for (long q = 0; q < tile.count; q++) *log_sums[q] = highest[q] / float(log2_of_e) + logf(total[q]);
 }
 
 // Whether every weight that counts is far from the ends of float32, also when it is multiplied by a
@@ -153,8 +152,8 @@ struct RelativeLogits {
         const Biases none = {zero_rows, zero_rows};
         dot_products(row_entries, shape.offsets, p.table_width, queries, width, none, products, [] {});
         pick(shape, tile, tile.row_runs, row);
-        dot_products(column_entries, shape.offsets, p.table_width,
-                     queries + column_channel(p) * width, width, none, products, [] {});
+        dot_products(column_entries, shape.offsets, p.table_width, queries + column_channel(p) * width,
+                     width, none, products, [] {});
         pick(shape, tile, tile.column_runs, column);
     }
 

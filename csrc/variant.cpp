@@ -162,5 +162,5 @@ int backward_of_type(const HaloProblem &p) {
 #define HALONET_TEXT_(a) #a
 #define HALONET_TEXT(a) HALONET_TEXT_(a)
 
-extern const HaloVariant HALONET_JOIN(halonet_, HALONET_VARIANT) = {
-    HALONET_TEXT(HALONET_VARIANT), forward_of_type, backward_of_type};
+extern const HaloVariant HALONET_JOIN(halonet_, HALONET_VARIANT) = {HALONET_TEXT(HALONET_VARIANT),
+                                                                    forward_of_type, backward_of_type};

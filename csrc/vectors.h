@@ -107,8 +107,7 @@ constexpr double log2_of_e = 1.4426950408889634;
 
 // p[i] = p[i] * x[i] + coefficient.
 template <int count>
-__attribute__((always_inline)) inline void polynomial_step(Vector (&p)[count],
-                                                           const Vector (&x)[count],
+__attribute__((always_inline)) inline void polynomial_step(Vector (&p)[count], const Vector (&x)[count],
                                                            float coefficient) {
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) p[i] = p[i] * x[i] + coefficient;
@@ -125,8 +124,7 @@ __attribute__((always_inline)) inline void exp2(Vector (&x)[count]) {
 #if defined(__AVX512F__)
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) {
-        fraction[i] =
-            _mm512_maskz_reduce_ps(0xffff, x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        fraction[i] = _mm512_maskz_reduce_ps(0xffff, x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
         p[i] = constant(1.86713005e-3f);
     }
     polynomial_step(p, fraction, 9.01703071e-3f);
