@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, muon, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from halonet.classification.recipes import get_recipe
 from halonet.training.checkpoint import load_state, save_state
@@ -35,6 +37,36 @@ def options_by_name(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     """The options of each parameter's group."""
     groups = {id(one): group for group in optimizer.param_groups for one in group["params"]}
     return {name: groups[id(one)] for name, one in model.named_parameters()}
+
+
+class Types(TorchDispatchMode):
+    """Collects the types of the numbers that operations of torch take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen |= {one.dtype for one in tree_leaves(args) if isinstance(one, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["muon", "nadamuon", "lookahead_muon"])
+def test_muon_multiplies_in_float32_on_a_cpu(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(24, 16)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = model.weight.detach().clone()
+    optimizer = make_optimizer(model, make_config(name))
+    with Types() as types:
+        optimizer.step()
+    assert torch.bfloat16 not in types.seen
+    assert not torch.equal(model.weight, before)
+    # Elsewhere timm's function is its own again.
+    assert muon.zeropower_via_newtonschulz(torch.eye(3), 5, [(2.0, -1.5, 0.5)]).dtype == (
+        torch.bfloat16
+    )
 
 
 @pytest.mark.parametrize("everything", [False, True], ids=["", "decay_everything"])
