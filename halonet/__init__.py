@@ -1,5 +1,6 @@
 """HaloNets in PyTorch: Scaling Local Self-Attention for Parameter Efficient Visual Backbones."""
 
+from halonet import openmp as _openmp  # noqa: F401 - before all that loads torch
 from halonet.creation import create_model
 from halonet.integrations.timm_checkpoints import replace_timm_layers, restore_timm_layers
 from halonet.layers.attention import HaloAttention

@@ -13,6 +13,7 @@ import halonet
 ROOT = Path(halonet.__file__).parent
 # A layer may import from itself and those before it.
 ORDER = [
+    "openmp",
     "files",
     "ops",
     "layers",
