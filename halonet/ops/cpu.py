@@ -1,7 +1,7 @@
 """The native CPU kernel of csrc/ as a backend: loads the library, and calls it.
 
-The kernel reads windows straight from the maps and stores no weights; the backward pass computes
-them again from the log-sum-exp of the forward pass, the statistics here.
+The kernel copies the cells of a few windows at a time and stores no weights; the backward pass
+computes them again from the log-sum-exp of the forward pass, the statistics here.
 """
 
 import ctypes
