@@ -270,6 +270,9 @@ def test_exports_with_free_height_and_width() -> None:
         assert torch.equal(exported(pixels), Module()(pixels)), shape
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.14", reason="torch 2.11 can't prove that odd and even sizes halve alike"
+)
 def test_a_model_exports_with_free_height_and_width() -> None:
     network = create_model("halonet_tiny", num_classes=5).eval()
     height, width = (torch.export.Dim(name, min=64, max=256) for name in ("height", "width"))
