@@ -23,7 +23,6 @@ from torch.distributed.tensor import DTensor
 from halonet.layers.bottleneck import Bottleneck
 from halonet.training.config import RunConfig
 from halonet.training.log import check_tracker
-from halonet.training.precision import warn_of_slow_bfloat16
 
 Result = TypeVar("Result")
 
@@ -80,12 +79,6 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             f"batch_size must be a multiple of {count} processes times accumulation_steps "
             f"{config.accumulation_steps}, got {config.batch_size}"
         )
-    if (
-        config.mixed_precision == "bf16"
-        and accelerator.device.type == "cpu"
-        and accelerator.is_main_process
-    ):
-        warn_of_slow_bfloat16()
     if count > 1:
         atexit.register(_leave)
         # Two layouts have the same strides but for dimensions of size 1, as 1x1 weights have.

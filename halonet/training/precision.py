@@ -5,17 +5,23 @@ import sys
 import time
 
 import torch
+from accelerate import Accelerator
+
+from halonet.training.config import RunConfig
 
 SIDE = 256  # of the matrices that are multiplied
 TURNS = 5
 NOTABLE = 1.5  # times as long as float32
 
 
-def warn_of_slow_bfloat16() -> None:
-    """Say on standard error, in one line, where bfloat16 takes longer than float32 on the CPU.
+def warn_of_slow_bfloat16(config: RunConfig, accelerator: Accelerator) -> None:
+    """Say on standard error, in one line, where a run's bfloat16 takes longer than float32 would.
 
     Processors without instructions for it emulate them.
     """
+    on_cpu = accelerator.device.type == "cpu"
+    if not (config.mixed_precision == "bf16" and on_cpu and accelerator.is_main_process):
+        return
     factor = compare_bfloat16()
     if factor >= NOTABLE:
         print(

@@ -8,6 +8,7 @@ from halonet.training.checkpoint import check_output, new_run_folder, read_confi
 from halonet.training.config import RunConfig
 from halonet.training.loop import Trainer
 from halonet.training.parallel import do_once, make_accelerator, naming_lost_process
+from halonet.training.precision import warn_of_slow_bfloat16
 from halonet.training.task import Task
 
 Data = TypeVar("Data")
@@ -78,6 +79,7 @@ def _run(
             do_once(accelerator, lambda: check_output(output))
         task = task_class(config, accelerator)  # before the folder: where it fails, none is left
         trainer = Trainer(task, accelerator)
+        warn_of_slow_bfloat16(config, accelerator)
         if folder is None:
             folder = do_once(accelerator, lambda: _make_folder(config, output))
         evaluation = trainer.go(folder)

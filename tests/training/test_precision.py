@@ -1,21 +1,22 @@
 """The line about bfloat16 where it is slow, and its absence where it isn't or isn't used."""
 
-import dataclasses
-
 import pytest
 
-from halonet.classification.recipes import get_recipe
+from halonet.classification.training import train
 from halonet.training import precision
-from halonet.training.parallel import make_accelerator
+from tests.pictures import small_config
 
 
 @pytest.mark.parametrize(
     ("mixed_precision", "factor", "lines"), [("bf16", 30.0, 1), ("bf16", 0.6, 0), ("no", 30.0, 0)]
 )
-def test_slow_bfloat16_is_one_line(monkeypatch, capsys, mixed_precision, factor, lines):
+def test_slow_bfloat16_is_one_line(
+    images, tmp_path, monkeypatch, capsys, mixed_precision, factor, lines
+):
     monkeypatch.setattr(precision, "compare_bfloat16", lambda: factor)
-    make_accelerator(dataclasses.replace(get_recipe("small"), mixed_precision=mixed_precision))
-    found = capsys.readouterr().err.splitlines()
+    config = small_config(images, epochs=1, mixed_precision=mixed_precision)
+    train(config, output=str(tmp_path / "run"))
+    found = [line for line in capsys.readouterr().err.splitlines() if "bf16" in line]
     assert len(found) == lines
     assert all("takes 30.0 times as long as in float32" in line for line in found)
 
