@@ -15,6 +15,7 @@ ROOT = Path(halonet.__file__).parent
 ORDER = [
     "openmp",
     "files",
+    "devices",
     "ops",
     "layers",
     "models",

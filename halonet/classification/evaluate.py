@@ -96,7 +96,6 @@ def evaluate(
     return evaluation
 
 
-@torch.no_grad()
 def collect_predictions(model: nn.Module, loader: DataLoader, device: torch.device) -> Predictions:
     """Run a model over this process's part of a split.
 
@@ -110,7 +109,9 @@ def collect_predictions(model: nn.Module, loader: DataLoader, device: torch.devi
     batches = [_compare_with_labels(torch.empty(0, 1), torch.empty(0, dtype=torch.long))]
     for images, labels, _ in loader:
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        batches.append(_compare_with_labels(model(images).float().cpu(), labels))
+        with torch.inference_mode():
+            logits = model(images).float().cpu()
+        batches.append(_compare_with_labels(logits, labels))
     indices = torch.tensor([index for _, index in loader.sampler], dtype=torch.long)
     return Predictions(indices, *(torch.cat(parts) for parts in zip(*batches, strict=True)))
 

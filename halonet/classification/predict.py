@@ -10,7 +10,6 @@ from halonet.data.pixels import prepare_image
 from halonet.models.halonet import HaloNet
 
 
-@torch.no_grad()
 def predict(
     model: HaloNet, paths: Sequence[Path], *, batch_size: int = 32
 ) -> Iterator[tuple[Path, Tensor | str]]:
@@ -30,6 +29,8 @@ def predict(
         probabilities = iter(())
         if pixels:
             images = torch.stack(pixels).to(device, memory_format=torch.channels_last)
-            probabilities = iter(model(images).float().softmax(1).cpu())
+            with torch.inference_mode():
+                logits = model(images)
+            probabilities = iter(logits.float().softmax(1).cpu())
         for path, problem in zip(batch, found, strict=True):
             yield path, next(probabilities) if problem is None else problem

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
+from torch import OutOfMemoryError
+
 from halonet.cli import classification, compare, detect, models, recipes, shards
 from halonet.cli.parser import drop_output, fail, one_line, overview
 
@@ -51,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if error.filename is None or error.strerror is None:
             fail(one_line(error), 1)
         fail(f"{error.filename}: {error.strerror}", 1)
-    except (ValueError, NotImplementedError, MemoryError) as error:
+    except (ValueError, NotImplementedError, MemoryError, OutOfMemoryError) as error:
         fail(one_line(error), 1)
 
 

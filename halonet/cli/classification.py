@@ -14,6 +14,7 @@ from halonet.cli.parser import (
     make_table,
 )
 from halonet.cli.training import make_training_parser, parse_training, run_training
+from halonet.devices import find_device
 from halonet.models.pretrained import load_model
 
 PURPOSES = {
@@ -62,6 +63,7 @@ def evaluate_command(words: Sequence[str]) -> None:
     from halonet.data.sources import load_data
     from halonet.training.checkpoint import find_checkpoint, find_run, read_config
 
+    device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
     run = find_run(checkpoint)
     config = None if run is None else read_config(run, make_config)
@@ -82,7 +84,9 @@ def evaluate_command(words: Sequence[str]) -> None:
         validation_data=config.validation_data,
     )
     model = load_model(checkpoint)
-    evaluation = evaluate_on(model, data, workers=config.workers, broken_share=config.broken_share)
+    evaluation = evaluate_on(
+        model.fuse().to(device), data, workers=config.workers, broken_share=config.broken_share
+    )
     output = Path(options.output or checkpoint.parent / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
     write_report(output, model, data, evaluation)
@@ -117,6 +121,7 @@ def make_evaluate_parser() -> CommandParser:
     parser.add_argument(
         "--output", type=str | None, help="folder of the report; evaluation beside the checkpoint"
     )
+    parser.add_device()
     return parser
 
 
@@ -130,7 +135,8 @@ def predict_command(words: Sequence[str]) -> None:
     from halonet.files import write_text
     from halonet.training.checkpoint import find_checkpoint
 
-    model = load_model(find_checkpoint(Path(options.checkpoint)))
+    device = find_device(options.device)
+    model = load_model(find_checkpoint(Path(options.checkpoint))).fuse().to(device)
     names = model.class_names or tuple(str(index) for index in range(model.num_classes))
     if options.output is not None and not Path(options.output).parent.is_dir():
         raise FileNotFoundError(f"no folder at {Path(options.output).parent}")
@@ -181,6 +187,7 @@ def make_predict_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
     parser.add_argument("--top_k", type=int, default=3, help="classes for each image")
+    parser.add_device()
     parser.add_format()
     parser.add_argument(
         "--output", type=str | None, help="a file to write to instead of the screen"

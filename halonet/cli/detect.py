@@ -16,6 +16,7 @@ from halonet.cli.parser import (
     overview,
 )
 from halonet.cli.training import make_training_parser, parse_training, run_training
+from halonet.devices import find_device
 
 PURPOSES = {
     "train": "train Mask R-CNN on images in COCO's format",
@@ -69,6 +70,7 @@ def evaluate_command(words: Sequence[str]) -> None:
     from halonet.detection.training import DetectionEvaluation, write_summary
     from halonet.training.checkpoint import find_checkpoint, find_run, read_config
 
+    device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
     run = find_run(checkpoint)
     name = options.data
@@ -79,7 +81,7 @@ def evaluate_command(words: Sequence[str]) -> None:
     limit = options.max_detections
     model = load_detector(checkpoint, **({} if limit is None else {"detections": limit}))
     data = load_coco(name)
-    results = detect_images(model, data.validation, progress=True)
+    results = detect_images(model.fuse().to(device), data.validation, progress=True)
     metrics = score(data.validation, results, max_detections=model.options.detections)
     output = Path(options.output or checkpoint.parent / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
@@ -111,6 +113,7 @@ def make_evaluate_parser() -> CommandParser:
     parser.add_argument(
         "--output", type=str | None, help="folder of the results; evaluation beside the checkpoint"
     )
+    parser.add_device()
     return parser
 
 
@@ -124,9 +127,10 @@ def predict_command(words: Sequence[str]) -> None:
     from halonet.files import make_free_folder, require_empty, write_atomically, write_text
     from halonet.training.checkpoint import find_checkpoint
 
+    device = find_device(options.device)
     if options.output is not None:
         require_empty(Path(options.output))
-    model = load_detector(find_checkpoint(Path(options.checkpoint)))
+    model = load_detector(find_checkpoint(Path(options.checkpoint))).fuse().to(device)
     pictures = name_pictures(options.images, list_given_images(options.images))
     predictions = predict(model, pictures, score_threshold=options.score_threshold)
     if options.output is None:
@@ -189,6 +193,7 @@ def make_predict_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
     parser.add_argument("--score_threshold", type=float, default=0.5, help="least score, 0 to 1")
+    parser.add_device()
     parser.add_argument(
         "--output",
         type=str | None,

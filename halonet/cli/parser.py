@@ -21,6 +21,15 @@ class CommandParser(ArgumentParser):
         """Parse what the user typed after the command's name."""
         return self.parse_args([_with_underscores(word) for word in words])
 
+    def add_device(self) -> None:
+        """Add --device, for commands that run a model."""
+        self.add_argument(
+            "--device",
+            type=str,
+            default="auto",
+            help="auto (the GPU where there is one), cpu, cuda, cuda:1, mps",
+        )
+
     def add_format(self) -> None:
         """Add --format, of what is printed."""
         self.add_argument(

@@ -153,14 +153,15 @@ def evaluation_mode(model: Detector) -> Iterator[None]:
         model.train(was_training)
 
 
-@torch.no_grad()
 def detect_one(model: Detector, image: Tensor) -> dict[str, Tensor]:
     """What `Detector.detect` finds in an image [3, height, width] from 0 to 1.
 
     The image goes to the model's device and the result stays there.
     """
     device = next(model.parameters()).device
-    return model.detect([image.to(device)])[0]
+    with torch.inference_mode():
+        found = model.detect([image.to(device)])[0]
+    return {name: one.clone() for name, one in found.items()}  # which may be changed in place
 
 
 def paste_masks(found: dict[str, Tensor], size: tuple[int, int]) -> Iterator[Tensor]:

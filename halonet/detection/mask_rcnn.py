@@ -1,5 +1,6 @@
 """torchvision's Mask R-CNN on our backbones, and how it is saved and loaded."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from halonet.detection.backbone import PyramidBackbone, freeze, make_backbone
-from halonet.detection.options import DetectorOptions, make_options
+from halonet.detection.options import STAGES, DetectorOptions, make_options
 from halonet.models.halonet import STRIDES, HaloNet
 from halonet.models.metadata import Description, read_weights, write_weights
 
@@ -139,6 +140,21 @@ class Detector(MaskRCNN):
         for one, size, original in zip(found, batch.image_sizes, originals, strict=True):
             one["boxes"] = resize_boxes(one["boxes"], list(size), list(original))
         return found
+
+    def fuse(self) -> "Detector":
+        """A copy for inference, in eval mode, with every batch norm folded into its neighbours.
+
+        It finds what this detector finds, up to rounding. It is neither for further training nor
+        for `save_detector`.
+        """
+        fused = copy.deepcopy(self).eval().requires_grad_(False)
+        body = fused.backbone.body
+        if self.options.frozen_norms or self.options.trainable_stages < STAGES:
+            from timm.layers import unfreeze_batch_norm_2d  # here, as in `freeze`
+
+            body = unfreeze_batch_norm_2d(body)  # frozen norms are of another class
+        fused.backbone.body = body.fuse()
+        return fused
 
     def no_weight_decay(self) -> set[str]:
         """Names of the backbone's relative tables and absolute vectors, which aren't decayed."""

@@ -1,16 +1,14 @@
 """What a type of numbers costs on this processor."""
 
-import statistics
 import sys
-import time
 
 import torch
 from accelerate import Accelerator
 
+from halonet.devices import time_step
 from halonet.training.config import RunConfig
 
 SIDE = 256  # of the matrices that are multiplied
-TURNS = 5
 NOTABLE = 1.5  # times as long as float32
 
 
@@ -34,14 +32,8 @@ def warn_of_slow_bfloat16(config: RunConfig, accelerator: Accelerator) -> None:
 def compare_bfloat16() -> float:
     """Time of a matrix product in bfloat16 on the CPU, as a multiple of the time in float32."""
     one = torch.ones(SIDE, SIDE)
-    return _time_product(one.bfloat16()) / _time_product(one)
-
-
-def _time_product(one: torch.Tensor) -> float:
-    """Median seconds of a product with itself, the first one not counted."""
-    seconds = []
-    for _ in range(TURNS + 1):
-        started = time.perf_counter()
-        one @ one
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+    bfloat16, float32 = (
+        time_step(lambda matrix=matrix: matrix @ matrix, one.device, seconds=0.01)
+        for matrix in (one.bfloat16(), one)
+    )
+    return bfloat16 / float32

@@ -50,3 +50,12 @@ def test_training_evaluate_and_predict_see_the_same_pixels(tmp_path):
     assert torch.equal(torch.stack(evaluated.seen), trained)
     assert torch.equal(torch.stack(predicted.seen), trained)
     assert trained.std() > 0.3
+
+
+def test_predictions_are_ordinary_tensors_of_an_unchanged_model(whole_run, images):
+    model = halonet.load_model(whole_run.folder / "last.safetensors")
+    paths = sorted((images / "red").glob("*.png"))
+    fused = dict(predict.predict(model.fuse(), paths))
+    for path, probabilities in predict.predict(model, paths):
+        assert not probabilities.is_inference()
+        torch.testing.assert_close(fused[path], probabilities)

@@ -13,6 +13,7 @@ from halonet.data.pixels import read_image
 from halonet.detection.coco import load_coco
 from halonet.detection.mask_rcnn import save_detector
 from halonet.detection.predict import Objects, draw_truth, predict
+from halonet.models.pretrained import save_model
 from tests.detection.pictures import draw_coco, small_detector
 
 
@@ -166,3 +167,27 @@ def test_runs_without_an_output_have_folders_of_their_own(
     for name in ("predictions", "predictions-2"):
         assert (photos.parent / name / "a.png.png").is_file()
     assert not (photos.parent / "predictions-3").exists()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_fused_detector_finds_the_same(frozen: bool, tmp_path: Path) -> None:
+    path, folder = tmp_path / "model.safetensors", draw_coco(tmp_path / "shapes") / "train2017"
+    model = small_detector()
+    if frozen:
+        save_model(model.backbone.body, path)
+        model = small_detector(init=path, frozen_norms=True)
+    fused = model.fuse()
+    norms = {type(one).__name__ for one in model.modules() if "BatchNorm" in type(one).__name__}
+    assert norms == ({"FrozenBatchNorm2d"} if frozen else {"BatchNorm2d"})
+    assert not any("BatchNorm" in type(one).__name__ for one in fused.modules())
+    paths = sorted(folder.glob("*.png"))
+    found, expected = (dict(predict(one, paths, score_threshold=0)) for one in (fused, model))
+    for image in paths:
+        ours, theirs = found[image], expected[image]
+        assert isinstance(ours, Objects)
+        assert isinstance(theirs, Objects)
+        assert len(ours.scores) == 10
+        for name in ("boxes", "labels", "scores", "masks"):
+            one, other = getattr(ours, name), getattr(theirs, name)
+            assert not one.is_inference()
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from halonet import devices
 from halonet.classification.training import train
 from halonet.training import precision
 from tests.pictures import small_config
@@ -23,5 +24,5 @@ def test_slow_bfloat16_is_one_line(
 
 def test_comparison_times_both_types(monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: float(next(clock)))
     assert precision.compare_bfloat16() == 1.0
