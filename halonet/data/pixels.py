@@ -1,22 +1,39 @@
 """From an image file to a model's input."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from halonet.data.splits import Source
 from halonet.models.halonet import Preprocessing
 
+LONGEST_SHAPE = 8  # long to short side of what is enlarged; the central crop sees a square of it
+NO_VALUE = 1e30  # from here on a float is infinite, or stands for "no value", as float32's largest
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+ORIENTATION = 0x0112  # of EXIF
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 def read_image(
     source: Source | str, in_channels: int = 3, *, least_side: int | None = None
 ) -> Image.Image:
     """Read an image as a person sees it: upright, 8 bits, on white where it is transparent.
+
+    Metadata that are damaged are ignored, the orientation among them.
 
     Args:
         source: a path or other stored bytes, or a function that gives an image.
@@ -25,7 +42,8 @@ def read_image(
             ... of its size, never below that; None reads every pixel.
 
     Raises:
-        ValueError: the file is empty, broken or no image; the message names it.
+        ValueError: the file is empty, broken or no image, or has more pixels than Pillow's limit
+            (179 million); the message names it.
         FileNotFoundError: there is no such file.
     """
     try:
@@ -35,10 +53,12 @@ def read_image(
             content = Path(source).read_bytes() if isinstance(source, str) else source.read_bytes()
             if not content:
                 raise ValueError("it is empty")
-            image = Image.open(io.BytesIO(content))
+            image = open_image(content)
         if least_side is not None:
             image.draft(None, (least_side, least_side))  # only a JPEG: decoded in less time
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        turn = TURNS.get(_read_orientation(image))
+        image = image if turn is None else image.transpose(turn)
         image = _to_eight_bits(image).convert("RGB" if in_channels == 3 else "L")
         factor = 1 if least_side is None else min(image.size) // least_side
         return image.reduce(factor) if factor > 1 else image
@@ -51,20 +71,81 @@ def read_image(
         raise ValueError(f"{source} can't be read as an image: {reason}") from error
 
 
+def open_image(content: bytes) -> Image.Image:
+    """Open encoded bytes. A PNG is decoded, without its metadata where they are damaged."""
+    if not content.startswith(PNG_SIGNATURE):
+        return Image.open(io.BytesIO(content))
+    try:
+        return _decode_png(content)
+    except Exception:  # among them metadata after the pixels
+        return _decode_png(_drop_metadata(content))
+
+
+def _decode_png(content: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(content))
+    _scale_clear_color(image)
+    image.load()
+    return image
+
+
+def _drop_metadata(content: bytes) -> bytes:
+    """A PNG's chunks that decide its pixels."""
+    kept, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while place + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        end = place + length + 12
+        if kind[:1].isupper() or kind == b"tRNS":
+            kept.append(content[place:end])
+        place = end
+    return b"".join(kept)
+
+
+def _read_orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # of any bytes, and it raises almost anything
+        return 1
+
+
+def _scale_clear_color(image: Image.Image) -> None:
+    """Bring a PNG's transparent colour to 8 bits, as its pixels will be; Pillow leaves it as it is.
+
+    Of 16 bits in colour, Pillow keeps the upper eight, by which the colour is compared then.
+    """
+    tiles, color = getattr(image, "tile", None), image.info.get("transparency")
+    kind = tiles[0][3] if tiles else None
+    if kind in ("L;2", "L;4"):
+        image.info["transparency"] = color and color * {"L;2": 85, "L;4": 17}[kind]
+    elif kind == "RGB;16B" and isinstance(color, tuple):
+        image.info["transparency"] = tuple(one >> 8 for one in color)
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        brightest = pixels.max(initial=0)
-        if image.mode == "F" and brightest <= 1:
-            pixels = pixels * 255
-        elif image.mode.startswith("I;16") or brightest > 255:
-            pixels = pixels / 257  # 65535 is white
-        return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+        return Image.fromarray(_scale_to_bytes(np.asarray(image), image))
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image)
     return image
+
+
+def _scale_to_bytes(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Grey values of 16 or 32 bits, or floats, as bytes."""
+    if image.mode == "F":
+        brightest = pixels[np.abs(pixels) < NO_VALUE].max(initial=0)
+        scaled = pixels.astype(np.float64)
+        if brightest <= 1:
+            scaled *= 255
+        elif brightest > 255:
+            scaled /= 257  # 65535 is white
+        return np.nan_to_num(scaled).round().clip(0, 255).astype(np.uint8)
+    deep = image.mode.startswith("I;16") or pixels.max(initial=0) > 255
+    scaled = (pixels.astype(np.int64) + 128) // 257 if deep else pixels
+    scaled = scaled.clip(0, 255).astype(np.uint8)
+    if isinstance(clear := image.info.get("transparency"), int):
+        scaled[pixels == clear] = 255
+    return scaled
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
@@ -81,11 +162,20 @@ def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
 def read_pixels(source: Source | str, preprocessing: Preprocessing, in_channels: int = 3) -> Tensor:
     """An image as bytes [channels, height, width], its short side a little over the crop.
 
+    Of an image more than eight times as long as it is wide, the ends are left out.
+
     Raises:
         ValueError, FileNotFoundError: see `read_image`.
     """
-    image = read_image(source, in_channels)
+    image = _crop_strip(read_image(source, in_channels))
     return pil_to_tensor(resize_short_side(image, short_side(preprocessing)))
+
+
+def _crop_strip(image: Image.Image) -> Image.Image:
+    """The central part of an image that is very long: enlarged as a whole it would fill memory."""
+    width, height = (min(one, LONGEST_SHAPE * min(image.size)) for one in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def short_side(preprocessing: Preprocessing) -> int:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
-from halonet.data.pixels import read_image
+from halonet.data.pixels import open_image, read_image
 from halonet.data.shards import INFO_NAMES
 from halonet.data.splits import LabelledImages, Split
 from halonet.files import require_empty, write_atomically, write_text
@@ -186,7 +185,7 @@ def _read_sample(split: Split, index: int) -> _Sample | str:
         content, kind = b"", "PNG"
         if not callable(source):
             content = source.read_bytes()
-            with Image.open(io.BytesIO(content)) as stored:
+            with open_image(content) as stored:
                 kind = stored.format
         if not content or kind not in SUFFIXES:
             buffer = io.BytesIO()

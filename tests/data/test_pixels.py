@@ -1,12 +1,17 @@
 """From a file to pixels: modes, depths, transparency, and what is no image."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from halonet.data.pixels import read_image, resize_short_side
+from halonet.data.pixels import prepare_image, read_image, read_pixels, resize_short_side
+from halonet.models.halonet import Preprocessing
 
 ROTATED_BY_90 = 6  # EXIF's orientation: the camera was turned
 
@@ -31,7 +36,9 @@ def test_sixteen_bits_scale_to_eight(tmp_path, stored, seen):
 
 @pytest.mark.parametrize(
     ("values", "seen"),
-    [([0.0, 1.0], [0, 255]), ([0.0, 200.0], [0, 200]), ([np.nan, 1.0], [0, 255])],
+    [([0.0, 1.0], [0, 255]), ([0.0, 200.0], [0, 200]), ([np.nan, 1.0], [0, 255])]
+    + [([0.5, bad], [128, white]) for bad, white in ((np.inf, 255), (-np.inf, 0), (3.4e38, 255))]
+    + [([200.0, np.inf], [200, 255]), ([32896.0, np.inf], [128, 255])],
 )
 def test_float_tiff_keeps_its_scale(tmp_path, values, seen):
     path = tmp_path / "float.tiff"
@@ -121,6 +128,107 @@ def test_missing_file_and_folder_are_named(tmp_path):
         read_image(tmp_path / "absent.png")
     with pytest.raises(ValueError, match="directory"):
         read_image(tmp_path)
+
+
+def chunk(kind, content, checksum=None):
+    found = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", found)
+
+
+def png(depth, colors, row, before=b"", after=b"", size=(2, 1)):
+    """A PNG of one row; `colors` is 0 for grey, 2 for colour."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colors, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + header + before + pixels + after + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("depth", "colors", "row", "clear", "seen"),
+    [
+        (16, 0, struct.pack(">2H", 1000, 32896), (1000,), (128, 128, 128)),
+        (16, 2, struct.pack(">6H", *[1000] * 3, 0xFFFF, 0x8000, 0), (1000,) * 3, (255, 128, 0)),
+        (8, 2, bytes([5, 5, 5, 9, 8, 7]), (5, 5, 5), (9, 8, 7)),
+        (8, 0, bytes([5, 9]), (5,), (9, 9, 9)),
+        (4, 0, bytes([0x3A]), (3,), (170, 170, 170)),
+        (2, 0, bytes([0b0110_0000]), (1,), (170, 170, 170)),
+        (1, 0, bytes([0b0100_0000]), (0,), (255, 255, 255)),
+    ],
+)
+def test_transparent_color_lies_on_white(tmp_path, depth, colors, row, clear, seen):
+    path = tmp_path / "clear.png"
+    path.write_bytes(
+        png(depth, colors, row, chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)))
+    )
+    assert [pixel(path, (column, 0)) for column in range(2)] == [(255,) * 3, seen]
+
+
+LONG_TEXT = chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(2_000_000)))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        chunk(b"eXIf", b"rubbish"),
+        chunk(b"eXIf", b"II*\0\x08\0\0\0\x05\0"),
+        chunk(b"eXIf", b"II*\0", checksum=0),
+        chunk(b"pHYs", b"1"),
+        LONG_TEXT,
+    ],
+    ids=["no EXIF", "cut EXIF", "checksum", "short", "long text"],
+)
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_damaged_metadata_of_a_png_are_ignored(tmp_path, damaged, place):
+    path = tmp_path / "damaged.png"
+    path.write_bytes(png(8, 0, bytes([5, 9]), **{place: damaged}))
+    assert [pixel(path, (column, 0))[0] for column in range(2)] == [5, 9]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, which commands leave out
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+@pytest.mark.parametrize("exif", [b"rubbish", b"Exif\0\0II*\0\x08\0\0\0\x05\0", b"\xff" * 40])
+def test_damaged_exif_is_ignored(tmp_path, suffix, exif):
+    path = tmp_path / f"damaged.{suffix}"
+    Image.new("RGB", (8, 8), (200, 200, 200)).save(path, exif=exif)
+    assert pixel(path) == (200, 200, 200)
+
+
+def test_orientation_of_a_png_whose_other_metadata_are_damaged(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = ROTATED_BY_90
+    path = tmp_path / "turned.png"
+    turned = chunk(b"eXIf", exif.tobytes()[6:])
+    path.write_bytes(png(8, 0, bytes([5, 9]), chunk(b"iCCP", b"a\0\0rubbish") + turned))
+    assert read_image(path).size == (1, 2)
+
+
+@pytest.mark.parametrize("size", [(40, 100), (200, 33), (64, 64), (24, 190)])
+def test_ordinary_shape_is_resized_as_a_whole(tmp_path, size):
+    path = tmp_path / "photo.png"
+    Image.effect_noise(size, 80).save(path)
+    with Image.open(path) as image:
+        whole = pil_to_tensor(resize_short_side(image.convert("RGB"), 34))
+    assert torch.equal(read_pixels(path, Preprocessing(32, 0.95)), whole)
+
+
+@pytest.mark.parametrize("size", [(20_000, 2), (2, 20_000)])
+def test_strip_is_cut_before_it_is_enlarged(tmp_path, size):
+    path = tmp_path / "strip.png"
+    strip = Image.new("L", size, 50)
+    left, top = (max(0, one // 2 - 4) for one in size)
+    strip.paste(150, (left, top, left + 8, top + 8))
+    strip.save(path)
+    pixels = read_pixels(path, Preprocessing(224))
+    assert pixels.shape[1] * pixels.shape[2] < 10 * 256**2
+    seen = prepare_image(path, Preprocessing(224, 0.95, (0.0,) * 3, (1 / 255,) * 3))
+    assert seen.shape == (3, 224, 224)
+    assert seen.round().unique().tolist() == [150]
+
+
+def test_more_pixels_than_the_limit_are_refused(tmp_path):
+    path = tmp_path / "huge.png"
+    path.write_bytes(png(8, 0, b"", size=(20_000, 20_000)))
+    with pytest.raises(ValueError, match=r"huge\.png can't be read.*400000000 pixels.* 178956970"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("size", [(40, 100), (101, 33), (1, 300), (16, 16)])
