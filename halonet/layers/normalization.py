@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halonet.ops.operators import differentiates_by_rules
+
 
 def normalize_and_activate(
     maps: Tensor, norm: nn.Module, activation: nn.Module, added: Tensor | None = None
@@ -122,6 +124,7 @@ def _can_recompute(
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not differentiates_by_rules()
         and type(maps) is Tensor  # not a proxy of torch.fx, nor a subclass without storage
         and maps.device.type == "cpu"
         and type(norm) is nn.BatchNorm2d

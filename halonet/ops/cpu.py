@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from halonet.ops.operators import Gradients, register_operators
+from halonet.ops.operators import Gradients, register_operators, transform_objection
 from halonet.ops.problem import Problem
 
 LIBRARY = {"win32": "halonet_cpu.dll", "darwin": "libhalonet_cpu.dylib"}.get(
@@ -99,7 +99,7 @@ def why_not(problem: Problem) -> str | None:
         return "it has no kernel_size (SASA)"
     if problem.scale == 0 and problem.position_scale != 0:
         return "it has no scale of 0 with another position_scale"
-    return MISSING
+    return MISSING or transform_objection()
 
 
 def _options(problem: Problem) -> tuple[int | float, ...]:

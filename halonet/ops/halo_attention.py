@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,8 +63,8 @@ def halo_attention(
     stride: int = 1,
     kernel_size: int | None = None,
     position_stride: int | None = None,
-    scale: float | None = None,
-    position_scale: float | None = None,
+    scale: float | Tensor | None = None,
+    position_scale: float | Tensor | None = None,
     mask_padding: bool = True,
     backend: str | None = None,
 ) -> Tensor:
@@ -93,8 +93,10 @@ def halo_attention(
             odd, at most 2 halo_size + 1.
         position_stride: the step in pixels that the tables take from one query of a block to the
             next. None means `stride`, which is true to the image; 1 at stride 2 is timm's rule.
-        scale: factor of the queries' products with keys; None means channels ** -0.5.
-        position_scale: factor of those with the tables; None means `scale`, 1 is timm's rule.
+        scale: factor of the queries' products with keys, a number or a tensor of one element,
+            which gets its gradient; None means channels ** -0.5.
+        position_scale: factor of those with the tables, likewise; None means `scale`, 1 is timm's
+            rule.
         mask_padding: cells outside the map get no weight. Otherwise they take part with key 0
             and value 0, and with their relative position.
         backend: name of a backend; None takes the fastest that can run.
@@ -132,8 +134,8 @@ def explain_backend(
     stride: int = 1,
     kernel_size: int | None = None,
     position_stride: int | None = None,
-    scale: float | None = None,
-    position_scale: float | None = None,
+    scale: float | Tensor | None = None,
+    position_scale: float | Tensor | None = None,
     mask_padding: bool = True,
 ) -> BackendChoice:
     """Which backend `halo_attention` would run for these arguments, and why not the others.
@@ -212,8 +214,8 @@ def _resolve(
     stride: int,
     kernel_size: int | None,
     position_stride: int | None,
-    scale: float | None,
-    position_scale: float | None,
+    scale: float | Tensor | None,
+    position_scale: float | Tensor | None,
     mask_padding: bool,
 ) -> tuple[Problem, bool]:
     """Check the operator's arguments, fill in defaults, cast under autocast; whether it was on."""
@@ -236,6 +238,19 @@ def _resolve(
         tensors["row_table"], tensors["column_table"] = row_table, column_table
     _check_tensors(tensors)
     _check_shapes(query, key, value, row_table, column_table, window)
+    if scale is None:
+        # A head of no channels has no scores to scale.
+        scale = max(query.shape[-1], 1) ** -0.5
+    if position_scale is None:
+        position_scale = scale
+    # Backends take numbers: tensors, and so their gradients, go into the keys and the tables.
+    if isinstance(scale, Tensor):
+        tensors["key"] = key * _one_element("scale", scale)
+        scale = 1.0
+    if isinstance(position_scale, Tensor):
+        factor = _one_element("position_scale", position_scale)
+        tensors |= {name: tensors[name] * factor for name in tensors if name.endswith("_table")}
+        position_scale = 1.0
     device_type = query.device.type
     autocast = device_type != "meta" and torch.is_autocast_enabled(device_type)
     if autocast:
@@ -247,9 +262,6 @@ def _resolve(
     for name, tensor in tensors.items():
         if tensor.dtype != dtype:
             raise ValueError(f"{name} must have the query's type {dtype}, got {tensor.dtype}")
-    if scale is None:
-        # A head of no channels has no scores to scale.
-        scale = max(query.shape[-1], 1) ** -0.5
     problem = Problem(
         tensors["query"],
         tensors["key"],
@@ -257,10 +269,25 @@ def _resolve(
         tensors.get("row_table"),
         tensors.get("column_table"),
         window,
-        float(scale),
-        float(scale if position_scale is None else position_scale),
+        _number("scale", scale),
+        _number("position_scale", position_scale),
     )
     return problem, autocast
+
+
+def _one_element(name: str, factor: Tensor) -> Tensor:
+    if factor.numel() != 1 or factor.dtype.is_complex:
+        raise ValueError(
+            f"{name} must be a number or a tensor of one, got {factor.dtype} of shape "
+            f"{list(factor.shape)}"
+        )
+    return factor.reshape(())
+
+
+def _number(name: str, factor: Any) -> float:
+    if isinstance(factor, str) or not hasattr(factor, "__float__"):
+        raise TypeError(f"{name} must be a number or a tensor of one, got {factor!r}")
+    return float(factor)
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:

@@ -1,16 +1,34 @@
 """Kernels as torch operators, each one step for autograd, torch.compile and torch.export."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from halonet.ops import reference
 from halonet.ops.problem import SCHEMA, TENSORS, Problem, Window
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
 _library = torch.library.Library("halonet", "FRAGMENT")
+
+
+def differentiates_by_rules() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is under way.
+
+    They need a rule for every operation, which torch has for its own only. Without one, the
+    derivatives of forward mode are zero, without a word.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def transform_objection() -> str | None:
+    """Why a kernel can't run under a transform of torch.func, or None where there is none."""
+    if differentiates_by_rules():
+        return "it has no rules for torch.func and forward-mode derivatives"
+    return None
 
 
 def register_operators(
@@ -95,7 +113,10 @@ def register_operators(
         f"halonet::{backend}_forward", differentiate, setup_context=_setup_context, lib=_library
     )
     torch.library.register_autograd(
-        f"halonet::{backend}_backward", _no_second_derivative, lib=_library
+        f"halonet::{backend}_backward",
+        _differentiate_backward,
+        setup_context=_setup_backward_context,
+        lib=_library,
     )
 
     def run(problem: Problem) -> Tensor:
@@ -150,7 +171,38 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
     ctx.save_for_backward(*inputs[:TENSORS], *output)
 
 
-def _no_second_derivative(ctx: Any, *gradients: Tensor | None) -> NoReturn:
-    raise RuntimeError(
-        "the kernels of halo attention have no second derivative; use backend='reference' for it"
-    )
+def _setup_backward_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    gradient, _, _, *fields = inputs
+    ctx.options = fields[TENSORS:]
+    ctx.save_for_backward(gradient, *fields[:TENSORS])
+
+
+def _differentiate_backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    """The second derivative, through the reference, which torch differentiates again and again.
+
+    The forward pass's output and statistics follow from the problem's tensors: what reaches them
+    reaches the tensors here, and they get nothing.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves: list[Any] = [None if one is None else _alias(one) for one in ctx.saved_tensors]
+        gradient, *tensors = leaves
+        given = [tensor for tensor in tensors if tensor is not None]
+        result = reference.run(_problem_of(*tensors, *ctx.options))
+        first = torch.autograd.grad(result, given, gradient, create_graph=True)
+        pairs = zip(tensors, outer, strict=True)
+        of_gradient, *found = torch.autograd.grad(
+            first,
+            [gradient, *given],
+            [of_it for tensor, of_it in pairs if tensor is not None],
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
+    of_given = iter(found)
+    of_tensors = (None if tensor is None else next(of_given) for tensor in tensors)
+    return (of_gradient, None, None, *of_tensors, *(None for _ in ctx.options))
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """The same numbers, to differentiate by: how they came about isn't part of this step."""
+    return tensor.view_as(tensor) if tensor.requires_grad else tensor.detach().requires_grad_()

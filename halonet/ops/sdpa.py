@@ -4,11 +4,15 @@ The windows are gathered and the relative logits written out as the attention's 
 weights stay inside torch's kernel where it has a fused one. Letters of shapes: see `window.py`.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from halonet.ops import reference
+from halonet.ops.operators import differentiates_by_rules
 from halonet.ops.problem import Problem, Window
 from halonet.ops.reference import relative_logits
 from halonet.ops.window import (
@@ -42,13 +46,15 @@ def run(problem: Problem) -> Tensor:
         bias = bias.expand(batch, rows, columns, heads, -1, -1, -1, -1)
         bias = bias.flatten(-2).flatten(-3, -2).flatten(0, 2)  # [B Y X, N, I J, U V]
 
-    result = F.scaled_dot_product_attention(
-        scaled.flatten(3, 4).transpose(3, 4).flatten(0, 2),
-        flatten_windows(gather_windows(key, window, rows, columns)),
-        flatten_windows(gather_windows(value, window, rows, columns)),
-        attn_mask=bias,
-        scale=1.0,
-    )  # [B Y X, N, I J, D]
+    # torch's fused kernels have no forward-mode derivative, and no rule for vmap.
+    with sdpa_kernel(SDPBackend.MATH) if differentiates_by_rules() else nullcontext():
+        result = F.scaled_dot_product_attention(
+            scaled.flatten(3, 4).transpose(3, 4).flatten(0, 2),
+            flatten_windows(gather_windows(key, window, rows, columns)),
+            flatten_windows(gather_windows(value, window, rows, columns)),
+            attn_mask=bias,
+            scale=1.0,
+        )  # [B Y X, N, I J, D]
     blocks = result.transpose(1, 2).unflatten(0, (batch, rows, columns))
     blocks = blocks.unflatten(3, (window.block_queries, window.block_queries))
     return merge_blocks(blocks, *query.shape[1:3])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from halonet.ops import triton_tuning
-from halonet.ops.operators import Gradients, register_operators
+from halonet.ops.operators import Gradients, register_operators, transform_objection
 from halonet.ops.problem import Problem, Window
 from halonet.ops.triton_tuning import Launch, Tiles
 
@@ -54,7 +54,7 @@ def why_not(problem: Problem) -> str | None:
         return f"it takes {MAX_CHANNELS} channels a head, got {query.shape[-1]}"
     if problem.value.shape[-1] > MAX_VALUE_CHANNELS:
         return f"it takes {MAX_VALUE_CHANNELS} value channels a head, got {problem.value.shape[-1]}"
-    return None
+    return transform_objection()
 
 
 def _device_objection(device_index: int) -> str | None:

@@ -21,6 +21,7 @@ from halonet.ops import triton_backend
 from halonet.ops.triton_tuning import Tiles
 from tests.comparison import assert_as_exact
 from tests.ops.cases import CASES, KERNEL_CASES, Case
+from tests.ops.test_derivatives import of_query, penalty
 from tests.ops.test_halo_attention import run_with_gradients
 
 # One map and head have every border that more have; these keep their batch and heads.
@@ -117,6 +118,12 @@ def run_operator() -> None:
     assert result.dtype == torch.bfloat16
     result.float().sum().backward()
     assert all(leaf.grad.dtype == torch.float32 for leaf in leaves.values())
+
+    penalties = [penalty(*of_query(backend, torch.float32)) for backend in ("triton", "reference")]
+    torch.testing.assert_close(*penalties, rtol=1e-3, atol=1e-2)
+    operator, query = of_query("triton", torch.float32)
+    with pytest.raises(NotImplementedError, match=r"no rules for torch\.func"):
+        torch.func.jvp(operator, (query,), (query,))
 
     empty = case._replace(batch=0).inputs(torch.float32)
     for tensor in run_with_gradients(halo_attention, empty, options).values():
