@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
+from halonet.data.splits import parse_fold
 from halonet.models.halonet import SMALLEST_IMAGE
 from halonet.training.config import (
     RunConfig,
@@ -20,9 +21,13 @@ class TrainingConfig(RunConfig):
     """The configuration of a classifier's training, with the fields of `RunConfig`.
 
     Attributes:
-        data: elpv, folder:PATH, shards:PATH, hf:NAME, cifar10, flowers102 or oxford_pets.
+        data: elpv, folder:PATH, csv:FILE, shards:PATH, hf:NAME, cifar10, flowers102 or oxford_pets.
         data_root: where downloaded data sets and shards lie.
         validation_share: share held out of data that has no held-out part.
+        fold: in place of a share, the fold to hold out, as 2/5; the five part the images.
+        fold_seed: of the folds; the same one for each of them.
+        group: a column of a CSV file, as the patient, whose values are never parted between
+            training and held-out images.
         validation_data: held-out tar files as shards:TAR_FILES, where `data` is of tar files too.
         model: one of `halonet models`.
         in_channels: 3 for colour images, 1 for grey ones.
@@ -33,11 +38,17 @@ class TrainingConfig(RunConfig):
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with mixup too, each batch takes one of them.
         label_smoothing: share of each label spread over all classes.
+        class_weights: of the loss; balanced weighs each class by the inverse of its number of
+            training images.
+        focal_loss: gamma of the focal loss, which leaves out what is easy; 0 for none, 2 is usual.
     """
 
     data: str = "elpv"
     data_root: str = "data"
     validation_share: float = 0.2
+    fold: str | None = None
+    fold_seed: int = 0
+    group: str | None = None
     validation_data: str | None = None
     model: str = "halonet_tiny"
     in_channels: Literal[1, 3] = 3
@@ -47,6 +58,8 @@ class TrainingConfig(RunConfig):
     mixup: float = 0.0
     cutmix: float = 0.0
     label_smoothing: float = 0.1
+    class_weights: Literal["none", "balanced"] = "none"
+    focal_loss: float = 0.0
 
 
 def make_config(fields: Mapping[str, Any]) -> TrainingConfig:
@@ -68,8 +81,12 @@ def make_config(fields: Mapping[str, Any]) -> TrainingConfig:
 def check_config(config: TrainingConfig) -> None:
     """Raise ValueError for a value that no classifier's run can have; it names the field."""
     check_run_config(config)
-    require_not_negative(config, "mixup", "cutmix")
+    require_not_negative(config, "mixup", "cutmix", "focal_loss", "fold_seed")
     require_shares(config, "label_smoothing")
+    if not 0 < config.validation_share < 1:
+        raise ValueError(f"validation_share must be between 0 and 1, got {config.validation_share}")
+    if config.fold is not None:
+        parse_fold(config.fold)
     if config.image_size < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be {SMALLEST_IMAGE} or more, got {config.image_size}")
     if not 0 < config.central_crop_share <= 1:

