@@ -1,31 +1,74 @@
 """Files written whole or not at all, and folders that hold nothing else."""
 
 import os
-from collections.abc import Callable
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it.
 
-    The temporary name ends in the same suffix, by which some writers choose their format.
+    The temporary name ends in the same suffix, by which some writers choose their format. A
+    symbolic link stays one, the file that it names is written; a pipe or a device is written to,
+    never replaced.
 
     Raises:
         OSError: it can't be written; the error names `path`, which is as it was before.
     """
-    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
+    if is_stream(path):
+        _write_stream(path, write)
+        return
+    real = Path(os.path.realpath(path))
+    temporary = real.with_name(f".{os.getpid()}.tmp.{real.name}")
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        with naming_file(path, temporary):
+            write(temporary)
+            os.replace(temporary, real)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def is_stream(path: Path) -> bool:
+    """Whether `path` is a pipe, a device or a socket, or one of this process's open files."""
+    place = os.path.abspath(path)
+    if place in ("/dev/stdout", "/dev/stderr") or place.startswith(("/dev/fd/", "/proc/")):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _write_stream(path: Path, write: Callable[[Path], object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, path.name)
+        with naming_file(path, temporary):
+            write(temporary)
+            # Appended: standard output may be a file that has something in it already.
+            with open(temporary, "rb") as source, open(path, "ab") as stream:
+                shutil.copyfileobj(source, stream)
+
+
+@contextmanager
+def naming_file(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an OSError that names no file, as of a full disk, or the temporary one name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write a text file whole or not at all; what isn't Unicode in file names is escaped."""
+    content = text.encode("utf-8", "backslashreplace")
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def require_empty(folder: Path) -> None:

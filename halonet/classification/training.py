@@ -19,8 +19,8 @@ from halonet.data.dataset import ImageDataset
 from halonet.data.sources import load_data
 from halonet.data.splits import LabelledImages
 from halonet.models.halonet import HaloNet, get_variant
+from halonet.models.metadata import find_checkpoint
 from halonet.models.pretrained import load_model, load_weights, save_model
-from halonet.training.checkpoint import find_checkpoint
 from halonet.training.run import RunResult, resume_run, start_run
 
 

@@ -61,7 +61,8 @@ def evaluate_command(words: Sequence[str]) -> None:
     from halonet.classification.evaluate import evaluate_on
     from halonet.classification.report import write_report
     from halonet.data.sources import load_data
-    from halonet.training.checkpoint import find_checkpoint, find_run, read_config
+    from halonet.models.metadata import find_checkpoint
+    from halonet.training.checkpoint import find_run, read_config
 
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
@@ -136,7 +137,7 @@ def predict_command(words: Sequence[str]) -> None:
         parser.error(f"--top_k must be 1 or more, got {options.top_k}")
     from halonet.classification.predict import predict
     from halonet.files import write_text
-    from halonet.training.checkpoint import find_checkpoint
+    from halonet.models.metadata import find_checkpoint
 
     device = find_device(options.device)
     model = load_model(find_checkpoint(Path(options.checkpoint))).fuse().to(device)

@@ -68,7 +68,8 @@ def evaluate_command(words: Sequence[str]) -> None:
     from halonet.detection.evaluate import detect_images, score
     from halonet.detection.mask_rcnn import load_detector
     from halonet.detection.training import DetectionEvaluation, write_summary
-    from halonet.training.checkpoint import find_checkpoint, find_run, read_config
+    from halonet.models.metadata import find_checkpoint
+    from halonet.training.checkpoint import find_run, read_config
 
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
@@ -125,7 +126,7 @@ def predict_command(words: Sequence[str]) -> None:
     from halonet.detection.mask_rcnn import load_detector
     from halonet.detection.predict import Objects, predict
     from halonet.files import make_free_folder, require_empty, write_atomically, write_text
-    from halonet.training.checkpoint import find_checkpoint
+    from halonet.models.metadata import find_checkpoint
 
     device = find_device(options.device)
     if options.output is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -21,7 +21,13 @@ from torchvision.ops.poolers import LevelMapper
 from halonet.detection.backbone import PyramidBackbone, freeze, make_backbone
 from halonet.detection.options import STAGES, DetectorOptions, make_options
 from halonet.models.halonet import STRIDES, HaloNet
-from halonet.models.metadata import Description, read_weights, write_weights
+from halonet.models.metadata import (
+    Description,
+    find_misfit,
+    read_weights,
+    unwrap,
+    write_weights,
+)
 
 LOSS_NAMES = (
     "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask",
@@ -214,22 +220,42 @@ def sum_losses(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
-def save_detector(model: Detector, path: str | os.PathLike[str]) -> None:
+def save_detector(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write weights, architecture, options and classes to a safetensors file, whole or not at all.
 
     Raises:
         OSError: the file can't be written.
+        TypeError: the model is no `Detector`, nor the wrapper of one.
+        ValueError: `load_detector` couldn't read it again, as a fused one.
     """
-    body = model.backbone.body
+    detector = unwrap(model, Detector)
+    body = detector.backbone.body
     description = DetectorDescription(
         variant=body.variant,
-        options=model.options,
+        options=detector.options,
         preprocessing=body.preprocessing,
-        num_classes=model.num_classes,
-        class_names=model.class_names,
-        category_ids=model.category_ids,
+        num_classes=detector.num_classes,
+        class_names=detector.class_names,
+        category_ids=detector.category_ids,
     )
-    write_weights(path, model, description)
+    write_weights(path, detector, description, lambda: _create(description, detector.options))
+
+
+def _create(
+    description: DetectorDescription,
+    options: DetectorOptions,
+    *,
+    num_classes: int | None = None,
+    backend: str | None = None,
+) -> Detector:
+    """The detector that a description describes, with fresh weights."""
+    body = HaloNet(description.variant, num_classes=0, backend=backend)
+    body.preprocessing = description.preprocessing
+    backbone = PyramidBackbone(body, channels=options.pyramid_channels)
+    freeze(backbone, trainable_stages=options.trainable_stages, frozen_norms=options.frozen_norms)
+    return Detector(
+        backbone, description.num_classes if num_classes is None else num_classes, options
+    )
 
 
 def load_detector(
@@ -255,13 +281,7 @@ def load_detector(
     classes = description.num_classes if num_classes is None else num_classes
     try:
         options = make_options(dataclasses.asdict(description.options) | changes)
-        body = HaloNet(description.variant, num_classes=0, backend=backend)
-        body.preprocessing = description.preprocessing
-        backbone = PyramidBackbone(body, channels=options.pyramid_channels)
-        freeze(
-            backbone, trainable_stages=options.trainable_stages, frozen_norms=options.frozen_norms
-        )
-        model = Detector(backbone, classes, options)
+        model = _create(description, options, num_classes=classes, backend=backend)
     except ValueError as error:
         raise ValueError(f"can't create the detector of {path}: {error}") from None
     if classes == description.num_classes:
@@ -270,12 +290,10 @@ def load_detector(
     else:
         fresh = model.state_dict()
         tensors |= {name: fresh[name] for name in tensors if name.startswith(_OF_CLASSES)}
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        # After a heading, torch has a line for each kind of misfit.
-        reason = str(error).splitlines()[1].strip()
-        raise ValueError(f"{path} doesn't fit the options given: {reason}") from None
+    misfit = find_misfit(tensors, model)
+    if misfit is not None:
+        raise ValueError(f"{path} doesn't fit the options given: {misfit}")
+    model.load_state_dict(tensors)
     return model
 
 

@@ -25,7 +25,7 @@ from halonet.detection.evaluate import DetectionMetrics, detect_images, merge_re
 from halonet.detection.mask_rcnn import Detector, mask_rcnn, save_detector, sum_losses
 from halonet.detection.predict import draw_truth, predict
 from halonet.files import write_atomically, write_text
-from halonet.training.checkpoint import find_checkpoint
+from halonet.models.metadata import find_checkpoint
 from halonet.training.compare import draw_curves, read_run
 from halonet.training.parallel import do_once
 from halonet.training.run import RunResult, resume_run, start_run

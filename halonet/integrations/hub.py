@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from halonet.files import write_text
 from halonet.models.flops import count_flops
 from halonet.models.halonet import HaloNet
+from halonet.models.metadata import HUB_NAME, find_misfit, unwrap
 from halonet.models.pretrained import describe_model, load_model, save_model
 
 try:
@@ -23,7 +26,6 @@ except ModuleNotFoundError as error:
         name="huggingface_hub",
     ) from None
 
-WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 PAPER_URL = "https://arxiv.org/abs/2103.12731"
 
@@ -86,8 +88,14 @@ class HubHaloNet(
     """
 
     @classmethod
-    def from_model(cls, model: HaloNet, *, backend: str | None = None) -> "HubHaloNet":
-        """The same model for the Hub; parameters share their memory with `model`'s."""
+    def from_model(cls, model: nn.Module, *, backend: str | None = None) -> "HubHaloNet":
+        """The same model for the Hub; parameters share their memory with `model`'s.
+
+        Raises:
+            TypeError: `model` is no `HaloNet`, nor the wrapper of one.
+            ValueError: its tensors aren't those of its variant, as those of a fused model.
+        """
+        model = unwrap(model, HaloNet)
         with torch.device("meta"):
             ours = cls(
                 model.variant,
@@ -95,16 +103,22 @@ class HubHaloNet(
                 in_channels=model.in_channels,
                 backend=backend,
             )
+        misfit = find_misfit(model.state_dict(), ours)
+        if misfit is not None:
+            raise ValueError(
+                f"model can't go to the Hub: its tensors aren't those of {model.variant.name}: "
+                f"{misfit}; of a fused or changed model, take the one that it was made from"
+            )
         ours.load_state_dict(model.state_dict(), assign=True)
         ours.preprocessing = model.preprocessing
         ours.class_names = model.class_names
         return ours.train(model.training)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_model(self, save_directory / WEIGHTS_NAME)
+        save_model(self, save_directory / HUB_NAME)
         description = {"library_name": "halonet", "model": asdict(describe_model(self))}
         content = json.dumps(description, indent=2) + "\n"
-        (save_directory / CONFIG_NAME).write_text(content, encoding="utf-8")
+        write_text(save_directory / CONFIG_NAME, content)
 
     @classmethod
     def from_pretrained(
@@ -145,11 +159,11 @@ class HubHaloNet(
         """`changes` are `load_model`'s: num_classes, fields of `Variant`."""
         if not strict:
             raise ValueError("strict must be True: load_model resamples what may differ, got False")
-        path = os.path.join(model_id, WEIGHTS_NAME)
+        path = os.path.join(model_id, HUB_NAME)
         if not os.path.isdir(model_id):
             path = hf_hub_download(
                 repo_id=model_id,
-                filename=WEIGHTS_NAME,
+                filename=HUB_NAME,
                 revision=revision,
                 cache_dir=cache_dir,
                 force_download=force_download,

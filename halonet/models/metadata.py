@@ -6,10 +6,12 @@ import os
 import reprlib
 import types
 import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from torch import Tensor, nn
 from halonet.files import write_atomically
 from halonet.models.halonet import Preprocessing
 from halonet.models.variants import Variant
+
+LAST_NAME = "last.safetensors"  # in a run folder
+HUB_NAME = "model.safetensors"  # in a folder of save_pretrained, or of the Hub
 
 
 @dataclass(frozen=True)
@@ -42,18 +47,79 @@ class Description:
 
 
 Described = TypeVar("Described", bound=Description)
+Model = TypeVar("Model", bound=nn.Module)
+
+# The descriptions' keys, and what to do with a file of the other kind.
+KINDS = {
+    "halonet": "a classifier, for halonet predict, evaluate and train, and load_model",
+    "halonet_detector": "a detector, for halonet detect predict and evaluate, and load_detector",
+}
 
 
-def write_weights(path: str | os.PathLike[str], model: nn.Module, description: Description) -> None:
+def unwrap(model: nn.Module, kind: type[Model]) -> Model:
+    """The model of a class inside the wrappers of torch.compile, DDP, DataParallel and averaging.
+
+    Raises:
+        TypeError: there is none.
+    """
+    inner: Any = model
+    while not isinstance(inner, kind):
+        inner = getattr(inner, "_orig_mod", getattr(inner, "module", None))
+        if inner is None:
+            raise TypeError(f"model must be a {kind.__name__}, got {type(model).__name__}")
+    return inner
+
+
+def find_misfit(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """How tensors differ from a model's state dict in names and shapes, or None."""
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    if missing or unexpected:
+        return (
+            f"missing {missing[:3]}, unexpected {unexpected[:3]} "
+            f"({len(missing)} and {len(unexpected)} in all)"
+        )
+    for name, target in expected.items():
+        if tensors[name].shape != target.shape:
+            return f"{name} has shape {list(tensors[name].shape)}, expected {list(target.shape)}"
+    return None
+
+
+def write_weights(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    description: Description,
+    create: Callable[[], nn.Module],
+) -> None:
     """Write a state dict and its description to a safetensors file, whole or not at all.
+
+    Args:
+        path: of the file.
+        model: whose weights are written.
+        description: of the model.
+        create: makes the model that the description describes, as loading does.
 
     Raises:
         OSError: the file can't be written.
-        ValueError: the description has a value of a wrong type, and couldn't be read again.
+        ValueError: what was written couldn't be read again: the description has a value of a wrong
+            type, or the model's tensors aren't those of the model described.
     """
     text = json.dumps(dataclasses.asdict(description))
-    _parse(type(description), json.loads(text), "")
+    _check_names(_parse(type(description), json.loads(text), ""))
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        misfit = find_misfit(tensors, create())
+    if misfit is not None:
+        raise ValueError(
+            f"model can't be saved: its tensors aren't those of a {description.model_kind} "
+            f"{description.variant.name}: {misfit}; of a fused, compiled or changed model, save "
+            "the one that it was made from"
+        )
+    for name, tensor in tensors.items():
+        if type(tensor) is not Tensor or tensor.is_meta:
+            what = "on the meta device" if tensor.is_meta else f"a {type(tensor).__name__}"
+            raise ValueError(f"model can't be saved: {name} is {what}, without its numbers")
     # Not save_file: it lets nobody else read the file.
     content = save(tensors, {description.key: text})
     write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
@@ -68,8 +134,7 @@ def read_weights(
         FileNotFoundError: there is no such file.
         ValueError: it is no safetensors file, or doesn't describe a model of this kind.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights at {path}")
+    path = find_checkpoint(Path(path))
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -77,14 +142,43 @@ def read_weights(
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
     if kind.key not in metadata:
+        for key in KINDS.keys() & metadata.keys():
+            raise ValueError(f"{path} is not a {kind.model_kind}, but {KINDS[key]}")
         raise ValueError(
             f"{path} was not written by halonet as a {kind.model_kind}: "
             f"its metadata has no {kind.key!r}"
         )
     try:
-        return tensors, _parse(kind, json.loads(metadata[kind.key]), "")
+        description = _parse(kind, json.loads(metadata[kind.key]), "")
+        _check_names(description)
+        return tensors, description
     except ValueError as error:
         raise ValueError(f"{path} doesn't describe its {kind.model_kind}: {error}") from None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The weights at `path`: the file itself, or a folder's: a run's last ones, or the Hub's.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if path.is_file():
+        return path
+    for name in (LAST_NAME, HUB_NAME):
+        if (path / name).is_file():
+            return path / name
+    if path.is_dir():
+        raise FileNotFoundError(f"no checkpoint in {path}: it has no {LAST_NAME} or {HUB_NAME}")
+    raise FileNotFoundError(f"no checkpoint at {path}")
+
+
+def _check_names(description: Description) -> None:
+    """Raise ValueError unless there is a name for each class, or none."""
+    names = description.class_names
+    if names is not None and len(names) != description.num_classes:
+        raise ValueError(
+            f"class_names must be {description.num_classes} names, as num_classes, got {len(names)}"
+        )
 
 
 def _parse(kind: Any, value: Any, name: str) -> Any:

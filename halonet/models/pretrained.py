@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from halonet.layers.attention import ABSOLUTE_VECTORS, RELATIVE_TABLES, interpolate_vectors
 from halonet.models.halonet import HaloNet, change_variant
-from halonet.models.metadata import Description, read_weights, write_weights
+from halonet.models.metadata import Description, read_weights, unwrap, write_weights
 from halonet.models.variants import Variant
 
 # Fields in which a model may differ from the weights that it loads: images and tables are resampled
@@ -53,17 +53,36 @@ class LoadReport:
     changed_fields: tuple[str, ...]
 
 
-def save_model(model: HaloNet, path: str | os.PathLike[str]) -> None:
+def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a model's weights, architecture, preprocessing and class names to a safetensors file.
 
     The file appears under its name only when it is complete.
 
+    Args:
+        model: a `HaloNet`, or one inside the wrapper of torch.compile, DDP or DataParallel.
+        path: of the file.
+
     Raises:
         OSError: the file can't be written.
-        ValueError: something that describes the model is of a wrong type, as a class name that is
-            a number.
+        TypeError: there is no `HaloNet` in it.
+        ValueError: `load_model` couldn't read it again: something that describes the model is of
+            a wrong type, as a class name that is a number, or its tensors aren't those of its
+            variant, as those of a fused model.
     """
-    write_weights(path, model, describe_model(model))
+    plain = unwrap(model, HaloNet)
+    description = describe_model(plain)
+    write_weights(path, plain, description, lambda: _create(description))
+
+
+def _create(description: ModelDescription, backend: str | None = None, **changes: Any) -> HaloNet:
+    """The model that a description describes, with its own weights; `changes` as `load_model`'s."""
+    classes = changes.pop("num_classes", description.num_classes)
+    return HaloNet(
+        change_variant(description.variant, changes),
+        num_classes=classes,
+        in_channels=description.in_channels,
+        backend=backend,
+    )
 
 
 def describe_model(model: HaloNet) -> ModelDescription:
@@ -87,7 +106,8 @@ def load_model(
     """Create the model that a file describes and load its weights. Nothing is unpickled.
 
     Args:
-        path: a safetensors file written by `save_model`.
+        path: a safetensors file written by `save_model`, a run folder, or a folder of the Hub's
+            `save_pretrained`.
         num_classes: another class count starts the classifier from zero.
         backend: name of the operator's backend; None takes the fastest.
         **changes: fields of `Variant` to change. With `block_size`, `halo_size` and `image_size`
@@ -102,15 +122,12 @@ def load_model(
     tensors, description = read_weights(path, ModelDescription)
     classes = description.num_classes if num_classes is None else num_classes
     try:
-        model = HaloNet(
-            change_variant(description.variant, changes),
-            num_classes=classes,
-            in_channels=description.in_channels,
-            backend=backend,
-        )
+        model = _create(description, backend, num_classes=classes, **changes)
     except ValueError as error:
         raise ValueError(f"can't create the model of {path}: {error}") from None
-    _load(model, tensors, str(path))
+    report = _load(model, tensors, str(path))
+    if report.started_from_zero and classes == description.num_classes:
+        raise ValueError(f"{path} has no {report.started_from_zero[0]} for its {classes} classes")
     model.preprocessing = description.preprocessing
     if "image_size" in changes:
         model.preprocessing = dataclasses.replace(

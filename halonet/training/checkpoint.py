@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from halonet.files import make_free_folder, write_atomically, write_text
+from halonet.models.metadata import HUB_NAME, find_misfit
 from halonet.training.config import Config, RunConfig, modernize_fields
 
 CONFIG_NAME = "config.json"
@@ -35,6 +36,7 @@ class Resumable(Protocol):
 
     config: RunConfig
     accelerator: Accelerator
+    model: nn.Module
     prepared_model: nn.Module
     prepared_optimizer: AcceleratedOptimizer
     average: ModelEmaV3
@@ -95,7 +97,7 @@ def save_state(folder: Path, run: Resumable) -> None:
     Weights and optimizer are written whole, so that any number of processes can go on with them.
 
     Raises:
-        OSError: it can't be written; the earlier state is left as it was.
+        OSError: it can't be written; an earlier state is left as it was.
     """
     model, optimizer = get_state_dict(
         run.prepared_model, run.prepared_optimizer.optimizer, options=_WHOLE
@@ -112,11 +114,14 @@ def save_state(folder: Path, run: Resumable) -> None:
     }
     states = folder / STATE_FOLDER
     states.mkdir(exist_ok=True)
+    before = find_states(folder)
     final = states / f"step_{run.progress['step']:09d}.pt"
     try:
         write_atomically(final, lambda temporary: torch.save(content, temporary))
     except (OSError, RuntimeError) as error:  # torch has its own complaint about a full disk
-        raise OSError(f"can't write {final}, the state before is kept: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        kept = f"{before[-1]} is kept" if before else "no earlier state is there"
+        raise OSError(f"can't write {final}: {reason}; {kept}") from None
     for older in states.iterdir():  # among them what a killed run left half written
         if older != final:
             older.unlink(missing_ok=True)
@@ -141,6 +146,9 @@ def load_state(folder: Path, run: Resumable) -> dict[str, Any] | None:
         return None
     try:
         content = torch.load(states[-1], map_location="cpu", weights_only=True)
+        misfit = find_misfit(content["model"], run.model)
+        if misfit is not None:
+            raise ValueError(f"its weights are of another model: {misfit}")
         _compare_groups(content["optimizer"], run)
         set_state_dict(
             run.prepared_model,
@@ -197,18 +205,10 @@ def _compare_groups(saved: dict[str, Any], run: Resumable) -> None:
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The weights at `path`: the file itself, or a run folder's last ones.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    found = path / "last.safetensors" if path.is_dir() else path
-    if not found.is_file():
-        raise FileNotFoundError(f"no checkpoint at {found}")
-    return found
-
-
 def find_run(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, if it lies in one."""
-    return checkpoint.parent if (checkpoint.parent / CONFIG_NAME).is_file() else None
+    """The run folder that a checkpoint lies in, if it lies in one.
+
+    A folder of the Hub has a config.json too, of another kind.
+    """
+    in_run = checkpoint.name != HUB_NAME and (checkpoint.parent / CONFIG_NAME).is_file()
+    return checkpoint.parent if in_run else None

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from halonet.files import write_atomically
+from halonet.files import naming_file, write_atomically
 from halonet.training.checkpoint import METRICS_NAME
 from halonet.training.config import RunConfig, flatten_fields
 
@@ -115,10 +115,15 @@ def _plain_values(config: RunConfig) -> dict[str, Any]:
 def log_step(accelerator: Accelerator, step: int, figures: Mapping[str, float]) -> None:
     """Log the figures of one step."""
     values = {f"step/{name}": value for name, value in figures.items() if name != "stop"}
-    accelerator.log(values, step=step)
+    _log(accelerator, values, step)
 
 
 def log_epoch(accelerator: Accelerator, row: Mapping[str, Any]) -> None:
     """Log an epoch's row of metrics.csv."""
     values = {f"epoch/{name}": row[name] for name in row if name not in ("epoch", "step")}
-    accelerator.log(values, step=row["step"])
+    _log(accelerator, values, row["step"])
+
+
+def _log(accelerator: Accelerator, values: Mapping[str, Any], step: int) -> None:
+    with naming_file(Path(accelerator.project_configuration.logging_dir or ".")):
+        accelerator.log({**values}, step=step)

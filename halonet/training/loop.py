@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from halonet.data.loader import EpochSampler, InOrder, make_loader
 from halonet.data.randomness import mix_seed
-from halonet.training.checkpoint import load_state, save_state
+from halonet.models.metadata import LAST_NAME
+from halonet.training.checkpoint import find_states, load_state, save_state
 from halonet.training.config import RunConfig
 from halonet.training.log import describe_epoch, log_epoch, log_step, track_run, write_metrics
 from halonet.training.optimizer import make_optimizer
@@ -70,7 +71,9 @@ class Trainer:
             process_index=accelerator.process_index,
             process_count=processes,
         )
-        batch_size = config.batch_size // (processes * config.accumulation_steps)
+        self.images_per_step = min(config.batch_size, length)
+        # Of few images, too, each batch of a step has as many as the others, or one less.
+        batch_size = math.ceil(self.images_per_step / (processes * config.accumulation_steps))
         self.training_loader = make_loader(
             task.training, self.sampler, batch_size, config.workers, collate=task.collate
         )
@@ -78,7 +81,6 @@ class Trainer:
         self.validation_loader = make_loader(
             task.validation, order, 2 * batch_size, config.workers, collate=task.collate
         )
-        self.images_per_step = min(config.batch_size, length)
         self.batches_per_step = math.ceil(self.images_per_step / (batch_size * processes))
         self.steps_per_epoch = max(1, length // config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
@@ -156,13 +158,16 @@ class Trainer:
         set_training(self.prepared_model, freeze_norms=config.batch_norm == "frozen")
         self.schedule.step_update(step)
         sums: dict[str, Tensor] = {}
-        for place, batch in enumerate(batches, start=1):
+        counts = [len(batch[0]) for batch in batches]
+        for place, (batch, count) in enumerate(zip(batches, counts, strict=True), start=1):
+            share = count / sum(counts)  # each image weighs the same
             last = place == len(batches)
             with nullcontext() if last else accelerator.no_sync(self.prepared_model):
-                loss, figures = self.task.compute_loss(self.prepared_model, batch)
-                accelerator.backward(loss / len(batches))
+                with _naming_batch_size(config):
+                    loss, figures = self.task.compute_loss(self.prepared_model, batch)
+                accelerator.backward(loss * share)
             for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() / len(batches)
+                sums[name] = sums.get(name, 0.0) + value.detach() * share
         norm = accelerator.clip_grad_norm_(
             self.prepared_model.parameters(), config.clip_norm or math.inf
         )
@@ -196,8 +201,13 @@ class Trainer:
         if not math.isfinite(value):
             raise LossNotFinite(
                 f"the {what} became {value} at step {self.progress['step'] + 1} of {self.steps}; "
-                f"{folder} keeps what was saved before; a smaller learning_rate may help"
+                f"{self._describe_kept(folder)}; a smaller learning_rate may help"
             )
+
+    def _describe_kept(self, folder: Path) -> str:
+        if find_states(folder):
+            return f"{folder} keeps what was saved before"
+        return f"nothing was saved in {folder} yet"
 
     def _epoch_means(self) -> dict[str, float]:
         steps = (self.progress["step"] - 1) % self.steps_per_epoch + 1
@@ -234,8 +244,8 @@ class Trainer:
             scores = evaluation.figures
             if not math.isfinite(scores.get("loss", 0.0)):
                 raise LossNotFinite(
-                    f"the held-out loss became {scores['loss']} after epoch {epoch}; {folder} "
-                    "keeps what was saved before; a smaller learning_rate may help"
+                    f"the held-out loss became {scores['loss']} after epoch {epoch}; "
+                    f"{self._describe_kept(folder)}; a smaller learning_rate may help"
                 )
         progress["seconds"] += time.perf_counter() - started
         row = {
@@ -254,7 +264,7 @@ class Trainer:
         progress["epoch_figures"] = {}
         progress["epoch_seconds"] = progress["epoch_waiting"] = 0.0
         if self.is_main:
-            self.task.save(self.average.module, folder / "last.safetensors")
+            self.task.save(self.average.module, folder / LAST_NAME)
             # A score of nan (nothing counts) is never below the best: the last checkpoint is kept.
             if evaluation is not None and not scores[self.task.score] <= progress["best_score"]:
                 progress["best_score"] = scores[self.task.score]
@@ -302,6 +312,21 @@ def set_training(model: nn.Module, *, freeze_norms: bool) -> None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+
+
+@contextmanager
+def _naming_batch_size(config: RunConfig) -> Iterator[None]:
+    """Say what to change where batch norm has a single value in each channel."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise ValueError(
+            f"batch_size {config.batch_size} in {config.accumulation_steps} accumulation_steps "
+            "leaves one image in a batch, too few for batch norm; take a larger batch_size, fewer "
+            "accumulation_steps or processes, or batch_norm frozen"
+        ) from None
 
 
 @contextmanager

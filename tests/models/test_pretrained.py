@@ -174,13 +174,18 @@ def test_absolute_positions_are_the_same_resampled_on_loading_and_in_running(
 
 def test_what_is_not_ours_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
-    with pytest.raises(FileNotFoundError, match="no weights at"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         halonet.load_model(path)
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="is not a safetensors file"):
         halonet.load_model(path)
     save_file({"weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="was not written by halonet as a classifier"):
+        halonet.load_model(path)
+    save_file({"weight": torch.zeros(1)}, path, {"halonet_detector": "{}"})
+    with pytest.raises(
+        ValueError, match=r"is not a classifier, but a detector, for halonet detect"
+    ):
         halonet.load_model(path)
 
 

@@ -21,7 +21,7 @@ from halonet.classification.evaluate import evaluate_on
 from halonet.classification.recipes import get_recipe
 from halonet.classification.training import make_model, resume, train
 from halonet.data.sources import load_data
-from halonet.training import checkpoint, loop
+from halonet.training import loop
 from halonet.training.loop import LossNotFinite
 from tests.pictures import SMALL_MODEL, draw_folder, make_words, small_config
 
@@ -237,15 +237,25 @@ def test_stop_at_the_end_of_an_epoch_closes_its_account(whole_run, images, tmp_p
     assert_same_run(tmp_path / "run", whole_run.folder)
 
 
-def test_loss_that_is_not_finite_keeps_what_was_saved(images, tmp_path, monkeypatch):
+def spoil_step(monkeypatch, step):
     original = loop.Trainer._step
 
     def spoil(run, batches, *arguments):
-        if run.progress["step"] == 5:
+        if run.progress["step"] == step:
             batches[0][0].fill_(float("nan"))
         return original(run, batches, *arguments)
 
     monkeypatch.setattr(loop.Trainer, "_step", spoil)
+
+
+def test_loss_that_is_not_finite_before_anything_is_saved(images, tmp_path, monkeypatch):
+    spoil_step(monkeypatch, 0)
+    with pytest.raises(LossNotFinite, match=r"at step 1 of 8; nothing was saved in .*run yet"):
+        train(small_config(images), output=str(tmp_path / "run"))
+
+
+def test_loss_that_is_not_finite_keeps_what_was_saved(images, tmp_path, monkeypatch):
+    spoil_step(monkeypatch, 5)
     with pytest.raises(LossNotFinite, match=r"loss became nan at step 6 of 8; .* keeps what was"):
         train(small_config(images), output=str(tmp_path / "run"))
     tensors = load_file(tmp_path / "run" / "last.safetensors")
@@ -253,31 +263,29 @@ def test_loss_that_is_not_finite_keeps_what_was_saved(images, tmp_path, monkeypa
     assert [row["epoch"] for row in read_rows(tmp_path / "run")] == ["1"]
 
 
-def test_full_disk_keeps_the_files_before(images, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("step", "kept", "said"),
+    [
+        (
+            8,
+            ["step_000000004.pt"],
+            r"step_000000008\.pt: No space left on device; .*004\.pt is kept",
+        ),
+        (4, [], r"step_000000004\.pt: No space left on device; no earlier state is there"),
+    ],
+)
+def test_full_disk_keeps_the_files_before(images, tmp_path, monkeypatch, step, kept, said):
     original = torch.save
 
     def fill_the_disk(content, path):
-        if json.loads(content["progress"])["step"] == 8:
+        if json.loads(content["progress"])["step"] == step:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(content, path)
 
     monkeypatch.setattr(torch, "save", fill_the_disk)
-    with pytest.raises(OSError, match=r"state before is kept: .*No space left on device"):
+    with pytest.raises(OSError, match=said):
         train(small_config(images), output=str(tmp_path / "run"))
-    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == ["step_000000004.pt"]
-
-
-def test_writing_fails_whole(tmp_path):
-    path = tmp_path / "result.txt"
-    path.write_text("before")
-
-    def fail_midway(temporary):
-        temporary.write_text("half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(OSError, match=r"No space left on device: .*result\.txt"):
-        checkpoint.write_atomically(path, fail_midway)
-    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("result.txt", "before")]
+    assert [path.name for path in (tmp_path / "run" / "state").iterdir()] == kept
 
 
 def test_damaged_configuration_and_state_are_named(whole_run, tmp_path):
@@ -291,6 +299,12 @@ def test_damaged_configuration_and_state_are_named(whole_run, tmp_path):
     state.parent.mkdir()
     state.write_bytes(b"rubbish")
     with pytest.raises(ValueError, match=r"can't go on from .*step_000000004"):
+        resume(tmp_path)
+    content = torch.load(whole_run.folder / "state" / "step_000000008.pt", weights_only=True)
+    content["model"]["stem.0.scale"] = content["model"].pop("stem.0.weight")
+    torch.save(content, state)
+    said = r"its weights are of another model: missing \['stem.0.weight'\], .*\['stem.0.scale'\]"
+    with pytest.raises(ValueError, match=said):
         resume(tmp_path)
 
 

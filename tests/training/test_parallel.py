@@ -1,5 +1,6 @@
 """Runs of two processes: the same as one, whether split weights or not, and after one is killed."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 from halonet.classification.training import resume, train
 from halonet.training.checkpoint import find_states
 from halonet.training.parallel import ProcessLost, naming_lost_process
-from tests.pictures import make_words, small_config
+from tests.pictures import draw_folder, make_words, small_config
 from tests.training.processes import assert_close_runs, assert_equal_runs, launch
 
 
@@ -39,6 +40,23 @@ def test_accumulated_batches_equal_one_batch(alone, images, tmp_path):
     result = train(make_trial(images, accumulation_steps=2), output=str(tmp_path / "run"))
     assert_close_runs(result.folder, alone.folder)
     assert result.evaluation.loss == pytest.approx(alone.evaluation.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation_steps"), [(16, 2), (18, 3)])
+def test_images_of_short_batches_weigh_the_same(tmp_path, batch_size, accumulation_steps):
+    folder = draw_folder(tmp_path / "images", images=7)  # 10 to train on
+    config = make_trial(folder, validation_share=0.28, batch_size=10)
+    one = train(config, output=str(tmp_path / "one"))
+    assert len(one.data.training.labels) == 10
+    changes = {"batch_size": batch_size, "accumulation_steps": accumulation_steps}
+    many = train(dataclasses.replace(config, **changes), output=str(tmp_path / "many"))
+    assert_close_runs(many.folder, one.folder)
+
+
+def test_a_batch_of_one_image_names_batch_size(images, tmp_path):
+    config = make_trial(images, batch_norm="local", batch_size=2, accumulation_steps=2)
+    with pytest.raises(ValueError, match=r"batch_size 2 in 2 accumulation_steps leaves one image"):
+        train(config, output=str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("shard_weights", [False, True], ids=["ddp", "fsdp"])
