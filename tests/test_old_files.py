@@ -12,7 +12,7 @@ from halonet.classification.config import make_config
 from halonet.classification.evaluate import evaluate_on
 from halonet.classification.training import resume
 from halonet.data.sources import load_data
-from halonet.detection.mask_rcnn import load_detector
+from halonet.detection.detector import load_detector
 from halonet.training import loop
 from halonet.training.checkpoint import read_config
 from halonet.training.compare import read_run

@@ -64,7 +64,9 @@ COMMANDS = {
     "train": Command(classification.PURPOSES["train"], classification.train_command),
     "evaluate": Command(classification.PURPOSES["evaluate"], classification.evaluate_command),
     "predict": Command(classification.PURPOSES["predict"], classification.predict_command),
-    "detect": Command("Mask R-CNN: train, evaluate, predict", detect.detect_command),
+    "detect": Command(
+        "Mask R-CNN and Faster R-CNN: train, evaluate, predict", detect.detect_command
+    ),
     "shards": Command(shards.PURPOSE, shards.shards_command),
     "compare": Command(compare.PURPOSE, compare.compare_command),
     "models": Command(models.PURPOSE, models.models_command),

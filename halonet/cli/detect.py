@@ -1,11 +1,11 @@
-"""halonet detect train | evaluate | predict: Mask R-CNN."""
+"""halonet detect train | evaluate | predict: Mask R-CNN and Faster R-CNN."""
 
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from halonet.cli.parser import (
     CommandParser,
@@ -19,7 +19,7 @@ from halonet.cli.training import make_training_parser, parse_training, run_train
 from halonet.devices import find_device
 
 PURPOSES = {
-    "train": "train Mask R-CNN on images in COCO's format",
+    "train": "train Mask R-CNN, or Faster R-CNN where no object has a mask",
     "evaluate": "score a detector by COCO's metrics",
     "predict": "find the objects in images, as pictures and as COCO's results",
 }
@@ -45,7 +45,6 @@ def train_command(words: Sequence[str]) -> None:
     result = run_training(Detection, fields)
     if result is None:
         return
-    _print_problems(result.data.training, result.data.validation)
     print(f"\n{make_metrics_table(result.evaluation.metrics)}")
     print(f"trained in {result.minutes:.1f} minutes; see {result.folder}")
 
@@ -63,10 +62,10 @@ def evaluate_command(words: Sequence[str]) -> None:
     """Score a detector on held-out images, write the results and print COCO's metrics."""
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
-    from halonet.detection.coco import load_coco
     from halonet.detection.config import make_detection_config
+    from halonet.detection.detector import load_detector
     from halonet.detection.evaluate import detect_images, score
-    from halonet.detection.mask_rcnn import load_detector
+    from halonet.detection.sources import load_detection_data
     from halonet.detection.training import DetectionEvaluation, write_summary
     from halonet.models.metadata import find_checkpoint
     from halonet.training.checkpoint import find_run, read_config
@@ -74,28 +73,36 @@ def evaluate_command(words: Sequence[str]) -> None:
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
     run = find_run(checkpoint)
-    name = options.data
-    if name is None:
-        if run is None:
-            parser.error(f"{checkpoint} lies in no run folder: say which --data")
-        name = read_config(run, make_detection_config).data
+    name, masks = options.data, options.masks
+    if name is None and run is None:
+        parser.error(f"{checkpoint} lies in no run folder: say which --data")
+    if run is not None:
+        config = read_config(run, make_detection_config)
+        name, masks = name or config.data, masks or config.masks
     limit = options.max_detections
     model = load_detector(checkpoint, **({} if limit is None else {"detections": limit}))
-    data = load_coco(name)
+    if masks == "need" and not model.options.has_masks:
+        parser.error(f"{checkpoint} finds boxes alone: masks can't be needed")
+    data = load_detection_data(
+        name, masks=(masks or "auto") if model.options.has_masks else "ignore"
+    )
+    for line in data.describe():
+        print(f"halonet: {line}", file=sys.stderr)
     results = detect_images(model.fuse().to(device), data.validation, progress=True)
     metrics = score(data.validation, results, max_detections=model.options.detections)
     output = Path(options.output or checkpoint.parent / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
     write_summary(output, model, data, DetectionEvaluation(metrics, results))
-    _print_problems(data.validation)
     print(make_metrics_table(metrics))
     if len(data.categories) > 1:
+        kinds = {"box AP": metrics.box, "mask AP": metrics.mask}
+        found = {kind: one.categories for kind, one in kinds.items() if one is not None}
         rows = [
-            [category, _percent(ap), _percent(metrics.mask.categories[category])]
+            [category, *(_percent(one[category]) for one in found.values())]
             for category, ap in metrics.box.categories.items()
             if ap is not None
         ]
-        print(f"\n{make_table(['category', 'box AP', 'mask AP'], rows)}")
+        print(f"\n{make_table(['category', *found], rows)}")
     print(f"results, summary and pictures are in {output}")
 
 
@@ -105,6 +112,11 @@ def make_evaluate_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument(
         "--data", type=str | None, help="coco:FOLDER; without it, what the run trained on"
+    )
+    parser.add_argument(
+        "--masks",
+        type=Literal["auto", "need", "ignore"] | None,
+        help="as for halonet detect train; without it, as the run was trained",
     )
     parser.add_argument(
         "--max_detections",
@@ -123,7 +135,7 @@ def predict_command(words: Sequence[str]) -> None:
     parser = make_predict_parser()
     options = parser.parse_words(words)
     from halonet.data.pixels import read_image
-    from halonet.detection.mask_rcnn import load_detector
+    from halonet.detection.detector import load_detector
     from halonet.detection.predict import Objects, predict
     from halonet.files import make_free_folder, require_empty, write_atomically, write_text
     from halonet.models.metadata import find_checkpoint
@@ -205,12 +217,13 @@ def make_predict_parser() -> CommandParser:
 
 
 def make_metrics_table(metrics: Any) -> str:
-    """Box and mask AP as in the paper's table, in percent."""
+    """Box AP and any mask AP as in the paper's table, in percent."""
     header = ["AP", "all", "at 0.5", "at 0.75", "small", "medium", "large", "recall"]
     names = ("all", "at_50", "at_75", "small", "medium", "large", "recall")
     rows = [
         [kind, *(_percent(getattr(getattr(metrics, kind), name)) for name in names)]
         for kind in ("box", "mask")
+        if getattr(metrics, kind) is not None
     ]
     note = f"{metrics.images} images, at most {metrics.max_detections} detections in each"
     return f"{make_table(header, rows)}\n{note}"
@@ -218,12 +231,3 @@ def make_metrics_table(metrics: Any) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _print_problems(*parts: Any) -> None:
-    """Say on standard error what was left out of the data."""
-    problems = [problem for part in parts for problem in part.problems]
-    for problem in problems[:20]:
-        print(f"halonet: left out: {problem}", file=sys.stderr)
-    if len(problems) > 20:
-        print(f"halonet: and {len(problems) - 20} more, in summary.json", file=sys.stderr)

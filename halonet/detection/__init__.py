@@ -1,1 +1,1 @@
-"""Detection and instance segmentation: torchvision's Mask R-CNN on our backbones."""
+"""Detection and instance segmentation: torchvision's Mask R-CNN and Faster R-CNN on HaloNets."""

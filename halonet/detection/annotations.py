@@ -1,13 +1,20 @@
-"""Annotations in COCO's format: what each holds, and what may be wrong with it."""
+"""Annotations in COCO's terms: what each holds, and what may be wrong with it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
+from halonet.detection.geometry import Box, clip_corners, largest_distance
+from halonet.detection.masks import encode_mask, find_bounds, find_box, measure_area
+from halonet.detection.values import are_numbers, as_whole
 
-LARGEST = 2**32  # pixels that run lengths can count; a number that isn't finite isn't below it
-TOLERANCE = 1.0  # pixels that a box or polygon may reach beyond the image: COCO's own do
+NEAR = 2.0  # pixels between a box and the box of its mask that are the same
+
+# What is mended, with the places that it is counted by.
+CLIPPED = "objects that reach outside their image, clipped"
+CORNERS = "boxes given as left, top, right, bottom, as their masks tell, taken so"
+APART = "boxes that lie apart from their masks, kept as they are"
+NO_AREA = "objects with an area of 0, measured instead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +26,15 @@ class Annotation:
         box: left, top, width and height in pixels.
         area: in pixels; small, medium and large are told apart by it.
         crowd: a region of many objects: left out of training, ignored in evaluation.
-        counts: its mask as COCO's compressed run lengths, over the whole image.
+        counts: its mask as COCO's compressed run lengths, over the whole image; None without one.
     """
 
     id: int
     category_id: int
-    box: tuple[float, float, float, float]
+    box: Box
     area: float
     crowd: bool
-    counts: bytes
+    counts: bytes | None
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,23 @@ class Problem:
         image_id: the image's id in the file, or None where the annotation doesn't tell.
         annotation_id: the annotation's id, or None where the image itself is wrong.
         reason: in words.
+        place: where it is, in words, where the format has no ids.
     """
 
     image_id: int | None
     annotation_id: int | None
     reason: str
+    place: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        numbers = {"image": self.image_id, "annotation": self.annotation_id}
+        named = [f"{kind} {number}" for kind, number in numbers.items() if number is not None]
+        return self.place or ", ".join(named)
 
     def __str__(self) -> str:
-        places = {"image": self.image_id, "annotation": self.annotation_id}
-        named = [f"{kind} {number}" for kind, number in places.items() if number is not None]
-        return f"{', '.join(named)}: {self.reason}"
+        return f"{self.where}: {self.reason}"
 
 
 class BadAnnotations(ValueError):
@@ -60,9 +74,14 @@ class BadAnnotations(ValueError):
         self.problems = tuple(problems)
 
 
+def has_mask(entry: dict[str, Any]) -> bool:
+    """Whether an annotation of COCO's format has a mask at all, good or bad."""
+    return entry.get("segmentation") not in (None, [], {}, "", [[]])
+
+
 def read_annotation(
-    entry: dict[str, Any], height: int, width: int, category_ids: set[int]
-) -> Annotation:
+    entry: dict[str, Any], height: int, width: int, category_ids: set[int], *, masks: bool
+) -> tuple[Annotation, list[str]]:
     """Check an annotation of COCO's format, and convert its mask to run lengths.
 
     Args:
@@ -70,150 +89,102 @@ def read_annotation(
             A bbox, area or iscrowd of null is as none.
         height, width: of its image, in pixels.
         category_ids: of the file's categories.
+        masks: it must have a mask; otherwise a mask is only looked at for the box.
+
+    Returns:
+        The annotation, and what was mended: of `CLIPPED`, `CORNERS`, `APART` and `NO_AREA`.
 
     Raises:
         ValueError: what is wrong with it, in words.
     """
-    from faster_coco_eval import mask as masks
-
-    category_id = entry.get("category_id")
-    if not is_whole(category_id):
-        raise ValueError(f"its category_id must be a whole number, got {category_id!r}")
+    category_id = as_whole(entry.get("category_id"))
+    if category_id is None:
+        raise ValueError(
+            f"its category_id must be a whole number, got {entry.get('category_id')!r}"
+        )
     if category_id not in category_ids:
         raise ValueError(f"category {category_id} is unknown")
-    counts = encode_mask(entry.get("segmentation"), height, width)
-    run_lengths = {"size": [height, width], "counts": counts}
-    mask_area = float(masks.area(run_lengths))
-    if mask_area == 0:
-        raise ValueError("its mask covers no pixel")
-    box = entry.get("bbox")
-    if box is None:
-        box = masks.toBbox(run_lengths).tolist()
-    if not _are_numbers(box, 4):
-        raise ValueError(f"its box must be four numbers, got {box!r}")
-    left, top, box_width, box_height = map(float, box)
-    if box_width <= 0 or box_height <= 0:
-        raise ValueError(f"its box has no area: {box}")
-    if not (_inside([left, left + box_width], width) and _inside([top, top + box_height], height)):
-        raise ValueError(f"its box {box} reaches outside the image of {width} x {height} pixels")
-    area = entry.get("area")
-    if area is None:
-        area = mask_area
-    if not _are_numbers([area], 1) or area <= 0:
-        raise ValueError(f"its area must be a positive number, got {area!r}")
     crowd = entry.get("iscrowd")
     if crowd not in (None, 0, 1):
         raise ValueError(f"its iscrowd must be 0 or 1, got {crowd!r}")
-    return Annotation(
-        entry["id"],
-        category_id,
-        (left, top, box_width, box_height),
-        float(area),
-        bool(crowd),
-        counts,
-    )
+    counts = _read_mask(entry, height, width, needed=masks)
+    box, mended = _read_box(entry, counts, height, width)
+    area = entry.get("area")
+    if area is not None and not (are_numbers([area]) and area >= 0):
+        raise ValueError(f"its area must be a number of 0 or more, got {area!r}")
+    if not area:
+        mended += [NO_AREA] if area == 0 else []
+        area = box[2] * box[3] if counts is None else measure_area(counts, height, width)
+    kept = counts if masks else None
+    return Annotation(entry["id"], category_id, box, float(area), bool(crowd), kept), mended
 
 
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a value of JSON is a whole number of 64 bits; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
-
-
-def encode_mask(segmentation: object, height: int, width: int) -> bytes:
-    """Compressed run lengths of polygons, of numbers or of text, over an image.
-
-    Raises:
-        ValueError: it is none of these, or doesn't fit the image.
-    """
-    from faster_coco_eval import mask as masks
-
-    if isinstance(segmentation, dict):
-        lengths = _read_run_lengths(segmentation, height, width)
-        encoded: Any = masks.frPyObjects(
-            {"size": [height, width], "counts": lengths}, height, width
-        )
-        return _as_bytes(encoded["counts"])
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError("it has no mask: segmentation must be polygons or run lengths")
-    for polygon in segmentation:
-        if not _are_numbers(polygon, None) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(
-                "its polygon is degenerate: it must have three points or more, as x, y, x, y, ..."
-            )
-        if not (_inside(polygon[0::2], width) and _inside(polygon[1::2], height)):
-            raise ValueError(f"its polygon reaches outside the image of {width} x {height} pixels")
-    parts: Any = masks.frPyObjects(segmentation, height, width)
-    return _as_bytes(masks.merge(parts)["counts"])
-
-
-def decode_masks(annotations: Sequence[Annotation], height: int, width: int) -> np.ndarray:
-    """Masks [height, width, annotations] of 0 and 1, as bytes."""
-    from faster_coco_eval import mask as masks
-
-    if not annotations:
-        return np.zeros((height, width, 0), np.uint8)
-    size = [height, width]
-    return masks.decode([{"size": size, "counts": one.counts} for one in annotations])
-
-
-def find_box(annotation: Annotation, height: int, width: int) -> tuple[float, ...]:
-    """Left, top, width and height in pixels of what a mask covers."""
-    from faster_coco_eval import mask as masks
-
-    return tuple(masks.toBbox({"size": [height, width], "counts": annotation.counts}).tolist())
-
-
-def _read_run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[int]:
-    """Lengths of runs of 0 and 1 in turn, by columns; checked before compiled code sees them."""
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    if size != [height, width]:
-        raise ValueError(f"its mask has size {size}, the image [{height}, {width}]")
-    if isinstance(counts, str):
-        counts = _unpack(counts)
-    if not isinstance(counts, list) or not all(is_whole(one) and one >= 0 for one in counts):
-        raise ValueError("its run lengths must be text, or numbers of 0 or more")
-    if sum(counts) != height * width:
-        raise ValueError(
-            f"its run lengths cover {sum(counts)} pixels, the image has {height * width}"
-        )
+def _read_mask(entry: dict[str, Any], height: int, width: int, *, needed: bool) -> bytes | None:
+    """A mask's run lengths; None where there is none that is good, unless it is needed."""
+    if not has_mask(entry):
+        if needed:
+            raise ValueError("it has no mask: segmentation must be polygons or run lengths")
+        return None
+    try:
+        counts = encode_mask(entry.get("segmentation"), height, width)
+        if measure_area(counts, height, width) == 0:
+            raise ValueError("its mask covers no pixel")
+    except ValueError:
+        if needed or entry.get("bbox") is None:
+            raise
+        return None
     return counts
 
 
-def _unpack(text: str) -> list[int]:
-    """COCO's compressed run lengths: five bits a character from "0" on, differences from the
-    fourth length on, each to the second before it."""
-    lengths: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            raise ValueError(f"its run lengths have the character {character!r}")
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("its run lengths end within a number")
-    return lengths
+def _read_box(
+    entry: dict[str, Any], counts: bytes | None, height: int, width: int
+) -> tuple[Box, list[str]]:
+    """Left, top, width and height, and what was mended."""
+    segmentation, given = entry.get("segmentation"), entry.get("bbox")
+    mended = []
+    around = None
+    if counts is not None:
+        around = _to_corners(find_box(counts, height, width))
+        polygons = segmentation if isinstance(segmentation, list) else []
+        bounds = [find_bounds(polygon) for polygon in polygons]
+        if any(clip_corners(one, width, height) != one for one in bounds):
+            mended.append(CLIPPED)
+    if given is None:
+        if around is None:
+            raise ValueError("it has neither a box nor a mask")
+        return _to_sizes(around), mended
+    if not are_numbers(given, 4):
+        raise ValueError(f"its box must be four numbers, got {given!r}")
+    left, top, third, fourth = map(float, given)
+    corners = (left, top, left + third, top + fourth)
+    if around is not None and largest_distance(corners, around) > NEAR:
+        if largest_distance((left, top, third, fourth), around) <= NEAR:
+            corners = (left, top, third, fourth)
+            mended.append(CORNERS)
+        elif CLIPPED not in mended and not _overlap(corners, around):
+            mended.append(APART)
+    if corners[2] <= corners[0] or corners[3] <= corners[1]:
+        raise ValueError(f"its box has no area: {given}")
+    try:
+        clipped = clip_corners(corners, width, height)
+    except ValueError as error:
+        raise ValueError(f"its box {given} {error}") from None
+    if clipped != corners:
+        return _to_sizes(clipped), [*dict.fromkeys([*mended, CLIPPED])]
+    return _to_sizes(corners) if CORNERS in mended else (left, top, third, fourth), mended
 
 
-def _are_numbers(values: object, count: int | None) -> bool:
-    return (
-        isinstance(values, list)
-        and (count is None or len(values) == count)
-        and all(
-            isinstance(one, float | int) and not isinstance(one, bool) and abs(one) < LARGEST
-            for one in values
-        )
-    )
+def _to_corners(box: Box) -> Box:
+    return box[0], box[1], box[0] + box[2], box[1] + box[3]
 
 
-def _inside(places: Sequence[float], size: int) -> bool:
-    return min(places) >= -TOLERANCE and max(places) <= size + TOLERANCE
+def _to_sizes(corners: Box) -> Box:
+    return corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1]
 
 
-def _as_bytes(counts: str | bytes) -> bytes:
-    return counts.encode() if isinstance(counts, str) else counts
+def _overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes share half of the larger one."""
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    down = min(one[3], other[3]) - max(one[1], other[1])
+    larger = max((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return across > 0 and down > 0 and across * down >= 0.5 * larger

@@ -8,6 +8,7 @@ from halonet.detection.options import DetectorOptions, make_options
 from halonet.training.config import RunConfig, check_run_config
 
 BadAnnotations = Literal["skip", "refuse"]
+Masks = Literal["auto", "need", "ignore"]
 
 POLICIES: tuple[str, ...] = get_args(BadAnnotations)
 
@@ -19,6 +20,9 @@ class DetectionConfig(RunConfig):
     Attributes:
         data: coco:FOLDER.
         bad_annotations: skip what is wrong in the annotations, or refuse to train on them.
+        masks: need leaves out objects without a mask (Mask R-CNN), ignore takes the box of every
+            object (Faster R-CNN); auto needs them where all objects have one, ignores them where
+            none has one, and asks for one of the two where some have.
         model: of the backbone, one of `halonet models`.
         detector: what stands on the backbone.
         scale_jitter: smallest and largest random scale of a training image.
@@ -27,6 +31,7 @@ class DetectionConfig(RunConfig):
 
     data: str = "coco:coco"
     bad_annotations: BadAnnotations = "skip"
+    masks: Masks = "auto"
     model: str = "resnet_50_se_halo8"
     detector: DetectorOptions = field(default_factory=DetectorOptions)
     scale_jitter: tuple[float, float] = (0.8, 1.25)
@@ -51,6 +56,8 @@ def make_detection_config(fields: Mapping[str, Any]) -> DetectionConfig:
 def check_detection_config(config: DetectionConfig) -> None:
     """Raise ValueError for a value that no detector's run can have; it names the field."""
     check_run_config(config)
+    if config.masks == "need" and not config.detector.has_masks:
+        raise ValueError("masks need a detector that has them, got a mask_channels of 0")
     low, high = config.scale_jitter
     if not 0 < low <= high:
         raise ValueError(

@@ -13,10 +13,9 @@ from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
 from halonet.data.pixels import read_image
-from halonet.detection.coco import AnnotatedImages, as_ground_truth
-from halonet.detection.mask_rcnn import Detector
+from halonet.detection.data import AnnotatedImages, as_ground_truth
+from halonet.detection.detector import Detector
 
-KINDS = {"box": "bbox", "mask": "segm"}
 MASKS_AT_ONCE = 16  # a mask of the whole image takes 4 bytes a pixel
 
 
@@ -47,13 +46,13 @@ class DetectionMetrics:
     """COCO's metrics of boxes and of masks.
 
     Attributes:
-        box, mask: the metrics.
+        box, mask: the metrics; no `mask` where the data or the detections have none.
         max_detections: detections counted in each image.
         images: their number.
     """
 
     box: AveragePrecision
-    mask: AveragePrecision
+    mask: AveragePrecision | None
     max_detections: int
     images: int
 
@@ -68,8 +67,8 @@ def detect_images(
     """Detections of a model in COCO's result format, one image after the other.
 
     Each is a dict of "image_id", "category_id" as in the data, "bbox" [left, top, width, height]
-    in pixels, "score", and "segmentation" as compressed run lengths in text. The model is in
-    evaluation mode afterwards only if it was before.
+    in pixels, "score", and, of Mask R-CNN, "segmentation" as compressed run lengths in text. The
+    model is in evaluation mode afterwards only if it was before.
 
     Args:
         model: of the data's categories.
@@ -124,7 +123,10 @@ def score(
     unknown = [one["image_id"] for one in results if one["image_id"] not in known]
     if unknown:
         raise ValueError(f"results must be of images in {data.source}, got image {unknown[0]}")
-    box, mask = (_score_kind(data, results, kind, max_detections) for kind in KINDS.values())
+    box = _score_kind(data, results, "bbox", max_detections)
+    mask = None
+    if data.masks and all("segmentation" in one for one in results):
+        mask = _score_kind(data, results, "segm", max_detections)
     return DetectionMetrics(box, mask, max_detections, len(data.images))
 
 
@@ -189,17 +191,10 @@ def as_results(
         image_id: as in the data.
         category_ids: those of the labels 1, 2, ...
     """
-    from faster_coco_eval import mask as encoder
-
-    masks = []
-    for pasted in paste_masks(found, size):
-        by_column = np.asfortranarray(pasted.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
-        masks += encoder.encode(by_column)
     results = []
-    for box, score_, label, mask in zip(
-        found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), masks,
-        strict=True,
-    ):  # fmt: skip
+    for box, score_, label in zip(
+        found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
+    ):
         left, top, right, bottom = box
         results.append(
             {
@@ -207,10 +202,22 @@ def as_results(
                 "category_id": category_ids[label - 1],
                 "bbox": [round(one, 3) for one in (left, top, right - left, bottom - top)],
                 "score": round(score_, 6),
-                "segmentation": {"size": list(size), "counts": mask["counts"].decode()},
             }
         )
+    if "masks" in found:
+        for result, mask in zip(results, _encode_masks(found, size), strict=True):
+            result["segmentation"] = mask
     return results
+
+
+def _encode_masks(found: dict[str, Tensor], size: tuple[int, int]) -> Iterator[dict[str, Any]]:
+    """Masks over the whole image as compressed run lengths in text."""
+    from faster_coco_eval import mask as encoder
+
+    for pasted in paste_masks(found, size):
+        by_column = np.asfortranarray(pasted.permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+        for mask in encoder.encode(by_column):
+            yield {"size": list(size), "counts": mask["counts"].decode()}
 
 
 def as_pixels(image: object) -> Tensor:
@@ -224,13 +231,13 @@ def _score_kind(
     from faster_coco_eval import COCO, COCOeval_faster
 
     # The evaluation writes into what it gets.
-    copies = [dict(one, segmentation=dict(one["segmentation"])) for one in results]
-    if kind == "segm":
-        for one in copies:  # so that a detection is small or large by its mask
-            del one["bbox"]
-    else:
-        for one in copies:
-            del one["segmentation"]
+    copies = [dict(one) for one in results]
+    for one in copies:
+        if kind == "segm":
+            del one["bbox"]  # so that a detection is small or large by its mask
+            one["segmentation"] = dict(one["segmentation"])
+        else:
+            one.pop("segmentation", None)
     truth = COCO(as_ground_truth(data))
     evaluation = COCOeval_faster(truth, truth.loadRes(copies), kind)
     evaluation.params.maxDets = [max_detections]

@@ -26,7 +26,7 @@ class DetectorOptions:
         pyramid_channels: of each level of the pyramid.
         box_channels: of the two layers that classify a region.
         mask_channels: of the convolutions that draw a region's mask: most of a small detector's
-            work.
+            work; 0 for boxes alone (Faster R-CNN).
         training_regions: regions of an image that the second stage learns from, a quarter of them
             objects.
         trainable_stages: stages of the backbone that learn, from the last; the fifth is the stem.
@@ -48,6 +48,11 @@ class DetectorOptions:
     trainable_stages: int = STAGES
     frozen_norms: bool = False
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector gives masks (Mask R-CNN), or boxes alone (Faster R-CNN)."""
+        return self.mask_channels > 0
+
 
 def make_options(options: dict[str, Any]) -> DetectorOptions:
     """Options from plain values, lists for tuples; ValueError for what doesn't fit."""
@@ -66,11 +71,13 @@ def make_options(options: dict[str, Any]) -> DetectorOptions:
         )
     positive = (
         *("training_proposals", "proposals", "detections", "pyramid_channels"),
-        *("box_channels", "mask_channels", "training_regions"),
+        *("box_channels", "training_regions"),
     )
     for name in positive:
         if getattr(chosen, name) < 1:
             raise ValueError(f"{name} must be positive, got {getattr(chosen, name)}")
+    if chosen.mask_channels < 0:
+        raise ValueError(f"mask_channels must be 0 or more, got {chosen.mask_channels}")
     for name in ("anchor_sizes", "aspect_ratios"):
         if not getattr(chosen, name) or min(getattr(chosen, name)) <= 0:
             raise ValueError(f"{name} must be positive, got {list(getattr(chosen, name))}")

@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from halonet.data.pixels import read_image
-from halonet.detection.annotations import decode_masks
-from halonet.detection.coco import AnnotatedImage, Category
+from halonet.detection.data import AnnotatedImage, Category
+from halonet.detection.detector import Detector
 from halonet.detection.evaluate import (
     as_pixels,
     as_results,
@@ -21,7 +21,7 @@ from halonet.detection.evaluate import (
     evaluation_mode,
     paste_masks,
 )
-from halonet.detection.mask_rcnn import Detector
+from halonet.detection.masks import decode_masks
 
 # Told apart with most kinds of colour blindness (Okabe and Ito); classes take turns.
 COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -37,9 +37,9 @@ class Objects:
         boxes: [n, 4], left, top, right, bottom in pixels.
         labels: [n], from 1 on.
         scores: [n], from 0 to 1.
-        masks: [n, 1, 28, 28] within the boxes, from 0 to 1.
         class_names: of the labels 1, 2, ...
         category_ids: their ids in COCO's files.
+        masks: [n, 1, 28, 28] within the boxes, from 0 to 1; None of Faster R-CNN.
     """
 
     path: Path
@@ -47,9 +47,9 @@ class Objects:
     boxes: Tensor
     labels: Tensor
     scores: Tensor
-    masks: Tensor
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    masks: Tensor | None = None
 
     def as_results(self, image_id: int) -> list[dict[str, Any]]:
         """The objects in COCO's result format."""
@@ -66,7 +66,7 @@ class Objects:
         if not colors:
             return functional.to_pil_image(pixels)
         first = 0
-        for masks in paste_masks(self._found(), self.size):
+        for masks in () if self.masks is None else paste_masks(self._found(), self.size):
             chosen = colors[first : first + len(masks)]
             pixels = draw_segmentation_masks(pixels, masks, alpha=0.45, colors=chosen)
             first += len(masks)
@@ -74,8 +74,8 @@ class Objects:
         return functional.to_pil_image(pixels)
 
     def _found(self) -> dict[str, Tensor]:
-        return {"boxes": self.boxes, "masks": self.masks, "scores": self.scores,
-                "labels": self.labels}  # fmt: skip
+        found = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels}
+        return found if self.masks is None else found | {"masks": self.masks}
 
 
 def predict(
@@ -125,7 +125,10 @@ def draw_truth(image: AnnotatedImage, categories: Sequence[Category]) -> Image.I
     if not colors:
         return functional.to_pil_image(pixels)
     for one, color in zip(image.annotations, colors, strict=True):
-        mask = torch.from_numpy(decode_masks([one], image.height, image.width)).permute(2, 0, 1)
+        if one.counts is None:
+            continue
+        mask = torch.from_numpy(decode_masks([one.counts], image.height, image.width))
+        mask = mask.permute(2, 0, 1)
         pixels = draw_segmentation_masks(pixels, mask.bool(), alpha=0.45, colors=color)
     boxes = torch.tensor([one.box for one in image.annotations])
     boxes[:, 2:] += boxes[:, :2]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from halonet.data.pixels import read_image
-from halonet.detection.coco import AnnotatedImage, AnnotatedImages, DetectionData, load_coco
 from halonet.detection.config import (
     DetectionConfig,
     check_detection_config,
     make_detection_config,
 )
-from halonet.detection.dataset import CocoDataset, collate
+from halonet.detection.data import AnnotatedImage, AnnotatedImages, DetectionData
+from halonet.detection.dataset import DetectionDataset, collate
+from halonet.detection.detector import Detector, create_detector, save_detector, sum_losses
 from halonet.detection.evaluate import DetectionMetrics, detect_images, merge_results, score
-from halonet.detection.mask_rcnn import Detector, mask_rcnn, save_detector, sum_losses
 from halonet.detection.predict import draw_truth, predict
+from halonet.detection.sources import load_detection_data
 from halonet.files import write_atomically, write_text
 from halonet.models.metadata import find_checkpoint
 from halonet.training.compare import draw_curves, read_run
@@ -45,11 +47,9 @@ class DetectionEvaluation:
         """The scores by name, for logs; nan where nothing counts."""
         return {
             f"{kind}_{name}": math.nan if value is None else value
-            for kind in ("box", "mask")
-            for name, value in (
-                ("ap", getattr(self.metrics, kind).all),
-                ("ap50", getattr(self.metrics, kind).at_50),
-            )
+            for kind, found in (("box", self.metrics.box), ("mask", self.metrics.mask))
+            if found is not None
+            for name, value in (("ap", found.all), ("ap50", found.at_50))
         }
 
 
@@ -73,7 +73,6 @@ def resume_detector(folder: Path) -> RunResult[DetectionData, DetectionEvaluatio
 class Detection:
     """The task of `halonet detect train`, see `halonet.training.task.Task`."""
 
-    score = "mask_ap"
     resume_command = "halonet detect train --resume"
     collate = staticmethod(collate)
     make_config = staticmethod(make_detection_config)
@@ -82,15 +81,20 @@ class Detection:
     def __init__(self, config: DetectionConfig, accelerator: Accelerator) -> None:
         self.config = config
         self.device = accelerator.device
-        self.data = load_coco(
+        self.data = load_detection_data(
             config.data,
+            masks=config.masks if config.detector.has_masks else "ignore",
             bad_annotations=config.bad_annotations,
             progress=accelerator.is_main_process,
             accelerator=accelerator,
         )
+        if accelerator.is_main_process:
+            for line in self.data.describe():
+                print(f"halonet: {line}", file=sys.stderr)
+        self.score = "mask_ap" if self.data.masks else "box_ap"
         torch.manual_seed(config.seed)
         self.model = make_detector(config, self.data)
-        self.training = CocoDataset(
+        self.training = DetectionDataset(
             self.data.training,
             config.detector.image_size,
             scale_jitter=config.scale_jitter,
@@ -101,7 +105,7 @@ class Detection:
         self.validation = _Places(self.data.validation)
 
     def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the five losses of a batch, and each of them."""
+        """The sum of the losses of a batch, and each of them."""
         images, targets = batch
         images = [image.to(self.device, non_blocking=True) for image in images]
         targets = [
@@ -165,15 +169,18 @@ class _Places(Dataset):
 
 
 def make_detector(config: DetectionConfig, data: DetectionData) -> Detector:
-    """The detector that a configuration asks for, for the categories of the data."""
+    """The detector that a configuration asks for, for the categories of the data.
+
+    It is Faster R-CNN where the data has no masks.
+    """
     init = None if config.init is None else find_checkpoint(Path(config.init))
-    model = mask_rcnn(
+    model = create_detector(
         config.model,
         num_classes=len(data.categories),
         init=init,
         backend=config.backend,
         model_options=config.model_options,
-        **asdict(config.detector),
+        **asdict(config.detector) | ({} if data.masks else {"mask_channels": 0}),
     )
     model.class_names = tuple(category.name for category in data.categories)
     model.category_ids = tuple(category.id for category in data.categories)
@@ -195,6 +202,7 @@ def write_summary(
     """
     summary = {
         "data": data.name,
+        "detector": "Mask R-CNN" if model.options.has_masks else "Faster R-CNN",
         "model": model.backbone.body.variant.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_size": model.options.image_size,

@@ -5,7 +5,7 @@ import torch
 
 from halonet import cli
 from halonet.cli import classification, detect
-from halonet.detection.mask_rcnn import save_detector
+from halonet.detection.detector import save_detector
 from halonet.models.halonet import HaloNet
 from tests.detection.pictures import draw_coco, small_detector
 

@@ -91,7 +91,10 @@ TRAIN_OPTIONS = [
         ),
         (recipes.make_recipes_parser(), ["format", "help"]),
         (compare.make_compare_parser(), ["format", "help", "output", "score"]),
-        (detect.make_evaluate_parser(), ["data", "device", "help", "max_detections", "output"]),
+        (
+            detect.make_evaluate_parser(),
+            ["data", "device", "help", "masks", "max_detections", "output"],
+        ),
         (detect.make_predict_parser(), ["device", "help", "output", "score_threshold"]),
     ],
     ids=[

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as official
 
-from halonet.detection.mask_rcnn import Detector, mask_rcnn
+from halonet.detection.detector import Detector, create_detector
 from tests.models.test_halonet import revive
 
 CATEGORIES = [{"id": 7, "name": "square"}, {"id": 3, "name": "bar"}]  # gaps, and not in order
@@ -41,7 +41,7 @@ def small_detector(name: str = "resnet_50_se_halo8", **options: Any) -> Detector
         "detections": 10,
         "score_threshold": 0.0,
     } | options
-    model = mask_rcnn(name, model_options=model_options, **options)
+    model = create_detector(name, model_options=model_options, **options)
     if "init" not in options:
         revive(model.backbone.body)
     return model
@@ -75,12 +75,14 @@ def draw_mask(
     return {"size": list(size), "counts": encoded["counts"].decode()}
 
 
-def draw_coco(folder: Path) -> Path:
+def draw_coco(folder: Path, *, masks: bool = True) -> Path:
     """Three images with objects and one without, in COCO's own layout; train and val alike."""
     for part in ("train2017", "val2017"):
         (folder / part).mkdir(parents=True)
         (folder / "annotations").mkdir(exist_ok=True)
         content = describe_images(folder / part)
+        for entry in content["annotations"]:
+            entry["segmentation"] = entry["segmentation"] if masks else []
         path = folder / "annotations" / f"instances_{part}.json"
         path.write_text(json.dumps(content))
     return folder

@@ -11,9 +11,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as official
 
-from halonet.detection import coco
-from halonet.detection.annotations import BadAnnotations, decode_masks, encode_mask
-from halonet.detection.coco import AnnotatedImages, Category, load_coco, read_coco
+from halonet.detection import check
+from halonet.detection.annotations import BadAnnotations
+from halonet.detection.check import check_content
+from halonet.detection.coco import read_coco
+from halonet.detection.data import AnnotatedImages, Category
+from halonet.detection.masks import decode_masks, encode_mask
+from halonet.detection.sources import load_detection_data
 from tests.detection.pictures import (
     SHARED,
     describe_images,
@@ -32,6 +36,10 @@ def folder(tmp_path: Path) -> Path:
     return draw_coco(tmp_path / "shapes")
 
 
+def read(path: Path, **options: Any) -> AnnotatedImages:
+    return check_content(read_coco(path), **({"masks": True} | options))
+
+
 def change(folder: Path, edit: Any) -> Path:
     """Rewrite the training annotations."""
     path = folder / "annotations" / "instances_train2017.json"
@@ -42,7 +50,7 @@ def change(folder: Path, edit: Any) -> Path:
 
 
 def test_reads_cocos_own_layout(folder: Path) -> None:
-    data = load_coco(f"coco:{folder}")
+    data = load_detection_data(f"coco:{folder}")
     assert data.categories == (Category(3, "bar"), Category(7, "square"))
     assert [image.id for image in data.training.images] == [10, 11, 12, 13]
     assert [len(image.annotations) for image in data.training.images] == [2, 2, 3, 0]
@@ -67,14 +75,14 @@ def test_finds_other_layouts(tmp_path: Path, annotations: str, images: str) -> N
         path = tmp_path / annotations.format(part=part)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(describe_images(place)))
-    data = load_coco(f"coco:{tmp_path}")
+    data = load_detection_data(f"coco:{tmp_path}")
     assert len(data.training.images) == len(data.validation.images) == 4
 
 
 def test_a_file_alone_and_its_folder(folder: Path) -> None:
     path = folder / "annotations" / "instances_val2017.json"
-    assert len(read_coco(path).images) == 4
-    assert len(read_coco(path, folder / "train2017").images) == 4
+    assert len(read(path).images) == 4
+    assert read_coco(path, folder / "train2017").folder == folder / "train2017"
 
 
 @pytest.mark.parametrize(
@@ -103,12 +111,12 @@ def test_masks_are_pycocotools(segmentation: Any) -> None:
 @needs_shared_data
 @pytest.mark.parametrize("name", ["tiny_coco", "nuclei"])
 def test_real_masks_are_pycocotools(name: str) -> None:
-    data = load_coco(f"coco:{SHARED / name}", read_images=False).validation
+    data = load_detection_data(f"coco:{SHARED / name}", read_images=False).validation
     content = json.loads(data.source.read_text())
     segmentations = {entry["id"]: entry["segmentation"] for entry in content["annotations"]}
     assert sum(len(image.annotations) for image in data.images) == len(segmentations)
     for image in data.images[:20]:
-        masks = decode_masks(image.annotations, image.height, image.width)
+        masks = decode_masks([one.counts for one in image.annotations], image.height, image.width)
         for place, one in enumerate(image.annotations):
             expected = segmentations[one.id]
             if isinstance(expected, list):
@@ -148,7 +156,8 @@ BAD = {
     "two points": ({"segmentation": [[1.0, 1.0, 5.0, 5.0]]}, "its polygon is degenerate"),
     "odd": ({"segmentation": [[1.0] * 7]}, "its polygon is degenerate"),
     "not numbers": ({"segmentation": [[1, 2, 3, "4", 5, 6]]}, "its polygon is degenerate"),
-    "empty polygon": ({"segmentation": [[]]}, "its polygon is degenerate"),
+    "empty polygon": ({"segmentation": [[]]}, "it has no mask"),
+    "half a mask": ({"segmentation": [[], [1, 2, 3, 4, 5, 9]]}, "its polygon is degenerate"),
     "a line": ({"segmentation": [[2.0, 2.0, 9.0, 2.0, 2.0, 2.0]]}, "its mask covers no pixel"),
     "far polygon": ({"segmentation": [rectangle(10, 8, 1_000_000, 5)]}, "its polygon reaches"),
     "no pixel": ({"segmentation": {"size": [44, 60], "counts": [44 * 60]}}, "covers no pixel"),
@@ -159,11 +168,11 @@ BAD = {
     "cut text": ({"segmentation": {"size": [44, 60], "counts": "P"}}, "end within a number"),
     "strange text": ({"segmentation": {"size": [44, 60], "counts": " "}}, "have the character"),
     "outside": ({"bbox": [70, 8, 16, 16]}, "reaches outside the image of 60 x 44 pixels"),
-    "beyond": ({"bbox": [10, 8, 16, 60]}, "reaches outside"),
+    "beyond": ({"bbox": [10, 8, 16, 80]}, "reaches outside"),
     "no width": ({"bbox": [10, 8, 0, 16]}, "its box has no area"),
     "three numbers": ({"bbox": [10, 8, 16]}, "its box must be four numbers"),
     "not a number": ({"bbox": [10, 8, float("nan"), 16]}, "its box must be four numbers"),
-    "area": ({"area": 0}, "its area must be a positive number, got 0"),
+    "area": ({"area": -1}, "its area must be a number of 0 or more, got -1"),
 }
 
 
@@ -172,7 +181,7 @@ def test_a_bad_annotation_is_listed_and_left_out(
     folder: Path, fields: dict[str, Any], reason: str
 ) -> None:
     path = change(folder, lambda content: content["annotations"][0].update(fields))
-    data = read_coco(path)
+    data = read(path)
     (problem,) = data.problems
     assert (problem.image_id, problem.annotation_id) == (10, 0)
     assert reason in problem.reason
@@ -183,7 +192,7 @@ def test_a_bad_annotation_is_listed_and_left_out(
 @pytest.mark.parametrize("image_id", [*WRONG_TYPES, None])
 def test_an_annotation_of_no_image_is_named_by_its_own_id(folder: Path, image_id: Any) -> None:
     path = change(folder, lambda content: content["annotations"][0].update(image_id=image_id))
-    (problem,) = read_coco(path).problems
+    (problem,) = read(path).problems
     assert (problem.image_id, problem.annotation_id) == (None, 0)
     assert str(problem) == f"annotation 0: its image_id must be a whole number, got {image_id!r}"
 
@@ -192,7 +201,7 @@ def test_an_annotation_of_no_image_is_named_by_its_own_id(folder: Path, image_id
 @pytest.mark.parametrize("name", ["width", "height"])
 def test_an_image_of_no_size_is_named(folder: Path, name: str, value: Any) -> None:
     path = change(folder, lambda content: content["images"][0].update({name: value}))
-    data = read_coco(path)
+    data = read(path)
     assert [image.id for image in data.images] == [11, 12, 13]
     assert "image 10: its width and height must be positive" in str(data.problems[0])
 
@@ -200,7 +209,7 @@ def test_an_image_of_no_size_is_named(folder: Path, name: str, value: Any) -> No
 @pytest.mark.parametrize("value", [7, [7], {"name": "10.png"}, None, True])
 def test_an_image_without_a_file_name_is_named(folder: Path, value: Any) -> None:
     path = change(folder, lambda content: content["images"][0].update(file_name=value))
-    data = read_coco(path)
+    data = read(path)
     assert [image.id for image in data.images] == [11, 12, 13]
     assert str(data.problems[0]) == f"image 10: its file_name must be text, got {value!r}"
 
@@ -208,14 +217,14 @@ def test_an_image_without_a_file_name_is_named(folder: Path, value: Any) -> None
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800", "", "."])
 def test_a_file_that_cannot_be_is_not_there(folder: Path, name: str) -> None:
     path = change(folder, lambda content: content["images"][0].update(file_name=name))
-    (problem,) = read_coco(path).problems
+    (problem,) = read(path).problems
     assert str(problem).startswith("image 10: no image at")
 
 
 def test_null_is_as_none(folder: Path) -> None:
     nothing = {"bbox": None, "area": None, "iscrowd": None}
     path = change(folder, lambda content: content["annotations"][0].update(nothing))
-    data, before = read_coco(path), read_coco(folder / "annotations" / "instances_val2017.json")
+    data, before = read(path), read(folder / "annotations" / "instances_val2017.json")
     assert data.problems == ()
     assert data.images[0].annotations == before.images[0].annotations
 
@@ -227,14 +236,17 @@ def test_bad_annotations_are_refused_if_asked(folder: Path) -> None:
 
     path = change(folder, spoil)
     with pytest.raises(BadAnnotations, match=r"6 bad annotations: image 10, .* and 1 more") as all_:
-        read_coco(path, bad_annotations="refuse")
+        read(path, bad_annotations="refuse")
     assert len(all_.value.problems) == 6
     with pytest.raises(ValueError, match="must be skip or refuse, got 'stop'"):
-        read_coco(path, bad_annotations="stop")
-    data = read_coco(path)
+        read(path, bad_annotations="stop")
+    with pytest.raises(ValueError, match="no object that can be used: image 10, annotation 0"):
+        read(path)  # a crowd is left
+    path = change(folder, lambda content: content["annotations"][4].update(category_id=7))
+    data = read(path)
     assert [image.id for image in data.images] == [12, 13]  # the others have nothing good left
     with pytest.raises(BadAnnotations):
-        load_coco(f"coco:{folder}", bad_annotations="refuse")
+        load_detection_data(f"coco:{folder}", bad_annotations="refuse")
 
 
 def test_bad_images_are_listed_and_left_out(folder: Path) -> None:
@@ -248,7 +260,7 @@ def test_bad_images_are_listed_and_left_out(folder: Path) -> None:
         stray = content["annotations"][0] | {"id": 99, "image_id": 55}
         content["annotations"].append(stray)
 
-    data = read_coco(change(folder, spoil))
+    data = read(change(folder, spoil))
     reasons = {problem.image_id: problem.reason for problem in data.problems}
     assert [image.id for image in data.images] == [12]
     assert "no image at" in reasons[10]
@@ -256,7 +268,7 @@ def test_bad_images_are_listed_and_left_out(folder: Path) -> None:
     assert "has 30 x 30 pixels, the annotations say 40 x 40" in reasons[13]
     assert "width and height must be positive" in reasons[14]
     assert "the image is unknown" in reasons[55]
-    found = read_coco(data.source, read_images=False)
+    found = read(data.source, read_images=False)
     assert [image.id for image in found.images] == [11, 12, 13]
 
 
@@ -264,14 +276,14 @@ def test_processes_share_the_files(folder: Path, monkeypatch: pytest.MonkeyPatch
     images = folder / "train2017"
     (images / "10.png").unlink()
     (images / "11.png").write_bytes(b"no image")
-    (images / "12.png").write_bytes(b"no image")
+    (images / "13.png").write_bytes(b"no image")
     path = folder / "annotations" / "instances_train2017.json"
-    alone = read_coco(path)
-    assert [problem.image_id for problem in alone.problems] == [10, 11, 12]
+    alone = read(path)
+    assert [problem.image_id for problem in alone.problems] == [10, 11, 13]
 
-    read: list[str] = []
-    original = coco.read_image
-    monkeypatch.setattr(coco, "read_image", lambda path: read.append(path.name) or original(path))
+    seen: list[str] = []
+    original = check.read_image
+    monkeypatch.setattr(check, "read_image", lambda path: seen.append(path.name) or original(path))
     shares: dict[int, list] = {}
 
     def share(index: int, others: list) -> AnnotatedImages:
@@ -283,13 +295,13 @@ def test_processes_share_the_files(folder: Path, monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(accelerate.utils, "gather_object", gather)
         processes: Any = SimpleNamespace(process_index=index, num_processes=2)
-        return read_coco(path, accelerator=processes)
+        return read(path, accelerator=processes)
 
     share(1, [])
-    assert sorted(read) == ["11.png", "13.png"]
-    read.clear()
+    assert sorted(seen) == ["11.png", "13.png"]
+    seen.clear()
     assert share(0, shares[1]) == alone
-    assert read == ["12.png"]  # and 10.png isn't there
+    assert seen == ["12.png"]  # and 10.png isn't there
     assert share(1, shares[0]) == alone
 
 
@@ -298,8 +310,8 @@ def test_boxes_and_areas_may_be_left_to_the_mask(folder: Path) -> None:
         for entry in content["annotations"]:
             del entry["bbox"], entry["area"], entry["iscrowd"]
 
-    before = read_coco(folder / "annotations" / "instances_val2017.json")
-    after = read_coco(change(folder, strip))
+    before = read(folder / "annotations" / "instances_val2017.json")
+    after = read(change(folder, strip))
     for one, other in zip(before.images[0].annotations, after.images[0].annotations, strict=True):
         assert (one.box, one.area) == (other.box, other.area)
 
@@ -311,7 +323,7 @@ def test_boxes_and_areas_may_be_left_to_the_mask(folder: Path) -> None:
         (lambda content: content.update(images=[]), "has no images"),
         (lambda content: content.update(categories=[]), "has no categories"),
         (lambda content: content["images"][0].update(id="a"), "must be a whole number, got 'a'"),
-        (lambda content: content["images"][0].update(id=10.0), "must be a whole number, got 10.0"),
+        (lambda content: content["images"][0].update(id=10.5), "must be a whole number, got 10.5"),
         (lambda content: content["images"][0].update(id=2**63), "must be a whole number, got 9"),
         (lambda content: content["annotations"][0].update(id=[0]), r"number, got \[0\]"),
         (lambda content: content["annotations"][0].update(id=True), "number, got True"),
@@ -325,25 +337,25 @@ def test_boxes_and_areas_may_be_left_to_the_mask(folder: Path) -> None:
 def test_what_is_no_cocos_format_is_refused(folder: Path, edit: Any, message: str) -> None:
     change(folder, edit)
     with pytest.raises(ValueError, match=message):
-        load_coco(f"coco:{folder}")
+        load_detection_data(f"coco:{folder}")
 
 
 def test_what_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data must be coco:FOLDER, got 'folder:x'"):
-        load_coco("folder:x")
+        load_detection_data("folder:x")
     with pytest.raises(FileNotFoundError, match="no folder at"):
-        load_coco(f"coco:{tmp_path / 'none'}")
+        load_detection_data(f"coco:{tmp_path / 'none'}")
     with pytest.raises(FileNotFoundError, match="has no annotation file for train"):
-        load_coco(f"coco:{folder / 'train2017'}")
+        load_detection_data(f"coco:{folder / 'train2017'}")
     change(folder, lambda content: [one.update(file_name="x") for one in content["images"]])
     with pytest.raises(FileNotFoundError, match="the first of them 'x', lie in none of"):
-        load_coco(f"coco:{folder}")
+        load_detection_data(f"coco:{folder}")
     twice = folder / "annotations" / "instances_train2014.json"
     twice.write_text("{}")
     with pytest.raises(ValueError, match="several annotation files for train"):
-        load_coco(f"coco:{folder}")
+        load_detection_data(f"coco:{folder}")
     twice.unlink()
     path = folder / "annotations" / "instances_train2017.json"
     path.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
-        load_coco(f"coco:{folder}")
+        load_detection_data(f"coco:{folder}")

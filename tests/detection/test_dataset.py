@@ -7,15 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from halonet.detection.coco import AnnotatedImages, load_coco
-from halonet.detection.dataset import CocoDataset, collate
+from halonet.detection.data import AnnotatedImages
+from halonet.detection.dataset import DetectionDataset, collate
+from halonet.detection.sources import load_detection_data
 from tests.detection.pictures import SHARED, draw_coco, needs_shared_data
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedImages:
     folder = draw_coco(tmp_path_factory.mktemp("coco") / "shapes")
-    return load_coco(f"coco:{folder}").training
+    return load_detection_data(f"coco:{folder}").training
 
 
 def middle(mask: torch.Tensor) -> torch.Tensor:
@@ -29,7 +30,7 @@ def middle(mask: torch.Tensor) -> torch.Tensor:
 def test_masks_lie_on_their_objects(
     data: AnnotatedImages, image_size: int, jitter: tuple[float, float]
 ) -> None:
-    dataset = CocoDataset(data, image_size, scale_jitter=jitter)
+    dataset = DetectionDataset(data, image_size, scale_jitter=jitter)
     seen = 0
     for epoch in range(6):
         for index in range(3):
@@ -45,7 +46,7 @@ def test_masks_lie_on_their_objects(
 
 
 def test_boxes_are_around_masks(data: AnnotatedImages) -> None:
-    dataset = CocoDataset(data, 48, scale_jitter=(1.5, 3.0))
+    dataset = DetectionDataset(data, 48, scale_jitter=(1.5, 3.0))
     counts = set()
     for epoch in range(10):
         _, target = dataset[epoch, 0]
@@ -58,7 +59,7 @@ def test_boxes_are_around_masks(data: AnnotatedImages) -> None:
 
 
 def test_as_it_is_without_changes(data: AnnotatedImages) -> None:
-    dataset = CocoDataset(data, 60, scale_jitter=(1.0, 1.0), horizontal_flip=False)
+    dataset = DetectionDataset(data, 60, scale_jitter=(1.0, 1.0), horizontal_flip=False)
     image, target = dataset[0, 0]
     assert target["boxes"].tolist() == [[10, 8, 26, 24], [4, 30, 34, 36]]
     assert target["labels"].tolist() == [2, 1]
@@ -69,7 +70,7 @@ def test_as_it_is_without_changes(data: AnnotatedImages) -> None:
 
 
 def test_crowds_and_empty_images(data: AnnotatedImages) -> None:
-    dataset = CocoDataset(data, 64)
+    dataset = DetectionDataset(data, 64)
     assert len(dataset[0, 2][1]["boxes"]) == 2
     _, empty = dataset[0, 3]
     assert empty["boxes"].shape == (0, 4)
@@ -79,8 +80,8 @@ def test_crowds_and_empty_images(data: AnnotatedImages) -> None:
 
 def test_items_come_again_the_same(data: AnnotatedImages) -> None:
     state = torch.get_rng_state()
-    one, again = (CocoDataset(data, 64, seed=5) for _ in range(2))
-    other = CocoDataset(data, 64, seed=6)
+    one, again = (DetectionDataset(data, 64, seed=5) for _ in range(2))
+    other = DetectionDataset(data, 64, seed=6)
     for key in [(0, 0), (3, 1)]:
         (image, target), (same, same_target) = one[key], again[key]
         assert torch.equal(image, same)
@@ -91,7 +92,7 @@ def test_items_come_again_the_same(data: AnnotatedImages) -> None:
 
 
 def test_goes_through_a_loader_with_workers(data: AnnotatedImages) -> None:
-    dataset = CocoDataset(data, 64)
+    dataset = DetectionDataset(data, 64)
     keys: Sequence = [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]
     loader = torch.utils.data.DataLoader(
         dataset, batch_sampler=keys, collate_fn=collate, num_workers=1
@@ -103,15 +104,15 @@ def test_goes_through_a_loader_with_workers(data: AnnotatedImages) -> None:
 
 def test_bad_values_are_named(data: AnnotatedImages) -> None:
     with pytest.raises(ValueError, match="scale_jitter must be two positive factors"):
-        CocoDataset(data, 64, scale_jitter=(1.25, 0.8))
+        DetectionDataset(data, 64, scale_jitter=(1.25, 0.8))
     with pytest.raises(ValueError, match="image_size must be positive, got 0"):
-        CocoDataset(data, 0)
+        DetectionDataset(data, 0)
 
 
 @needs_shared_data
 def test_real_images_keep_their_objects() -> None:
-    data = load_coco(f"coco:{SHARED / 'nuclei'}", read_images=False).validation
-    dataset = CocoDataset(data, 640, scale_jitter=(1.0, 1.0), horizontal_flip=False)
+    data = load_detection_data(f"coco:{SHARED / 'nuclei'}", read_images=False).validation
+    dataset = DetectionDataset(data, 640, scale_jitter=(1.0, 1.0), horizontal_flip=False)
     for index in range(5):
         _, target = dataset[0, index]
         entry = data.images[index]

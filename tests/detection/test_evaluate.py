@@ -13,13 +13,14 @@ from pycocotools import mask as official
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from halonet.detection.coco import AnnotatedImages, as_ground_truth, load_coco, select_images
+from halonet.detection.data import AnnotatedImages, as_ground_truth, select_images
 from halonet.detection.evaluate import (
     AveragePrecision,
     detect_images,
     merge_results,
     score,
 )
+from halonet.detection.sources import load_detection_data
 from tests.detection.pictures import SHARED, draw_coco, needs_shared_data, small_detector
 
 # pycocotools' own, under numpy 2.
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedImages:
     folder = draw_coco(tmp_path_factory.mktemp("coco") / "shapes")
-    return load_coco(f"coco:{folder}").validation
+    return load_detection_data(f"coco:{folder}").validation
 
 
 def truth_as_results(data: AnnotatedImages) -> list[dict[str, Any]]:
@@ -149,19 +150,19 @@ def test_metrics_are_pycocotools(data: AnnotatedImages, max_detections: int) -> 
 @needs_shared_data
 @pytest.mark.parametrize(("name", "max_detections"), [("tiny_coco", 100), ("nuclei", 300)])
 def test_metrics_are_pycocotools_on_real_data(name: str, max_detections: int) -> None:
-    data = load_coco(f"coco:{SHARED / name}", read_images=False).validation
+    data = load_detection_data(f"coco:{SHARED / name}", read_images=False).validation
     assert data.problems == ()
     check_against_pycocotools(data, shaken(data), max_detections)
 
 
 @needs_shared_data
 def test_real_truth_is_perfect() -> None:
-    data = load_coco(f"coco:{SHARED / 'tiny_coco'}", read_images=False)
+    data = load_detection_data(f"coco:{SHARED / 'tiny_coco'}", read_images=False)
     for part in (data.training, data.validation):
         metrics = score(part, truth_as_results(part))
         assert metrics.box.all == pytest.approx(1)
         assert metrics.mask.all == pytest.approx(1)
-    crowded = load_coco(f"coco:{SHARED / 'nuclei'}", read_images=False).validation
+    crowded = load_detection_data(f"coco:{SHARED / 'nuclei'}", read_images=False).validation
     results = truth_as_results(crowded)
     assert score(crowded, results, max_detections=100).mask.all < 0.95
     assert score(crowded, results, max_detections=400).mask.all == pytest.approx(1)

@@ -10,9 +10,9 @@ from PIL import Image, ImageChops
 from halonet import cli
 from halonet.cli.detect import name_pictures
 from halonet.data.pixels import read_image
-from halonet.detection.coco import load_coco
-from halonet.detection.mask_rcnn import save_detector
+from halonet.detection.detector import save_detector
 from halonet.detection.predict import Objects, draw_truth, predict
+from halonet.detection.sources import load_detection_data
 from halonet.models.pretrained import save_model
 from tests.detection.pictures import draw_coco, small_detector
 
@@ -56,7 +56,7 @@ def test_masks_are_drawn_where_they_are(tmp_path: Path) -> None:
     box = torch.tensor([[10.0, 5.0, 30.0, 25.0]])
     found = Objects(
         tmp_path / "x.png", (40, 50), box, torch.tensor([2]), torch.tensor([0.9]),
-        torch.ones(1, 1, 28, 28), ("bar", "square"), (3, 7),
+        ("bar", "square"), (3, 7), torch.ones(1, 1, 28, 28),
     )  # fmt: skip
     picture = found.draw(image)
     assert picture.getpixel((24, 20)) != (0, 0, 0)
@@ -64,7 +64,7 @@ def test_masks_are_drawn_where_they_are(tmp_path: Path) -> None:
 
 
 def test_truth_is_drawn(tmp_path: Path) -> None:
-    data = load_coco(f"coco:{draw_coco(tmp_path / 'shapes')}").training
+    data = load_detection_data(f"coco:{draw_coco(tmp_path / 'shapes')}").training
     for image in data.images:
         picture = draw_truth(image, data.categories)
         same = picture.tobytes() == read_image(image.path).tobytes()

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN on our backbones, and how it is saved and loaded."""
+"""torchvision's Mask R-CNN and Faster R-CNN on our backbones, and how they are saved and loaded."""
 
 import copy
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -29,10 +29,6 @@ from halonet.models.metadata import (
     write_weights,
 )
 
-LOSS_NAMES = (
-    "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class DetectorDescription(Description):
@@ -45,18 +41,20 @@ class DetectorDescription(Description):
     category_ids: tuple[int, ...] | None
 
 
-class Detector(MaskRCNN):
+class Detector(FasterRCNN):
     """torchvision's Mask R-CNN, whose loss of an image doesn't depend on its batch.
 
+    Without `options.mask_channels` it is torchvision's Faster R-CNN: boxes alone, no masks.
+
     In training it takes images [3, height, width] of one size, from 0 to 1, and their targets, as
-    `CocoDataset` makes them, and returns torchvision's five losses, each the mean over images
-    (torchvision averages over the objects of the batch; with one image they are the same). The
-    backbone sees the batch, the heads one image after the other. A target that has a "seed" draws
-    its samples by it, so that a batch may be spread over processes.
+    `DetectionDataset` makes them, and returns torchvision's losses, four of boxes and one of masks,
+    each the mean over images (torchvision averages over the objects of the batch; with one image
+    they are the same). The backbone sees the batch, the heads one image after the other. A target
+    that has a "seed" draws its samples by it, so that a batch may be spread over processes.
 
     In evaluation it takes images of any size and aspect, scales the longer side to
     `options.image_size`, and returns torchvision's dicts: "boxes" [n, 4] as left, top, right,
-    bottom in pixels of the image, "labels" [n] from 1 on, "scores" [n] and "masks"
+    bottom in pixels of the image, "labels" [n] from 1 on, "scores" [n] and, with masks, "masks"
     [n, 1, height, width] from 0 to 1, best scores first.
 
     Attributes:
@@ -79,6 +77,9 @@ class Detector(MaskRCNN):
             tuple((size,) for size in options.anchor_sizes),
             (options.aspect_ratios,) * len(options.anchor_sizes),
         )
+        box_head = TwoMLPHead(backbone.out_channels * 7**2, options.box_channels)
+        box_predictor = FastRCNNPredictor(options.box_channels, num_classes + 1)
+        masks = _make_mask_parts(backbone.out_channels, num_classes, options, names)
         super().__init__(
             backbone,
             min_size=options.image_size,
@@ -94,18 +95,15 @@ class Detector(MaskRCNN):
             rpn_pre_nms_top_n_test=options.proposals,
             rpn_post_nms_top_n_test=options.proposals,
             box_roi_pool=_make_pool(names, 7),
-            box_head=TwoMLPHead(backbone.out_channels * 7**2, options.box_channels),
-            box_predictor=FastRCNNPredictor(options.box_channels, num_classes + 1),
+            box_head=box_head,
+            box_predictor=box_predictor,
             box_batch_size_per_image=options.training_regions,
-            mask_roi_pool=_make_pool(names, 14),
-            mask_head=MaskRCNNHeads(backbone.out_channels, (options.mask_channels,) * 4, 1),
-            mask_predictor=MaskRCNNPredictor(
-                options.mask_channels, options.mask_channels, num_classes + 1
-            ),
             box_score_thresh=options.score_threshold,
             box_nms_thresh=options.overlap_threshold,
             box_detections_per_img=options.detections,
         )
+        for name, part in masks.items():
+            setattr(self.roi_heads, name, part)
         self.options = options
         self.num_classes = num_classes
         self.class_names: tuple[str, ...] | None = None
@@ -134,10 +132,10 @@ class Detector(MaskRCNN):
                 if seed is not None:
                     torch.manual_seed(int(seed))
                 losses.append(self._image_losses(batch[index : index + 1], size, levels, target))
-        return {name: torch.stack([one[name] for one in losses]).mean() for name in LOSS_NAMES}
+        return {name: torch.stack([one[name] for one in losses]).mean() for name in losses[0]}
 
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """As in evaluation, with "masks" as [n, 1, 28, 28] within the boxes: little memory."""
+        """As in evaluation, any "masks" as [n, 1, 28, 28] within the boxes: little memory."""
         originals = [(image.shape[1], image.shape[2]) for image in images]
         batch, _ = self.transform(list(images))
         features = self.backbone(batch.tensors)
@@ -175,7 +173,7 @@ class Detector(MaskRCNN):
         return losses | head_losses
 
 
-def mask_rcnn(
+def create_detector(
     backbone: str = "resnet_50_se_halo8",
     *,
     num_classes: int = 80,
@@ -184,7 +182,7 @@ def mask_rcnn(
     model_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Detector:
-    """Mask R-CNN with a feature pyramid on any of our variants.
+    """Mask R-CNN or Faster R-CNN with a feature pyramid on any of our variants.
 
     Args:
         backbone: one of `halonet.list_models()`; see `make_backbone` for the paper's.
@@ -192,15 +190,17 @@ def mask_rcnn(
         init: a classification checkpoint of ours that the backbone starts from.
         backend: name of the operator's backend; None takes the fastest.
         model_options: fields of `Variant` to change in the backbone, such as `block_size`.
-        **options: fields of `DetectorOptions`.
+        **options: fields of `DetectorOptions`; `mask_channels=0` makes it Faster R-CNN.
 
     Raises:
         ValueError: an unknown name or option, or a value that doesn't fit.
         FileNotFoundError: there is no such checkpoint.
 
     Example:
-        >>> detector = mask_rcnn("resnet_50_se_halo8", num_classes=1, image_size=512,
-        ...                      anchor_sizes=(8, 16, 32, 64, 128), detections=400, proposals=2000)
+        >>> detector = create_detector(
+        ...     "resnet_50_se_halo8", num_classes=1, image_size=512, detections=400,
+        ...     proposals=2000, anchor_sizes=(8, 16, 32, 64, 128),
+        ... )
     """
     chosen = make_options(options)
     pyramid = make_backbone(
@@ -216,7 +216,7 @@ def mask_rcnn(
 
 
 def sum_losses(losses: dict[str, Tensor]) -> Tensor:
-    """The loss to train on: the sum of torchvision's five."""
+    """The loss to train on: the sum of torchvision's."""
     return torch.stack(list(losses.values())).sum()
 
 
@@ -333,6 +333,20 @@ PAPER_ROWS = (
 # fmt: on
 
 _OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+
+
+def _make_mask_parts(
+    channels: int, num_classes: int, options: DetectorOptions, levels: list[str]
+) -> dict[str, nn.Module]:
+    """What Mask R-CNN has beside Faster R-CNN, by torchvision's names; none without masks."""
+    if not options.has_masks:
+        return {}
+    width = options.mask_channels
+    return {
+        "mask_roi_pool": _make_pool(levels, 14),
+        "mask_head": MaskRCNNHeads(channels, (width,) * 4, 1),
+        "mask_predictor": MaskRCNNPredictor(width, width, num_classes + 1),
+    }
 
 
 def _make_pool(names: list[str], size: int) -> MultiScaleRoIAlign:

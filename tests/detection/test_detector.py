@@ -7,12 +7,11 @@ import torch
 from torchvision.models.detection import MaskRCNN
 
 import halonet
-from halonet.detection.mask_rcnn import (
-    LOSS_NAMES,
+from halonet.detection.detector import (
     PAPER_ROWS,
     DetectorDescription,
+    create_detector,
     load_detector,
-    mask_rcnn,
     save_detector,
     sum_losses,
 )
@@ -20,6 +19,7 @@ from tests.detection.pictures import NARROW, make_target, small_detector
 from tests.models.test_halonet import revive
 from tests.models.test_metadata import field_paths, put, remove, rewrite
 
+LOSS_NAMES = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"]
 BOXES = [[4, 4, 24, 20], [30, 10, 50, 60]]
 
 
@@ -255,7 +255,7 @@ def test_rows_are_variants() -> None:
 )
 def test_bad_options_are_named(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        mask_rcnn("resnet_50_se", model_options=NARROW, **options)
+        create_detector("resnet_50_se", model_options=NARROW, **options)
 
 
 def test_bad_batches_are_named() -> None:
