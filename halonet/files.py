@@ -4,7 +4,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,6 +69,14 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; what isn't Unicode in file names is escaped."""
     content = text.encode("utf-8", "backslashreplace")
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def require_no_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise FileExistsError where writing to `output` would overwrite one of the inputs."""
+    if output.is_file():
+        for path in inputs:
+            if path.exists() and path.samefile(output):
+                raise FileExistsError(f"output {output} is an input too; choose another")
 
 
 def require_empty(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: halonet COMMAND."""
 
+import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     if name not in COMMANDS:
         fail(f"{name!r} is not a command; there are {', '.join(COMMANDS)}", 2)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files needn't be Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")
     # Pillow warns of damaged metadata; the pixels decide.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:

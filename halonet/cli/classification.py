@@ -62,11 +62,13 @@ def evaluate_command(words: Sequence[str]) -> None:
     from halonet.classification.report import write_report
     from halonet.data.sources import load_data
     from halonet.models.metadata import find_checkpoint
-    from halonet.training.checkpoint import find_run, read_config
+    from halonet.training.checkpoint import check_report_folder, find_run, read_config
 
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
     run = find_run(checkpoint)
+    output = Path(options.output or checkpoint.parent / "evaluation")
+    check_report_folder(output, foreign="results.json")
     config = None if run is None else read_config(run, make_config)
     if options.data is None and config is None:
         parser.error(f"{checkpoint} lies in no run folder: say which --data")
@@ -87,11 +89,11 @@ def evaluate_command(words: Sequence[str]) -> None:
         fold_seed=config.fold_seed,
         group=config.group,
     )
+    print(data.describe(), flush=True)
     model = load_model(checkpoint)
     evaluation = evaluate_on(
         model.fuse().to(device), data, workers=config.workers, broken_share=config.broken_share
     )
-    output = Path(options.output or checkpoint.parent / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
     write_report(output, model, data, evaluation)
     print(f"accuracy {100 * evaluation.accuracy:.1f} % on {len(data.validation.labels)} images")
@@ -136,15 +138,18 @@ def predict_command(words: Sequence[str]) -> None:
     if options.top_k < 1:
         parser.error(f"--top_k must be 1 or more, got {options.top_k}")
     from halonet.classification.predict import predict
-    from halonet.files import write_text
+    from halonet.files import require_no_input, write_text
     from halonet.models.metadata import find_checkpoint
 
     device = find_device(options.device)
-    model = load_model(find_checkpoint(Path(options.checkpoint))).fuse().to(device)
+    checkpoint = find_checkpoint(Path(options.checkpoint))
+    model = load_model(checkpoint).fuse().to(device)
     names = model.class_names or tuple(str(index) for index in range(model.num_classes))
     if options.output is not None and not Path(options.output).parent.is_dir():
         raise FileNotFoundError(f"no folder at {Path(options.output).parent}")
     paths = list_given_images(options.images)
+    if options.output is not None:
+        require_no_input(Path(options.output), [checkpoint, *paths])
 
     predictions, broken = [], 0
     for path, probabilities in predict(model, paths):

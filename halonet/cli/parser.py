@@ -52,16 +52,24 @@ def find_options(words: Sequence[str], *names: str) -> dict[str, str | None]:
 def list_given_images(given: Sequence[str]) -> list[Path]:
     """The image files that the user named, those in folders among them.
 
+    What is left out of a folder is said on standard error.
+
     Raises:
         ValueError: a folder without images.
     """
-    from halonet.data.folders import find_images
+    from halonet.data.image_files import find_images
 
     paths: list[Path] = []
     for place in map(Path, given):
-        found = find_images(place) if place.is_dir() else [place]
+        if not place.is_dir():
+            paths.append(place)
+            continue
+        found, left_out = find_images(place)
+        said = f"; left out: {left_out}" if left_out.counts else ""
         if not found:
-            raise ValueError(f"{place} holds no images")
+            raise ValueError(f"{place} holds no images{said}")
+        if said:
+            print(f"halonet: {one_line(f'{place}{said}')}", file=sys.stderr)
         paths += found
     return paths
 

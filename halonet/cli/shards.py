@@ -23,6 +23,7 @@ def shards_command(words: Sequence[str]) -> None:
     data = load_data(
         options.data, data_root=options.data_root, validation_share=options.validation_share
     )
+    print(data.describe(), flush=True)
     written = write_shards(
         data, Path(options.output), shard_bytes=shard_bytes, skip_broken=options.skip_broken
     )

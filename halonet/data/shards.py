@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from halonet.data.download import download, is_url, local_copy
-from halonet.data.folders import IMAGE_SUFFIXES
+from halonet.data.image_files import image_suffixes
 from halonet.data.splits import VALIDATION_NAMES, LabelledImages, Split, hold_out
 from halonet.files import write_atomically
 
@@ -289,11 +289,12 @@ def read_index(shard: Path) -> np.ndarray:
 
 def _scan(shard: Path) -> Iterator[tuple[int, int, int]]:
     """Offset, size and class index of each sample, in the order of the tar file."""
+    suffixes = image_suffixes()
     try:
         with tarfile.open(shard, "r:") as tar, open(shard, "rb") as file:
             for key, members in itertools.groupby(_members(tar, file), lambda one: one[0]):
                 files = {suffix: member for _, suffix, member in members}
-                images = [files[suffix] for suffix in files if f".{suffix}" in IMAGE_SUFFIXES]
+                images = [files[suffix] for suffix in files if f".{suffix}" in suffixes]
                 for suffix, there in (("image", images), (".cls", "cls" in files)):
                     if not there:
                         raise ValueError(f"{shard}: sample {key} has no {suffix}")

@@ -57,6 +57,25 @@ def check_output(output: str) -> None:
         raise FileExistsError(f"{folder} exists already; choose another --output")
 
 
+def check_report_folder(folder: Path, foreign: str) -> None:
+    """Raise FileExistsError unless a report can go there: to a new folder, or an earlier report's.
+
+    Args:
+        folder: of the report.
+        foreign: a file that the reports of another task have, and this one's don't.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if CONFIG_NAME in names:
+        raise FileExistsError(
+            f"{folder} is a run and has the report of its training; choose another --output"
+        )
+    taken = names or (folder.exists() and not folder.is_dir())
+    if taken and ("summary.json" not in names or foreign in names):
+        raise FileExistsError(
+            f"{folder} exists already and has no report of this command; choose another --output"
+        )
+
+
 def new_run_folder(output: str | None, default: str) -> Path:
     """Create the folder of a new run: `output`, or the first free of runs/NAME, runs/NAME-2, ...
 

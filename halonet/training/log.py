@@ -107,9 +107,15 @@ def track_run(
 def _plain_values(config: RunConfig) -> dict[str, Any]:
     fields = flatten_fields(dataclasses.asdict(config))
     return {
-        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        name: value if isinstance(value, bool | int | float) else _as_text(value)
         for name, value in fields.items()
     }
+
+
+def _as_text(value: Any) -> str:
+    """Text as it is, but for what isn't Unicode in names of files; anything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def log_step(accelerator: Accelerator, step: int, figures: Mapping[str, float]) -> None:
