@@ -1,10 +1,10 @@
 """Named cases from the real models, and who competes in each."""
 
 import importlib.util
-from dataclasses import dataclass
+
+from halonet.check.stages import Stage, list_stages
 
 IMAGE_SIZES = {"halonet_h0": 256, "halonet_h1": 256, "halonet_h4": 384, "halonet_h7": 600}
-MATRIX_SIDE = 1024  # of the square float32 matrices whose product gives the machine's rate
 # The paper's comparison: each H model with the EfficientNet of its size.
 EFFICIENTNETS = {
     "halonet_h0": ("efficientnet_b0", 224),
@@ -20,43 +20,6 @@ DETECTION_BACKBONES = {
 }
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The maps that one attention layer of a model sees."""
-
-    map_size: int
-    stride: int
-    width: int
-    value_width: int
-    heads: int
-    block_size: int
-    halo_size: int
-
-
-def stages(model: str) -> dict[str, Stage]:
-    """The attention layers of a model at its image size: one for each stage and stride."""
-    from halonet import get_variant
-
-    variant = get_variant(model)
-    found = {}
-    side = -(-variant.image_size // 4)
-    for stage in range(4):
-        width = variant.base_width * 2**stage
-        for stride in (2, 1) if stage else (1,):
-            name = f"stage{stage + 1}{'_down' if stride == 2 else ''}"
-            found[name] = Stage(
-                side,
-                stride,
-                width,
-                round(width * variant.value_ratio),
-                variant.heads[stage],
-                variant.block_size,
-                variant.halo_size,
-            )
-            side = -(-side // stride)
-    return found
-
-
 def list_cases() -> dict[str, list[str]]:
     """Every case and its contestants, the first being the one that the others are compared with."""
     from halonet.integrations.timm_checkpoints import TIMM_CHECKPOINTS
@@ -65,7 +28,7 @@ def list_cases() -> dict[str, list[str]]:
     for model in ("halonet_h0", "halonet_h1", "halonet_h4", "halonet_h7"):
         if model == "halonet_h0":
             continue  # its attention layers are H1's
-        for stage in stages(model):
+        for stage in list_stages(model):
             cases[f"operator/{model}/{stage}/forward"] = ["cpu", "sdpa", "matrix-product"]
             cases[f"operator/{model}/{stage}/both"] = ["cpu", "sdpa", "matrix-product"]
     for channels in (16, 32, 64):
@@ -89,29 +52,12 @@ def list_cases() -> dict[str, list[str]]:
 
 
 def operator_flops(case: str) -> int | None:
-    """Operations of an operator's case on cells inside the map: its products, and nothing else.
-
-    Forward there are two, q.k and p.v. The backward pass has five: q.k again, the output's gradient
-    with the values, and the gradients of queries, keys and values.
-    """
+    """Operations of an operator's case; None for any other."""
     kind, *rest = case.split("/")
     if kind != "operator":
         return None
     stage = find_stage(rest[0], rest[1])
-    batch = batch_size(rest[0])
-
-    def cells_by_query(side: int) -> int:
-        total = 0
-        for start in range(0, side, stage.block_size):
-            first = max(0, start - stage.halo_size)
-            last = min(side, start + stage.block_size + stage.halo_size)
-            queries = len(range(start, min(start + stage.block_size, side), stage.stride))
-            total += queries * (last - first)
-        return total
-
-    pairs = cells_by_query(stage.map_size) ** 2
-    of_keys, of_values = (4, 3) if rest[2] == "both" else (1, 1)
-    return 2 * batch * pairs * (of_keys * stage.width + of_values * stage.value_width)
+    return stage.count_operations(batch_size(rest[0]), backward=rest[2] == "both")
 
 
 def batch_size(model: str) -> int:
@@ -124,7 +70,7 @@ def find_stage(model: str, name: str) -> Stage:
     if model == "64x64":
         width = 4 * int(name.removesuffix("_channels"))
         return Stage(64, 1, width, width, 4, 8, 3)
-    return stages(model)[name]
+    return list_stages(model)[name]
 
 
 def available(contestant: str) -> bool:

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from cases import EFFICIENTNETS, IMAGE_SIZES, MATRIX_SIDE, Stage, batch_size, find_stage
+from cases import EFFICIENTNETS, IMAGE_SIZES, batch_size, find_stage
 from torch import Tensor, nn
+
+from halonet.check.stages import Stage
+from halonet.devices import MATRIX_SIDE
 
 
 @dataclass(frozen=True)
@@ -49,29 +52,12 @@ def _operator(model: str, name: str, direction: str, backend: str) -> Contestant
     from halonet import halo_attention
 
     stage = find_stage(model, name)
-    heads, size, batch = stage.heads, stage.map_size, batch_size(model)
-    small = -(-size // stage.stride)
-    channels, value_channels = stage.width // heads, stage.value_width // heads
-    length = 2 * (stage.block_size + stage.halo_size) - 1
-    shapes = [
-        (batch, small, small, heads, channels),
-        (batch, size, size, heads, channels),
-        (batch, size, size, heads, value_channels),
-        (length, channels // 2),
-        (length, channels // 2),
-    ]
-    inputs = [torch.randn(shape, requires_grad=direction == "both") for shape in shapes]
+    inputs = stage.make_inputs(batch_size(model), requires_grad=direction == "both")
 
     def forward(which: str) -> Tensor:
-        return halo_attention(
-            *inputs,
-            block_size=stage.block_size,
-            halo_size=stage.halo_size,
-            stride=stage.stride,
-            backend=which,
-        )
+        return halo_attention(**inputs, **stage.options, backend=which)
 
-    gradient = torch.randn(batch, small, small, heads, value_channels)
+    leaves = list(inputs.values())
     if direction == "forward":
 
         def step() -> object:
@@ -80,13 +66,14 @@ def _operator(model: str, name: str, direction: str, backend: str) -> Contestant
     else:
 
         def step() -> object:
-            return torch.autograd.grad(forward(backend), inputs, gradient)
+            return torch.autograd.grad(forward(backend), leaves, gradient)
 
     reference = forward("reference")
+    gradient = torch.randn_like(reference)
     error = (forward(backend) - reference).abs().max().item()
     if direction == "both":
-        expected = torch.autograd.grad(reference, inputs, gradient)
-        pairs = zip(torch.autograd.grad(forward(backend), inputs, gradient), expected, strict=True)
+        expected = torch.autograd.grad(reference, leaves, gradient)
+        pairs = zip(torch.autograd.grad(forward(backend), leaves, gradient), expected, strict=True)
         error = max(error, *((found - e).abs().max() / e.abs().max() for found, e in pairs))
     if not error < 1e-4:
         raise AssertionError(f"{backend} is {error} off the reference")

@@ -25,10 +25,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' table and rule
 
-from cases import stages
 from gpu_checks import PARTS, check_compile, check_model, check_table
 from gpu_measurements import measure_largest_batch, measure_stage, measure_step
 from gpu_run import Run
+
+from halonet.check.stages import list_stages
 
 MODELS = [f"halonet_h{index}" for index in range(8)]
 PROCESSES = 8
@@ -42,7 +43,7 @@ def jobs(run: Run) -> dict[str, Callable[[], dict[str, Any]]]:
     found["check: compile and CUDA graphs"] = lambda: check_compile(run)
     for name in ["halonet_tiny"] if run.dry else MODELS:
         found[f"check: {name}"] = lambda name=name: check_model(run, name)
-    for name, stage in stages("halonet_h1").items():
+    for name, stage in list_stages("halonet_h1").items():
         if not run.dry or name == "stage4":
             found[f"operator: H1 {name}"] = lambda stage=stage: measure_stage(run, stage)
     steps = [("timm:halonet_h1", 256), ("timm:efficientnet_b1", 240), ("halonet_h1", 256)]

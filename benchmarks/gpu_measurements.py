@@ -1,15 +1,16 @@
 """Time and memory of the Triton backend on a GPU: the operator, training steps, largest batches."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
-from cases import Stage
 from contestants import put_in_timms_layer
 from gpu_run import Run
 from torch import Tensor, nn
 
 import halonet
+from halonet.check.stages import Stage
 
 # Bandwidth in bytes and dense bfloat16 rate in operations a second, by the data sheets.
 DEVICES = {"H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12), "A100": (2.0e12, 312e12)}
@@ -17,9 +18,10 @@ DEVICES = {"H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12), "A100": (2.0e12,
 
 def measure_stage(run: Run, stage: Stage) -> dict[str, Any]:
     """Our operator, and timm's layer without its projections, both compiled."""
-    size = 8 if run.dry else stage.map_size
-    ours = _operator_step(run, stage, size)
-    theirs = _timm_step(run, stage, size)
+    if run.dry:
+        stage = replace(stage, map_size=8)
+    ours = _operator_step(run, stage)
+    theirs = _timm_step(run, stage)
     found: dict[str, Any] = {}
     times = {}
     for label, (forward, both, *_) in (("ours", ours), ("timm", theirs)):
@@ -39,28 +41,15 @@ def measure_stage(run: Run, stage: Stage) -> dict[str, Any]:
     return found
 
 
-def _operator_step(run: Run, stage: Stage, size: int) -> tuple:
-    small, heads = -(-size // stage.stride), stage.heads
-    channels, value_channels = stage.width // heads, stage.value_width // heads
-    length = 2 * (stage.block_size + stage.halo_size) - 1
-    shapes = [
-        (run.batch, small, small, heads, channels),
-        (run.batch, size, size, heads, channels),
-        (run.batch, size, size, heads, value_channels),
-        (length, channels // 2),
-        (length, channels // 2),
-    ]
-    options = {"device": run.device, "dtype": run.dtype, "requires_grad": True}
-    inputs = [torch.randn(shape, **options) for shape in shapes]
-    gradient = torch.randn(
-        run.batch, small, small, heads, value_channels, device=run.device, dtype=run.dtype
-    )
+def _operator_step(run: Run, stage: Stage) -> tuple:
+    inputs = stage.make_inputs(run.batch, device=run.device, dtype=run.dtype, requires_grad=True)
+    leaves = list(inputs.values())
 
     def forward() -> Tensor:
-        return halonet.halo_attention(
-            *inputs, block_size=stage.block_size, halo_size=stage.halo_size,
-            stride=stage.stride, backend="triton",
-        )  # fmt: skip
+        return halonet.halo_attention(**inputs, **stage.options, backend="triton")
+
+    with torch.no_grad():
+        gradient = torch.randn_like(forward())
 
     def alone() -> Tensor:
         with torch.no_grad():
@@ -68,11 +57,11 @@ def _operator_step(run: Run, stage: Stage, size: int) -> tuple:
 
     # Bytes of the output and of all inputs' gradients, which are there at the end of a step.
     size_of = torch.finfo(run.dtype).bits // 8
-    outputs = size_of * (gradient.numel() + sum(tensor.numel() for tensor in inputs))
-    return alone, lambda: torch.autograd.grad(forward(), inputs, gradient), outputs
+    outputs = size_of * (gradient.numel() + sum(tensor.numel() for tensor in leaves))
+    return alone, lambda: torch.autograd.grad(forward(), leaves, gradient), outputs
 
 
-def _timm_step(run: Run, stage: Stage, size: int) -> tuple:
+def _timm_step(run: Run, stage: Stage) -> tuple:
     """timm's layer without its projections, on maps of queries, keys and values."""
     from timm.layers.halo_attn import HaloAttn
 
@@ -83,7 +72,7 @@ def _timm_step(run: Run, stage: Stage, size: int) -> tuple:
     layer = layer.to(run.device, run.dtype).to(memory_format=torch.channels_last)
     layer.q = _Pick(0)
     layer.kv = _Pick(1)
-    small = -(-size // stage.stride)
+    size, small = stage.map_size, -(-stage.map_size // stage.stride)
     options = {"device": run.device, "dtype": run.dtype}
     queries = torch.randn(run.batch, stage.width, small, small, **options)
     pairs = torch.randn(run.batch, stage.width + stage.value_width, size, size, **options)

@@ -22,7 +22,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from cases import MATRIX_SIDE, available, list_cases, operator_flops
+from cases import available, list_cases, operator_flops
+
+from halonet.check.machine import name_processor
+from halonet.devices import MATRIX_SIDE
 
 HERE = Path(__file__).resolve().parent
 # Tell glibc to return no pages to the system, and to allocate from the heap only.
@@ -118,14 +121,9 @@ def header(threads: int) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    processor = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        named = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        processor = named[0] if named else processor
     return {
         "date": date.today().isoformat(),
-        "processor": processor,
+        "processor": name_processor(),
         "threads": threads,
         "python": platform.python_version(),
         "versions": versions,

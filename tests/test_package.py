@@ -19,6 +19,7 @@ ORDER = [
     "ops",
     "layers",
     "models",
+    "check",
     "data",
     "training",
     "classification",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import OutOfMemoryError
 
-from halonet.cli import classification, compare, detect, models, recipes, shards
+from halonet.cli import check, classification, compare, detect, models, recipes, shards
 from halonet.cli.parser import drop_output, fail, one_line, overview
 
 
@@ -74,4 +74,5 @@ COMMANDS = {
     "compare": Command(compare.PURPOSE, compare.compare_command),
     "models": Command(models.PURPOSE, models.models_command),
     "recipes": Command(recipes.PURPOSE, recipes.recipes_command),
+    "check": Command(check.PURPOSE, check.check_command),
 }

@@ -32,15 +32,20 @@ _NO_BACKWARD = (0,) * (4 * 5 + 3)
 _NO_MAP = (0,) * 5
 
 
-def load_library(name: str) -> ctypes.CDLL | str:
-    """The kernel's library in this package, or why it can't be used."""
+def find_library(name: str) -> Path | None:
+    """The file of the kernel's library in this package, None where there is none."""
     # An editable install has the sources in one folder of the package and what it built in another.
     folders = sys.modules["halonet.ops"].__path__
-    found = [path for folder in folders if (path := Path(folder) / name).exists()]
-    if not found:
+    return next((path for folder in folders if (path := Path(folder) / name).exists()), None)
+
+
+def load_library(name: str) -> ctypes.CDLL | str:
+    """The kernel's library in this package, or why it can't be used."""
+    found = find_library(name)
+    if found is None:
         return f"the native library {name} was not built with this installation"
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(found))
     except OSError as error:
         return f"the native library can't be loaded: {error}"
     expected = f"{INTERFACE} ({_PROBLEM.size} bytes)"

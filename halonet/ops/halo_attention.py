@@ -1,5 +1,6 @@
 """The public operator: its signature, its checks, and the choice of a backend."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ BACKENDS = (
     # Last, and so by name only, until it has been run on a GPU.
     Backend("triton", triton_backend.why_not, triton_backend.run),
 )
+
+# The user's own first choice. Read once: torch.compile can trace it then.
+PREFERRED = os.environ.get("HALONET_BACKEND") or None
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def halo_attention(
             rule.
         mask_padding: cells outside the map get no weight. Otherwise they take part with key 0
             and value 0, and with their relative position.
-        backend: name of a backend; None takes the fastest that can run.
+        backend: name of a backend; None takes the fastest that can run, or the one that the
+            environment's HALONET_BACKEND names where that can.
 
     Returns:
         [batch, ceil(height / stride), ceil(width / stride), heads, value_channels].
@@ -147,14 +152,25 @@ def explain_backend(
         block_size, halo_size, stride, kernel_size, position_stride, scale, position_scale,
         mask_padding,
     )  # fmt: skip
-    reasons = {backend.name: backend.why_not(problem) for backend in BACKENDS}
+    reasons = {backend.name: backend.why_not(problem) for backend in _in_order()}
     chosen = next(name for name, reason in reasons.items() if reason is None)
     return BackendChoice(chosen, reasons)
 
 
 def list_backends() -> list[str]:
     """Names of the backends, in the order of choice."""
-    return [backend.name for backend in BACKENDS]
+    return [backend.name for backend in _in_order()]
+
+
+def _in_order() -> tuple[Backend, ...]:
+    """The backends, the one that HALONET_BACKEND names first."""
+    if PREFERRED is None:
+        return BACKENDS
+    first = tuple(backend for backend in BACKENDS if backend.name == PREFERRED)
+    if not first:
+        names = ", ".join(backend.name for backend in BACKENDS)
+        raise ValueError(f"HALONET_BACKEND must be one of {names}, got {PREFERRED!r}")
+    return first + tuple(backend for backend in BACKENDS if backend.name != PREFERRED)
 
 
 def check_backend_name(name: str | None) -> None:
@@ -165,7 +181,7 @@ def check_backend_name(name: str | None) -> None:
 
 def _select(name: str | None, problem: Problem) -> Callable[[Problem], Tensor]:
     check_backend_name(name)
-    for backend in BACKENDS:
+    for backend in _in_order():
         if name is None or backend.name == name:
             reason = backend.why_not(problem)
             if reason is None:

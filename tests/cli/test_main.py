@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from halonet import cli
-from halonet.cli import classification, compare, detect, models, recipes, shards
+from halonet.cli import check, classification, compare, detect, models, recipes, shards
 
 TRAIN_OPTIONS = [
     "accumulation_steps",
@@ -90,6 +90,7 @@ TRAIN_OPTIONS = [
             ["data_root", "help", "shard_size", "skip_broken", "validation_share"],
         ),
         (recipes.make_recipes_parser(), ["format", "help"]),
+        (check.make_check_parser(), ["device", "help", "json"]),
         (compare.make_compare_parser(), ["format", "help", "output", "score"]),
         (
             detect.make_evaluate_parser(),
@@ -98,7 +99,7 @@ TRAIN_OPTIONS = [
         (detect.make_predict_parser(), ["device", "help", "output", "score_threshold"]),
     ],
     ids=[
-        *("train", "evaluate", "predict", "models", "shards", "recipes", "compare"),
+        *("train", "evaluate", "predict", "models", "shards", "recipes", "check", "compare"),
         *("detect evaluate", "detect predict"),
     ],
 )
@@ -167,6 +168,7 @@ def test_what_only_tells_needs_no_training_library(shown):
         (["predict", "absent", "a.png", "--device", "cuda:99"], 1, "got 'cuda:99'"),
         (["detect", "evaluate", "absent", "--device", "gpu"], 1, "got 'gpu'"),
         (["detect", "predict", "absent", "a.png", "--device", "gpu"], 1, "got 'gpu'"),
+        (["check", "--device", "gpu"], 1, "got 'gpu'"),
         (["train", "--schedule", "linear"], 2, "'cosine', 'steps'"),
         (["train", "--log-with", "paper"], 2, "'tensorboard'"),
         (["train", "--recipe", "imagenet_h0"], 1, "no folder at imagenet"),

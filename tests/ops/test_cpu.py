@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from halonet import create_model, explain_backend, halo_attention
+from halonet.check.cases import Case, run_with_gradients
 from halonet.ops import cpu
 from tests.comparison import assert_as_exact
-from tests.ops.cases import CASES, KERNEL_CASES, Case
-from tests.ops.test_halo_attention import run_with_gradients
+from tests.ops.cases import CASES, KERNEL_CASES
 
 TYPES = [torch.float32, torch.bfloat16]
 LARGER_CASES = (
@@ -137,7 +137,9 @@ def random_cases(draw: st.DrawFn) -> Case:
     )
 
 
-@hypothesis.settings(max_examples=60, deadline=None, derandomize=True, database=None)
+# Derandomized, the cases would hang on where the annotations' classes are defined.
+@hypothesis.seed(0)
+@hypothesis.settings(max_examples=60, deadline=None, database=None)
 @hypothesis.given(case=random_cases(), dtype=st.sampled_from(TYPES))
 def test_random_shapes(case: Case, dtype: torch.dtype) -> None:
     assert_is_the_reference(case.inputs(dtype), case.options)

@@ -1,6 +1,8 @@
 """The operator: oracle = reference = every backend, and what it means."""
 
-from collections.abc import Callable
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -8,30 +10,16 @@ import torch
 from torch import Tensor
 
 import halonet
+import halonet.ops.halo_attention as operator_module
 from halonet import halo_attention
+from halonet.check.cases import Case, run_with_gradients
 from tests.comparison import assert_as_exact
-from tests.ops.cases import CASES, KERNEL_CASES, Case
+from tests.ops.cases import CASES, KERNEL_CASES
 from tests.oracle import oracle
 
 BACKENDS = ["sdpa"]  # that run every case in every type; test_cpu.py has the native kernel
 ALL_CASES = [*CASES, *KERNEL_CASES]
 NARROW = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def run_with_gradients(
-    operator: Callable[..., Tensor], inputs: dict[str, Tensor], options: dict[str, Any]
-) -> dict[str, Tensor]:
-    """The result and the gradient of every input, by name."""
-    leaves = {name: tensor.clone().requires_grad_() for name, tensor in inputs.items()}
-    result = operator(**leaves, **options)
-    weights = torch.randn(
-        result.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
-    gradients = torch.autograd.grad(result, list(leaves.values()), weights.to(result.dtype))
-    named = {
-        f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)
-    }
-    return {"result": result.detach(), **named}
 
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=str)
@@ -267,3 +255,18 @@ def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
     arguments = CASES[0].inputs(torch.float32) | CASES[0].options | change
     with pytest.raises((ValueError, TypeError), match=message):
         halo_attention(**arguments)
+
+
+def test_the_environments_backend_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    # By way of a process, once: the variable is read on import.
+    code = "import halonet; print(halonet.list_backends()[0])"
+    environment = os.environ | {"HALONET_BACKEND": "reference"}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert shown.stdout.strip() == b"reference"
+    monkeypatch.setattr(operator_module, "PREFERRED", "triton")
+    choice = halonet.explain_backend(**CASES[0].inputs(), **CASES[0].options)
+    assert next(iter(choice.reasons)) == "triton"
+    assert choice.chosen == "sdpa"  # as triton can't run
+    monkeypatch.setattr(operator_module, "PREFERRED", "fast")
+    with pytest.raises(ValueError, match=r"HALONET_BACKEND must be one of .*sdpa.*, got 'fast'"):
+        halo_attention(**CASES[0].inputs(), **CASES[0].options)

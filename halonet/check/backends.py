@@ -1,0 +1,146 @@
+"""Every backend on a device: why it doesn't run, whether it is right, and how fast it is."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from halonet.check.cases import AWKWARD_CASES, run_with_gradients
+from halonet.check.comparison import why_wrong
+from halonet.check.stages import Stage, list_stages
+from halonet.devices import measure_matrix_rate, time_step
+from halonet.ops import triton_backend
+from halonet.ops.halo_attention import BackendChoice, explain_backend, halo_attention
+
+DTYPES = (torch.float32, torch.bfloat16)
+MODEL = "halonet_h1"
+REFERENCE = "reference"
+SECONDS = 0.1  # of each figure
+LIMIT = 20.0  # seconds of all speeds of a device
+
+
+@dataclass
+class Speed:
+    """A backend's times on one stage, in milliseconds, and rates in GFLOP/s."""
+
+    stage: str
+    backend: str
+    forward: float
+    forward_rate: float
+    both: float
+    both_rate: float
+
+
+@dataclass
+class DeviceCheck:
+    """What was found on a device.
+
+    Attributes:
+        device: its name.
+        choice: which backend runs there in float32, and why not the others.
+        compared: numbers of results that were compared, by backend.
+        faults: what is wrong, a line each.
+        dtype: of the speeds.
+        batch: images of the speeds.
+        matrix_rate: GFLOP/s of torch's matrix product in this type.
+        speeds: of each backend on each stage.
+        untimed: backends and stages for which there was no time.
+    """
+
+    device: str
+    choice: BackendChoice
+    compared: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    dtype: str = ""
+    batch: int = 0
+    matrix_rate: float = 0.0
+    speeds: list[Speed] = field(default_factory=list)
+    untimed: list[str] = field(default_factory=list)
+
+
+def check_device(device: torch.device) -> DeviceCheck:
+    """Compare and time all backends that run on a device."""
+    found = DeviceCheck(str(device), _explain(device, torch.float32))
+    for dtype in DTYPES:
+        for name, reason in _explain(device, dtype).reasons.items():
+            if reason is None and name != REFERENCE:
+                faults = [*_compare(name, device, dtype)]
+                found.compared[name] = found.compared.get(name, 0) + len(faults)
+                found.faults += [fault for fault in faults if fault is not None]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    # A GPU has nothing to do with a few images.
+    found.batch = 4 if device.type == "cpu" else 64
+    found.dtype = str(dtype).removeprefix("torch.")
+    found.matrix_rate = measure_matrix_rate(device, dtype, seconds=0.5) / 1e9
+    end = time.perf_counter() + LIMIT
+    for name, reason in _explain(device, dtype).reasons.items():
+        interpreted = name == "triton" and triton_backend.INTERPRETING
+        if reason is not None or name == REFERENCE or interpreted:
+            continue
+        for stage_name, stage in list_stages(MODEL).items():
+            if time.perf_counter() > end:
+                found.untimed.append(f"{name} {stage_name}")
+                continue
+            try:
+                speed = _time_stage(stage_name, stage, name, found.batch, device, dtype)
+            except Exception as error:  # of a compiler, a driver, ...
+                found.faults.append(f"{name} on {device}, {stage_name}: {_describe(error)}")
+                break
+            found.speeds.append(speed)
+    return found
+
+
+def _explain(device: torch.device, dtype: torch.dtype) -> BackendChoice:
+    case = AWKWARD_CASES[0]
+    inputs: dict[str, Any] = {
+        name: tensor.to(device) for name, tensor in case.inputs(dtype).items()
+    }
+    return explain_backend(**inputs, **case.options)
+
+
+def _compare(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[str | None]:
+    """For each case's result and gradients: what is wrong with it, or None."""
+    for case in AWKWARD_CASES:
+        inputs = case.inputs(dtype)
+        there = {key: tensor.to(device) for key, tensor in inputs.items()}
+        # In float64 on the CPU, as not every device has it.
+        wide = {key: tensor.double() for key, tensor in inputs.items()}
+        reference = case.options | {"backend": REFERENCE}
+        where = f"{name} on {device}, {str(dtype).removeprefix('torch.')}, {case.name}"
+        try:
+            exact = run_with_gradients(halo_attention, wide, reference)
+            plain = run_with_gradients(halo_attention, there, reference)
+            found = run_with_gradients(halo_attention, there, case.options | {"backend": name})
+        except Exception as error:  # of a compiler, a driver, ...
+            yield f"{where}: {_describe(error)}"
+            continue
+        for key, tensor in found.items():
+            reason = why_wrong(tensor.cpu(), exact[key], plain[key].cpu())
+            yield None if reason is None else f"{where}, {key}: {reason}"
+
+
+def _time_stage(
+    stage_name: str, stage: Stage, name: str, batch: int, device: torch.device, dtype: torch.dtype
+) -> Speed:
+    inputs = stage.make_inputs(batch, device=device, dtype=dtype, requires_grad=True)
+
+    def run() -> torch.Tensor:
+        return halo_attention(**inputs, **stage.options, backend=name)
+
+    with torch.no_grad():
+        forward = time_step(run, device, seconds=SECONDS)
+    leaves = list(inputs.values())
+    channels = inputs["value"].shape[-1]
+    gradient = torch.randn_like(inputs["query"][..., :1].expand(-1, -1, -1, -1, channels))
+    both = time_step(lambda: torch.autograd.grad(run(), leaves, gradient), device, seconds=SECONDS)
+    rates = [
+        stage.count_operations(batch, backward=backward) / seconds / 1e9
+        for backward, seconds in ((False, forward), (True, both))
+    ]
+    return Speed(stage_name, name, 1e3 * forward, rates[0], 1e3 * both, rates[1])
+
+
+def _describe(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
