@@ -29,7 +29,7 @@ from halonet.files import write_atomically
 
 INFO_NAMES = ("_info.json", "info.json")
 BLOCK_SIZE = tarfile.BLOCKSIZE
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 METADATA = re.compile(r"__[^/]*__($|/)")  # what webdataset's readers skip
 
 
@@ -137,19 +137,28 @@ def load_shards(
 
 
 def _names_tars(location: str) -> bool:
-    return location.split("?")[0].endswith((".tar", ".tar.gz", ".tgz", "}"))
+    if Path(location).is_dir():
+        return False
+    name = location.split("?")[0] if is_url(location) else location
+    return name.endswith((".tar", ".tar.gz", ".tgz", "}"))
 
 
 def _expand(pattern: str) -> list[str]:
-    """The files that a pattern stands for: braces as in a shell, `*` and `?` in local names."""
-    files = list(_expand_braces(pattern))
+    """The files that a pattern stands for: braces as in a shell, `*` and `?` in local names.
+
+    What there is under its literal name is taken literally, folders too.
+    """
     if is_url(pattern):
-        return files
-    found = [
-        name
-        for file in files
-        for name in (sorted(glob.glob(file)) if re.search(r"[*?\[]", file) else [file])
-    ]
+        return list(_expand_braces(pattern))
+    folder, rest = Path(pattern), Path()
+    while not folder.exists():
+        folder, rest = folder.parent, folder.name / rest
+    found: list[str] = []
+    for name in _expand_braces(str(rest)):
+        if re.search(r"[*?\[]", name) and not (folder / name).exists():
+            found += sorted(glob.glob(os.path.join(glob.escape(str(folder)), name)))
+        else:
+            found.append(str(folder / name))
     if not found:
         raise FileNotFoundError(f"no shards at {pattern}")
     return found
@@ -273,12 +282,19 @@ def read_index(shard: Path) -> np.ndarray:
     if not shard.is_file():
         raise FileNotFoundError(f"no shard at {shard}")
     state = shard.stat()
-    stamp = np.array([[state.st_size, state.st_mtime_ns, INDEX_VERSION]])
+    # A file's own number and the time of its last change, which no program sets: labels may change
+    # where size and time of writing stay. A copy is indexed again.
+    stamp = np.array(
+        [
+            [state.st_size, state.st_mtime_ns, INDEX_VERSION],
+            [state.st_ctime_ns, state.st_ino % 2**63, 0],
+        ]
+    )
     kept = shard.with_name(f".{shard.name}.index.npy")
     try:
         found = np.load(kept)
-        if found.dtype == stamp.dtype and found.shape[1:] == (3,) and (found[:1] == stamp).all():
-            return found[1:]
+        if found.dtype == stamp.dtype and found.shape[1:] == (3,) and (found[:2] == stamp).all():
+            return found[2:]
     except (OSError, ValueError, EOFError):
         pass
     index = np.array(list(_scan(shard)), dtype=stamp.dtype).reshape(-1, 3)
@@ -293,7 +309,14 @@ def _scan(shard: Path) -> Iterator[tuple[int, int, int]]:
     try:
         with tarfile.open(shard, "r:") as tar, open(shard, "rb") as file:
             for key, members in itertools.groupby(_members(tar, file), lambda one: one[0]):
-                files = {suffix: member for _, suffix, member in members}
+                files: dict[str, tarfile.TarInfo] = {}
+                for _, suffix, member in members:
+                    if suffix in files:
+                        raise ValueError(
+                            f"{shard}: the key {key} has two files .{suffix}; the samples in a "
+                            "row must have different keys"
+                        )
+                    files[suffix] = member
                 images = [files[suffix] for suffix in files if f".{suffix}" in suffixes]
                 for suffix, there in (("image", images), (".cls", "cls" in files)):
                     if not there:

@@ -1,6 +1,7 @@
 """Data sets by name."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +80,12 @@ def load_data(
     return dataclasses.replace(data, training=training, validation=validation)
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """The kind and the place of data by name, as folder and /home/me/photos for folder:~/photos."""
+    kind, _, place = name.partition(":")
+    return kind, os.path.expanduser(place)
+
+
 def _find_data(
     name: str,
     *,
@@ -89,7 +96,7 @@ def _find_data(
     group: str | None,
     show_progress: bool,
 ) -> LabelledImages:
-    kind, _, place = name.partition(":")
+    kind, place = split_name(name)
     if validation_data is not None and not (
         kind == "shards" and validation_data.startswith("shards:")
     ):
@@ -114,7 +121,7 @@ def _find_data(
             place,
             data_root=data_root,
             validation_share=validation_share,
-            validation_location=validation_data and validation_data.removeprefix("shards:"),
+            validation_location=validation_data and split_name(validation_data)[1],
             show_progress=show_progress,
         )
     if kind == "hf":

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halonet.data.sources import split_name
 from halonet.data.splits import VALIDATION_NAMES
 from halonet.detection.annotations import has_mask
 from halonet.detection.check import Content, check_content
@@ -44,9 +45,10 @@ def load_detection_data(
         ValueError: another name or policy, a file that isn't in the format, parts of different
             categories or without objects, or some objects without masks.
     """
-    if not name.startswith("coco:"):
+    kind, place = split_name(name)
+    if kind != "coco":
         raise ValueError(f"data must be coco:FOLDER, got {name!r}")
-    folder = Path(name.removeprefix("coco:"))
+    folder = Path(place)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}")
     contents = [

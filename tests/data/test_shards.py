@@ -4,6 +4,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -198,6 +199,33 @@ def test_class_index_out_of_range_is_named(written, tmp_path):
     (copy / "_info.json").write_text(json.dumps(info))
     with pytest.raises(ValueError, match=r"png in .*train.*tar has the class index 2; there are 2"):
         load_data(f"shards:{copy}")
+
+
+def test_key_twice_in_a_row_is_named(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for name, content in [("b/a.png", picture()), ("b/a.cls", b"0")] * 2:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(ValueError, match=r"train\.tar: the key b/a has two files \.png"):
+        load_data(f"shards:{tmp_path}/train.tar")
+
+
+def test_labels_that_change_at_equal_size_and_time_are_read(tmp_path):
+    path = write_tar(tmp_path / "train.tar", {"a.cls": b"0", "a.png": picture()})
+    before = path.stat()
+    assert shards.read_index(path)[:, 2].tolist() == [0]
+    write_tar(path, {"a.cls": b"1", "a.png": picture()})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert shards.read_index(path)[:, 2].tolist() == [1]
+    # The same in another file of that name, with its index beside it.
+    index = (tmp_path / ".train.tar.index.npy").read_bytes()
+    path.rename(tmp_path / "old.tar")
+    write_tar(path, {"a.cls": b"2", "a.png": picture()})
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (tmp_path / ".train.tar.index.npy").write_bytes(index)
+    assert shards.read_index(path)[:, 2].tolist() == [2]
 
 
 @pytest.mark.parametrize("length", [100, 700, 1500, 2048, 3000])
