@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
 from halonet.data.splits import parse_fold
-from halonet.models.halonet import SMALLEST_IMAGE
+from halonet.models.halonet import SMALLEST_IMAGE, LabelTask
 from halonet.training.config import (
     RunConfig,
     check_run_config,
@@ -21,6 +21,7 @@ class TrainingConfig(RunConfig):
     """The configuration of a classifier's training, with the fields of `RunConfig`.
 
     Attributes:
+        task: multiclass, with one label for each image, or multilabel, with any number.
         data: elpv, folder:PATH, csv:FILE, shards:PATH, hf:NAME, cifar10, flowers102 or oxford_pets.
         data_root: where downloaded data sets and shards lie.
         validation_share: share held out of data that has no held-out part.
@@ -43,6 +44,7 @@ class TrainingConfig(RunConfig):
         focal_loss: gamma of the focal loss, which leaves out what is easy; 0 for none, 2 is usual.
     """
 
+    task: LabelTask = "multiclass"
     data: str = "elpv"
     data_root: str = "data"
     validation_share: float = 0.2

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from halonet.classification.multilabel import MultilabelEvaluation, score_multilabel
 from halonet.data.dataset import ImageDataset
 from halonet.data.loader import InOrder, make_loader
 from halonet.data.splits import LabelledImages, Split
@@ -19,23 +21,17 @@ LARGEST_CONFUSION = 200  # classes
 class Predictions:
     """A model's predictions for some images of a split: one process's part of an evaluation.
 
-    All are on the CPU, [images].
-
     Attributes:
-        indices: places of the images in the split.
-        labels: true classes; -1 where an image can't be read.
-        classes: the predicted classes.
-        confidences: their probabilities.
-        losses: cross-entropies.
-        in_top5: whether the true class is among the five most probable.
+        indices: places of the images in the split [images].
+        values: by name, each [images, ...], on the CPU; none where there are no images. labels are
+            the true classes, -1 where an image can't be read, and losses cross-entropies. With one
+            label for each image, classes are the predicted ones, confidences their probabilities,
+            and in_top5 tells whether the true class is among the five most probable. With several
+            labels, and else where they are kept, probabilities are those of all classes.
     """
 
     indices: Tensor
-    labels: Tensor
-    classes: Tensor
-    confidences: Tensor
-    losses: Tensor
-    in_top5: Tensor
+    values: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,10 @@ class Evaluation:
         predictions: the predicted class of each image [images], in the split's order; -1 where it
             can't be read.
         confidences: probability of each prediction [images]; 0 where the image can't be read.
+        probabilities: of all classes [images, classes], nan where the image can't be read; None
+            where they weren't kept.
         class_images: scored images of each class [classes].
+        class_predicted: images that were classified as each class [classes].
         class_correct: correctly classified images of each class [classes].
         confusion: images by true class (rows) and predicted class (columns); None for more than
             200 classes.
@@ -64,7 +63,9 @@ class Evaluation:
     broken: int
     predictions: Tensor
     confidences: Tensor
+    probabilities: Tensor | None
     class_images: Tensor
+    class_predicted: Tensor
     class_correct: Tensor
     confusion: list[list[int]] | None
 
@@ -83,75 +84,116 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, loader: DataLoader, num_classes: int, device: torch.device
-) -> Evaluation:
+    model: nn.Module,
+    loader: DataLoader,
+    num_classes: int,
+    device: torch.device,
+    *,
+    keep_probabilities: bool = False,
+) -> Evaluation | MultilabelEvaluation:
     """Score a model on a loader of all images of a split, see `make_loader`.
 
     Raises:
         ValueError: more images can't be read than the loader's data set allows.
     """
-    evaluation = score([collect_predictions(model, loader, device)], num_classes)
+    predictions = collect_predictions(model, loader, device, keep_probabilities=keep_probabilities)
+    evaluation = score([predictions], num_classes)
     if isinstance(loader.dataset, ImageDataset):
         loader.dataset.check_broken(evaluation.broken_indices)
     return evaluation
 
 
-def collect_predictions(model: nn.Module, loader: DataLoader, device: torch.device) -> Predictions:
+def collect_predictions(
+    model: nn.Module, loader: DataLoader, device: torch.device, *, keep_probabilities: bool = False
+) -> Predictions:
     """Run a model over this process's part of a split.
 
     Args:
         model: left in evaluation mode.
         loader: its sampler is an `InOrder`, empty where there are more processes than images.
         device: that the model is on.
+        keep_probabilities: of all classes, also with one label for each image; four bytes each.
     """
     model.eval()
-    # An empty batch first, for a process without images.
-    batches = [_compare_with_labels(torch.empty(0, 1), torch.empty(0, dtype=torch.long))]
+    batches = []
     for images, labels, _ in loader:
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         with torch.inference_mode():
             logits = model(images).float().cpu()
-        batches.append(_compare_with_labels(logits, labels))
+        batches.append(_compare_with_labels(logits, labels, keep_probabilities))
     indices = torch.tensor([index for _, index in loader.sampler], dtype=torch.long)
-    return Predictions(indices, *(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    names = batches[0] if batches else ()
+    return Predictions(indices, {name: torch.cat([one[name] for one in batches]) for name in names})
 
 
-def _compare_with_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    classes, confidences = logits.argmax(1), logits.softmax(1).amax(1)
-    losses = nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+def _compare_with_labels(
+    logits: Tensor, labels: Tensor, keep_probabilities: bool
+) -> dict[str, Tensor]:
+    if labels.ndim == 2:
+        losses = F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
+        return {"labels": labels, "losses": losses.mean(1), "probabilities": logits.sigmoid()}
+    probabilities = logits.softmax(1)
     top5 = logits.topk(min(5, logits.shape[1])).indices
-    return labels, classes, confidences, losses, (top5 == labels[:, None]).any(1)
+    values = {
+        "labels": labels,
+        "losses": F.cross_entropy(logits, labels, ignore_index=-1, reduction="none"),
+        "classes": logits.argmax(1),
+        "confidences": probabilities.amax(1),
+        "in_top5": (top5 == labels[:, None]).any(1),
+    }
+    return values | ({"probabilities": probabilities} if keep_probabilities else {})
 
 
-def score(parts: Sequence[Predictions], num_classes: int) -> Evaluation:
+def score(parts: Sequence[Predictions], num_classes: int) -> Evaluation | MultilabelEvaluation:
     """Put the processes' parts together; an image may be in more than one of them."""
     indices = torch.cat([part.indices for part in parts])
     # Where each image of the split is found, from the first to the last.
     places = torch.full((int(indices.max()) + 1,), -1)
     places[indices] = torch.arange(len(indices))
-    labels, classes, confidences, losses, in_top5 = (
-        torch.cat([getattr(part, name) for part in parts])[places]
-        for name in ("labels", "classes", "confidences", "losses", "in_top5")
-    )
+    there = [part.values for part in parts if part.values]
+    values = {name: torch.cat([part[name] for part in there])[places] for name in there[0]}
+    labels = values["labels"]
+    if labels.ndim == 2:
+        return score_multilabel(labels, values["probabilities"], values["losses"])
     readable = labels >= 0
-    truth, predicted = labels[readable], classes[readable]
+    truth, predicted = labels[readable], values["classes"][readable]
     confusion = None
     if num_classes <= LARGEST_CONFUSION:
         counts = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
         confusion = counts.view(num_classes, num_classes).tolist()
     correct = predicted == truth
+    in_top5, probabilities = values["in_top5"][readable], values.get("probabilities")
     return Evaluation(
         accuracy=correct.double().mean().item(),
-        top5_accuracy=in_top5[readable].double().mean().item() if num_classes > 5 else None,
-        loss=losses[readable].double().mean().item(),
+        top5_accuracy=in_top5.double().mean().item() if num_classes > 5 else None,
+        loss=values["losses"][readable].double().mean().item(),
         images=len(truth),
         broken=len(labels) - len(truth),
-        predictions=classes.where(readable, -1),
-        confidences=confidences.where(readable, 0.0),
+        predictions=values["classes"].where(readable, -1),
+        confidences=values["confidences"].where(readable, 0.0),
+        probabilities=None
+        if probabilities is None
+        else probabilities.where(readable[:, None], torch.nan),
         class_images=torch.bincount(truth, minlength=num_classes),
+        class_predicted=torch.bincount(predicted, minlength=num_classes),
         class_correct=torch.bincount(truth[correct], minlength=num_classes),
         confusion=confusion,
     )
+
+
+def choose_images(data: LabelledImages, part: str | None) -> tuple[LabelledImages, str]:
+    """Data whose held-out part is what to score, and what these images are called.
+
+    Args:
+        data: as loaded; it trains on nothing where all of it is held out.
+        part: train, val, test or all; None is val, if there is more than that.
+
+    Raises:
+        ValueError: there are no images of this part.
+    """
+    part = part or ("val" if len(data.training) else "all")
+    names = {"train": "training images", "val": "held-out images", "test": "test images"}
+    return data.take(part), names.get(part, "images")
 
 
 def evaluate_on(
@@ -161,8 +203,10 @@ def evaluate_on(
     batch_size: int = 64,
     workers: int = 0,
     broken_share: float = 0.0,
-) -> Evaluation:
+) -> Evaluation | MultilabelEvaluation:
     """Score a model on the held-out part of a data set, on the device that it is on.
+
+    The probabilities of all classes are kept: four bytes for each image and class.
 
     Args:
         model: in training or evaluation mode; left in the latter.
@@ -188,7 +232,7 @@ def evaluate_on(
     dataset.prepare("held-out images")
     loader = make_loader(dataset, InOrder(len(dataset)), batch_size, workers)
     device = next(model.parameters()).device
-    return evaluate(model, loader, len(data.class_names), device)
+    return evaluate(model, loader, len(data.class_names), device, keep_probabilities=True)
 
 
 def make_validation_dataset(

@@ -1,4 +1,4 @@
-"""The loss of a classifier's training: cross-entropy, weighted for rare classes, or focal."""
+"""The loss of a classifier's training: (binary) cross-entropy, weighted or focal if asked for."""
 
 import torch
 import torch.nn.functional as F
@@ -44,15 +44,49 @@ class FocalCrossEntropy(nn.Module):
         return -(self.weights * shares * wrong**self.gamma * logs).sum(1).mean()
 
 
+class FocalBinaryCrossEntropy(nn.Module):
+    """The mean of every class's binary cross-entropy, where images have any number of labels.
+
+    Labels are smoothed as by timm's `BinaryCrossEntropy`: what is taken from a label is spread over
+    all classes.
+
+    Args:
+        weights: of each class's positives [classes].
+        gamma: of the focal loss (Lin et al. 2017, equation 4); 0 is binary cross-entropy.
+        label_smoothing: share of each label that is spread over all classes.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor, *, gamma: float, label_smoothing: float) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
+        self.gamma = gamma
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss, of logits and labels (0, 1 or shares between) [images, classes]."""
+        shares = labels * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
+        losses = F.binary_cross_entropy_with_logits(
+            logits, shares, pos_weight=self.weights, reduction="none"
+        )
+        if self.gamma:
+            probabilities = logits.sigmoid()
+            wrong = probabilities + shares - 2 * probabilities * shares
+            losses = losses * wrong.clamp_min(torch.finfo(logits.dtype).tiny) ** self.gamma
+        return losses.mean()
+
+
 def make_loss(config: TrainingConfig, data: LabelledImages) -> nn.Module:
     """The loss that a configuration asks for.
 
     Raises:
         ValueError: balanced weights for a class without training images.
     """
-    if config.class_weights == "none" and not config.focal_loss:
+    if config.task == "multiclass" and config.class_weights == "none" and not config.focal_loss:
         return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    return FocalCrossEntropy(
+    kind = FocalCrossEntropy if config.task == "multiclass" else FocalBinaryCrossEntropy
+    return kind(
         make_weights(config, data),
         gamma=config.focal_loss,
         label_smoothing=config.label_smoothing,
@@ -60,11 +94,17 @@ def make_loss(config: TrainingConfig, data: LabelledImages) -> nn.Module:
 
 
 def make_weights(config: TrainingConfig, data: LabelledImages) -> Tensor:
-    """The weights of the classes [classes]; those of all training images add up to their number."""
+    """The weights of the classes [classes].
+
+    Balanced, those of all training images add up to their number; with several labels, they are of
+    positives, and a class's positives weigh together what its negatives do.
+    """
     counts = torch.from_numpy(data.training.count_classes(len(data.class_names)))
     if config.class_weights == "none":
         return torch.ones(len(counts))
     absent = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
     if absent:
         raise ValueError(f"class_weights balanced: no training images of {list_some(absent)}")
-    return counts.sum() / (len(counts) * counts.float())
+    if config.task == "multiclass":
+        return counts.sum() / (len(counts) * counts.float())
+    return (len(data.training) - counts) / counts.float()

@@ -31,6 +31,8 @@ def predict(
             images = torch.stack(pixels).to(device, memory_format=torch.channels_last)
             with torch.inference_mode():
                 logits = model(images)
-            probabilities = iter(logits.float().softmax(1).cpu())
+            logits = logits.float()
+            multilabel = model.task == "multilabel"
+            probabilities = iter((logits.sigmoid() if multilabel else logits.softmax(1)).cpu())
         for path, problem in zip(batch, found, strict=True):
             yield path, next(probabilities) if problem is None else problem

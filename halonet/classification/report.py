@@ -1,171 +1,252 @@
 """The report of an evaluated classifier: report.html, its pictures, and summary.json."""
 
+import base64
 import html
+import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from halonet.classification.calibration import Calibration
 from halonet.classification.evaluate import Evaluation
+from halonet.classification.image_predictions import ImagePredictions, Mistake
+from halonet.classification.multilabel import MultilabelEvaluation
+from halonet.classification.report_pictures import (
+    BLUE,
+    INK,
+    draw_calibration,
+    draw_confusion,
+    draw_curves,
+    draw_predictions,
+)
 from halonet.data.pixels import read_image
 from halonet.data.splits import LabelledImages
-from halonet.files import write_atomically, write_text
+from halonet.files import write_text
 from halonet.models.halonet import HaloNet
 
-INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#c2410c", "#9aa5b1"
-SHOWN = 6  # images in a row of predictions.png
+GALLERY = 24  # mistakes shown
+LARGEST_DIAGRAMS = 20  # classes
+THUMBNAIL = 160  # pixels of the longer side
 
 
 def write_report(
     folder: Path,
     model: HaloNet,
     data: LabelledImages,
-    evaluation: Evaluation,
+    evaluation: Evaluation | MultilabelEvaluation,
     rows: Sequence[dict[str, Any]] = (),
     *,
+    scored: str = "held-out images",
     minutes: float | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Write report.html, summary.json and the pictures of an evaluated model into `folder`.
 
-    `rows` are the epochs of its training; without them there are no curves.
+    Args:
+        folder: to write to.
+        model: as it was evaluated.
+        data: its held-out part is what was scored.
+        evaluation: the scores.
+        rows: the epochs of the training; without them there are no curves.
+        scored: which images these are.
+        minutes: that the training took.
+
+    Returns:
+        What summary.json holds.
     """
-    summary = summarize(model, data, evaluation, minutes)
+    predictions = ImagePredictions(data, evaluation)
+    summary = summarize(model, data, predictions, scored=scored, minutes=minutes)
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    pictures = {"predictions.png": "Predictions on held-out images"}
-    _draw_predictions(folder / "predictions.png", data, evaluation)
-    if evaluation.confusion is not None:
-        pictures["confusion_matrix.png"] = "Confusion matrix of the held-out images"
-        _draw_confusion(folder / "confusion_matrix.png", data.class_names, evaluation.confusion)
+    mistakes = predictions.find_mistakes()
+    pictures = {"predictions.png": f"Predictions on {scored}"}
+    draw_predictions(folder / "predictions.png", predictions, mistakes)
+    if isinstance(evaluation, Evaluation) and evaluation.confusion is not None:
+        pictures["confusion_matrix.png"] = f"Confusion matrix of the {scored}"
+        draw_confusion(folder / "confusion_matrix.png", data.class_names, evaluation.confusion)
+    pictures["calibration.png"] = "Calibration: what came true, by the probability given"
+    draw_calibration(folder / "calibration.png", _choose_diagrams(predictions))
     if rows:
         pictures["curves.png"] = (
             "Training; its own loss and accuracy are of augmented images, while the model learns"
         )
-        _draw_curves(folder / "curves.png", rows, data)
-    write_text(folder / "report.html", _page(summary, data, pictures))
+        draw_curves(folder / "curves.png", rows, data)
+    write_text(folder / "report.html", _page(summary, predictions, mistakes, pictures))
+    return summary
 
 
 def summarize(
-    model: HaloNet, data: LabelledImages, evaluation: Evaluation, minutes: float | None
+    model: HaloNet,
+    data: LabelledImages,
+    predictions: ImagePredictions,
+    *,
+    scored: str,
+    minutes: float | None,
 ) -> dict[str, Any]:
     """The content of summary.json."""
-    classes = {}
-    counts = evaluation.class_images.tolist(), evaluation.class_correct.tolist()
-    for name, images, correct in zip(data.class_names, *counts, strict=True):
-        classes[name] = {"images": images, "accuracy": correct / images if images else None}
+    evaluation = predictions.evaluation
+    if isinstance(evaluation, Evaluation):
+        figures: dict[str, Any] = {
+            "accuracy": evaluation.accuracy,
+            "top5_accuracy": evaluation.top5_accuracy,
+            "loss": evaluation.loss,
+            "majority_share": data.majority_share,
+        }
+    else:
+        figures = {name: _finite(value) for name, value in evaluation.figures.items()}
     return {
         "data": data.name,
+        "scored": scored,
+        "task": model.task,
         "model": model.variant.name,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "image_size": model.preprocessing.image_size,
         "validation_images": evaluation.images,
         "broken_validation_images": evaluation.broken,
-        "accuracy": evaluation.accuracy,
-        "top5_accuracy": evaluation.top5_accuracy,
-        "loss": evaluation.loss,
-        "majority_share": data.majority_share,
-        "classes": classes,
+        **figures,
+        "calibration": _describe(predictions.calibrate()),
+        "classes": {
+            name: score_class(predictions, place) for place, name in enumerate(data.class_names)
+        },
         "training_minutes": minutes,
         "note": data.note,
     }
 
 
-def _draw_curves(path: Path, rows: Sequence[dict[str, Any]], data: LabelledImages) -> None:
-    figure = _new_figure((9, 3.4))
-    loss, accuracy = figure.subplots(1, 2)
-    evaluated = [row for row in rows if "validation_loss" in row]
-    for axes, kind, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
-        for part, source, color in (("training", rows, BLUE), ("validation", evaluated, ORANGE)):
-            axes.plot(
-                [row["epoch"] for row in source],
-                [factor * row[f"{part}_{kind}"] for row in source],
-                color=color,
-                marker="o",
-                markersize=3,
-                label="held out" if part == "validation" else "training",
-            )
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-    loss.set_ylabel("loss")
-    accuracy.set_ylabel("accuracy, %")
-    accuracy.axhline(100 * data.majority_share, color=GREY, linestyle=":", label="majority class")
-    accuracy.legend(frameon=False)
-    _save_figure(figure, path)
-
-
-def _draw_confusion(path: Path, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-    side = min(12, 2.2 + 0.55 * len(names))
-    figure = _new_figure((side + 0.6, side))
-    axes = figure.subplots()
-    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if len(names) <= 20:
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
-        for row, line in enumerate(counts):
-            for column, count in enumerate(line):
-                color = "white" if shares[row][column] > 0.5 else INK
-                axes.text(column, row, str(count), ha="center", va="center", color=color)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    _save_figure(figure, path)
-
-
-def _draw_predictions(path: Path, data: LabelledImages, evaluation: Evaluation) -> None:
-    """The most confident errors, and below them an evenly spaced sample of all predictions."""
-    labels = data.validation.labels
-    predictions, confidences = evaluation.predictions.tolist(), evaluation.confidences.tolist()
-    readable = [index for index, predicted in enumerate(predictions) if predicted >= 0]
-    wrong = [index for index in readable if predictions[index] != labels[index]]
-    wrong.sort(key=lambda index: -confidences[index])
-    spread = readable[:: -(-len(readable) // SHOWN)]
-    rows = {"most confident errors": wrong[:SHOWN], "evenly spaced sample": spread}
-    rows = {title: shown for title, shown in rows.items() if shown}
-    figure = _new_figure((11, 2.7 * len(rows)))
-    for part, (title, shown) in zip(
-        figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows.items(), strict=True
-    ):
-        part.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-        for place, axes in enumerate(part.subplots(1, SHOWN, squeeze=False)[0]):
-            axes.set_axis_off()
-            if place >= len(shown):
-                continue
-            index = shown[place]
-            axes.imshow(read_image(data.validation.sources[index]))
-            predicted, truth = predictions[index], labels[index]
-            caption = f"{_short(data.class_names[predicted])} {100 * confidences[index]:.0f} %\n"
-            caption += "correct" if predicted == truth else f"is {_short(data.class_names[truth])}"
-            axes.set_title(caption, fontsize=8, color=INK if predicted == truth else ORANGE)
-    _save_figure(figure, path)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 20 else name[:19] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _new_figure(size: tuple[float, float]):  # noqa: ANN202 - matplotlib is imported here only
-    from matplotlib.figure import Figure
-
-    return Figure(size, dpi=110, layout="constrained")
-
-
-def _save_figure(figure: Any, path: Path) -> None:
-    write_atomically(path, lambda temporary: figure.savefig(temporary))
-
-
-def _page(summary: dict[str, Any], data: LabelledImages, pictures: dict[str, str]) -> str:
-    classes = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{entry['images']}</td>"
-        f"<td>{'-' if entry['accuracy'] is None else format(100 * entry['accuracy'], '.1f') + ' %'}"
-        "</td></tr>"
-        for name, entry in summary["classes"].items()
+def score_class(predictions: ImagePredictions, place: int) -> dict[str, Any]:
+    """A class's images, precision, recall, F1 and calibration; None where nothing counts."""
+    evaluation = predictions.evaluation
+    images, predicted, correct = (
+        int(counts[place])
+        for counts in (
+            evaluation.class_images,
+            evaluation.class_predicted,
+            evaluation.class_correct,
+        )
     )
+    scores = {
+        "images": images,
+        "precision": correct / predicted if predicted else None,
+        "recall": correct / images if images else None,
+        "f1": 2 * correct / (images + predicted) if images else None,
+    }
+    if isinstance(evaluation, MultilabelEvaluation):
+        scores["average_precision"] = _finite(evaluation.average_precisions[place].item())
+    return scores | {"calibration": _describe(predictions.calibrate_class(place))}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _describe(calibration: Calibration | None) -> dict[str, Any] | None:
+    """Expected calibration error, and the reliability in each bin."""
+    if calibration is None:
+        return None
+    bins = zip(
+        calibration.probabilities.tolist(),
+        calibration.shares.tolist(),
+        calibration.images.tolist(),
+        strict=True,
+    )
+    return {
+        "error": calibration.error,
+        "bins": [
+            {"probability": probability, "share": share, "images": images}
+            for probability, share, images in bins
+        ],
+    }
+
+
+def _choose_diagrams(predictions: ImagePredictions) -> dict[str, Calibration]:
+    """The diagram of all predictions, and of few enough classes each."""
+    diagrams = {"all predictions": predictions.calibrate()}
+    names = predictions.data.class_names
+    if len(names) <= LARGEST_DIAGRAMS:
+        for place, name in enumerate(names):
+            calibration = predictions.calibrate_class(place)
+            if calibration is not None:
+                diagrams[name] = calibration
+    return diagrams
+
+
+CLASS_COLUMNS = {
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "average_precision": "average precision",
+}
+
+
+def make_class_rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table of the classes: its header and its rows, of summary.json's content."""
+    first = next(iter(summary["classes"].values()))
+    columns = {name: title for name, title in CLASS_COLUMNS.items() if name in first}
+    rows = []
+    for name, scores in summary["classes"].items():
+        row = [name, str(scores["images"])]
+        row += [show_share(scores[column]) for column in columns]
+        calibration = scores["calibration"]
+        rows.append([*row, show_share(None if calibration is None else calibration["error"])])
+    return ["class", "images", *columns.values(), "calibration error"], rows
+
+
+def show_share(share: float | None) -> str:
+    """A share in per cent; a dash for None."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _make_gallery(predictions: ImagePredictions, mistakes: Sequence[Mistake]) -> str:
+    """The surest mistakes, each with its image, its path, what was said and what is true."""
+    if not mistakes:
+        return "<p>There is none.</p>"
+    figures = []
+    for mistake in mistakes[:GALLERY]:
+        source = predictions.data.validation.sources[mistake.index]
+        image = read_image(source)
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=85)
+        content = base64.b64encode(buffer.getvalue()).decode()
+        figures.append(
+            f'<figure><img src="data:image/jpeg;base64,{content}" alt="">'
+            f"<figcaption>{html.escape(mistake.said)}, is {html.escape(mistake.truth)}<br>"
+            f"<code>{html.escape(str(source))}</code></figcaption></figure>"
+        )
+    return f'<div class="gallery">{"".join(figures)}</div>'
+
+
+def _make_headline(summary: dict[str, Any]) -> str:
+    images = f"{summary['validation_images']} {html.escape(summary['scored'])}"
+    if summary["task"] == "multiclass":
+        return (
+            f"<strong>{show_share(summary['accuracy'])}</strong> accuracy on {images}, by the last "
+            f"checkpoint. Majority-class baseline: {show_share(summary['majority_share'])}."
+        )
+    return (
+        f"<strong>{show_share(summary['mean_average_precision'])}</strong> mean average precision "
+        f"on {images}, by the last checkpoint. F1 {show_share(summary['f1'])} at a threshold of "
+        "0.5. Both are means over the classes that the images have."
+    )
+
+
+def _page(
+    summary: dict[str, Any],
+    predictions: ImagePredictions,
+    mistakes: Sequence[Mistake],
+    pictures: dict[str, str],
+) -> str:
+    header, rows = make_class_rows(summary)
+    table = "".join(f"<th>{html.escape(title)}</th>" for title in header)
+    for row in rows:
+        table += f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
     shown = "".join(
         f'<h2>{html.escape(title)}</h2><img src="{name}" alt="{html.escape(title)}">'
         for name, title in pictures.items()
     )
     minutes = summary["training_minutes"]
     trained = "" if minutes is None else f", trained in {minutes:.1f} minutes"
+    shown_mistakes = f"{min(GALLERY, len(mistakes))} of {len(mistakes)}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
@@ -175,15 +256,17 @@ body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; max-width: 62rem; ma
 h2 {{ font-size: 1.1rem; margin: 2rem 0 .5rem; }} body {{ padding: 0 1rem; }}
 img {{ max-width: 100%; }} td, th {{ padding: .2rem 1.2rem .2rem 0; text-align: left; }}
 strong {{ font-size: 2rem; color: {BLUE}; }}
+.gallery {{ display: flex; flex-wrap: wrap; gap: 1rem; }} figure {{ margin: 0; width: 11rem; }}
+figcaption {{ font-size: .75rem; overflow-wrap: anywhere; }}
 </style></head><body>
 <h1>{html.escape(summary["model"])} on {html.escape(summary["data"])}</h1>
-<p><strong>{100 * summary["accuracy"]:.1f} %</strong> accuracy on
-{summary["validation_images"]} held-out images, by the last checkpoint. Majority-class baseline:
-{100 * summary["majority_share"]:.1f} %.</p>
+<p>{_make_headline(summary)}</p>
 <p>{summary["parameters"]:,} parameters, {summary["image_size"]} x {summary["image_size"]}
-pixels{trained}.</p>
-<p>{html.escape(data.note)}</p>
-<table><tr><th>class</th><th>images</th><th>accuracy</th></tr>{classes}</table>
+pixels{trained}. Expected calibration error {show_share(summary["calibration"]["error"])}.</p>
+<p>{html.escape(predictions.data.note)}</p>
+<table><tr>{table}</tr></table>
 {shown}
+<h2>The surest mistakes, {shown_mistakes}</h2>
+{_make_gallery(predictions, mistakes)}
 </body></html>
 """

@@ -12,8 +12,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from halonet.classification.config import TrainingConfig, check_config, make_config
-from halonet.classification.evaluate import Evaluation, collect_predictions, score
+from halonet.classification.evaluate import (
+    LARGEST_CONFUSION,
+    Evaluation,
+    collect_predictions,
+    score,
+)
 from halonet.classification.loss import make_loss
+from halonet.classification.multilabel import MultilabelEvaluation
 from halonet.classification.report import write_report
 from halonet.data.dataset import ImageDataset
 from halonet.data.sources import load_data
@@ -24,14 +30,12 @@ from halonet.models.pretrained import load_model, load_weights, save_model
 from halonet.training.run import RunResult, resume_run, start_run
 
 
-def train(
-    config: TrainingConfig, *, output: str | None = None
-) -> RunResult[LabelledImages, Evaluation]:
+def train(config: TrainingConfig, *, output: str | None = None) -> RunResult[LabelledImages, Any]:
     """Train a classifier by a configuration, in a new run folder; see `start_run`."""
     return start_run(Classification, config, output=output)
 
 
-def resume(folder: Path) -> RunResult[LabelledImages, Evaluation]:
+def resume(folder: Path) -> RunResult[LabelledImages, Any]:
     """Go on with the run in `folder` from its last saved step, exactly; see `resume_run`."""
     return resume_run(Classification, folder)
 
@@ -39,7 +43,6 @@ def resume(folder: Path) -> RunResult[LabelledImages, Evaluation]:
 class Classification:
     """The task of `halonet train`; see `halonet.training.task.Task`."""
 
-    score = "accuracy"
     resume_command = "halonet train --resume"
     collate = None
     make_config = staticmethod(make_config)
@@ -47,10 +50,12 @@ class Classification:
 
     def __init__(self, config: TrainingConfig, accelerator: Accelerator) -> None:
         self.config = config
+        self.score = "accuracy" if config.task == "multiclass" else "mean_average_precision"
         self.device = accelerator.device
         with accelerator.local_main_process_first():  # it alone downloads
             self.data = load_data(
                 config.data,
+                task=config.task,
                 data_root=config.data_root,
                 validation_share=config.validation_share,
                 validation_data=config.validation_data,
@@ -84,7 +89,9 @@ class Classification:
         self.loss = make_loss(config, self.data).to(self.device)
 
     def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy and accuracy of a batch, and the share of images that were replaced.
+        """The loss of a batch, its accuracy, and the share of images that were replaced.
+
+        There is no accuracy where images have several labels.
 
         Raises:
             ValueError: more images can't be read than the configuration allows.
@@ -100,20 +107,24 @@ class Classification:
             images, targets = self.mix(images, labels)
         logits = model(images)
         loss = self.loss(logits.float(), targets)
-        accuracy = (logits.argmax(1) == labels).float().mean()
-        replaced = (broken >= 0).float().mean()
-        return loss, {"loss": loss, "accuracy": accuracy, "replaced_images": replaced}
+        figures = {"loss": loss}
+        if labels.ndim == 1:
+            figures["accuracy"] = (logits.argmax(1) == labels).float().mean()
+        return loss, figures | {"replaced_images": (broken >= 0).float().mean()}
 
     def evaluate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator
-    ) -> Evaluation:
+    ) -> Evaluation | MultilabelEvaluation:
         """Scores on all held-out images, each process running the model on its part.
 
         Raises:
             ValueError: more images can't be read than the configuration allows.
         """
-        predictions = collect_predictions(model, loader, accelerator.device)
-        evaluation = score(gather_object([predictions]), len(self.data.class_names))
+        classes = len(self.data.class_names)
+        predictions = collect_predictions(
+            model, loader, accelerator.device, keep_probabilities=classes <= LARGEST_CONFUSION
+        )
+        evaluation = score(gather_object([predictions]), classes)
         self.validation.check_broken(evaluation.broken_indices)
         return evaluation
 
@@ -126,7 +137,7 @@ class Classification:
         self,
         folder: Path,
         model: HaloNet,
-        evaluation: Evaluation,
+        evaluation: Evaluation | MultilabelEvaluation,
         rows: list[dict],
         *,
         minutes: float,
@@ -160,9 +171,12 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
         checkpoint = find_checkpoint(Path(config.init))
         load_weights(model, checkpoint)
         # The number of classes may be the same though the classes are others.
-        if load_model(checkpoint).class_names != data.class_names:
+        # A softmax's weights are no sigmoid's.
+        start = load_model(checkpoint)
+        if (start.class_names, start.task) != (data.class_names, config.task):
             model.reset_classifier(len(data.class_names))
     model.class_names = data.class_names
+    model.task = config.task
     return model.to(memory_format=torch.channels_last)
 
 

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from halonet.cli.parser import (
     CommandParser,
@@ -23,6 +24,8 @@ PURPOSES = {
     "predict": "print the most probable classes of images",
 }
 
+TOP_K = 3  # classes that predict shows for each image
+
 
 def train_command(words: Sequence[str]) -> None:
     """Train a classifier and print its held-out accuracy."""
@@ -32,9 +35,8 @@ def train_command(words: Sequence[str]) -> None:
     result = run_training(Classification, fields)
     if result is None:
         return
-    accuracy, images = result.evaluation.accuracy, len(result.data.validation.labels)
-    print(f"\nheld-out accuracy {100 * accuracy:.1f} % on {images} images")
-    print(f"majority-class baseline {100 * result.data.majority_share:.1f} %")
+    print()
+    _print_scores(result.evaluation, result.data, "held-out ")
     if result.data.note:
         print(result.data.note)
     print(f"trained in {result.minutes:.1f} minutes; open {result.folder / 'report.html'}")
@@ -58,9 +60,11 @@ def evaluate_command(words: Sequence[str]) -> None:
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
     from halonet.classification.config import TrainingConfig, make_config
-    from halonet.classification.evaluate import evaluate_on
-    from halonet.classification.report import write_report
-    from halonet.data.sources import load_data
+    from halonet.classification.evaluate import choose_images, evaluate_on
+    from halonet.classification.image_predictions import ImagePredictions
+    from halonet.classification.report import make_class_rows, write_report
+    from halonet.data.sources import is_same_data, load_data, split_name
+    from halonet.files import require_no_input
     from halonet.models.metadata import find_checkpoint
     from halonet.training.checkpoint import check_report_folder, find_run, read_config
 
@@ -73,15 +77,23 @@ def evaluate_command(words: Sequence[str]) -> None:
     if options.data is None and config is None:
         parser.error(f"{checkpoint} lies in no run folder: say which --data")
     config = config or TrainingConfig()
-    names = ("data", "data_root", "validation_share", "validation_data")
-    given = {name: options[name] for name in names}
-    if options.data is not None:  # the run's validation_data belongs to the run's data
+    names = ("data", "data_root", "validation_share", "validation_data", "group")
+    given: dict[str, Any] = {name: options[name] for name in names if options[name] is not None}
+    data_name = given.get("data", config.data)
+    predictions = output / "predictions.csv"
+    require_no_input(predictions, [Path(split_name(data_name)[1])])
+    # Of other data than the run's all is scored, unless it has a held-out part, or --split says.
+    if run is None or not is_same_data(data_name, config.data):
         config = dataclasses.replace(config, validation_data=None, fold=None, group=None)
-    config = dataclasses.replace(
-        config, **{name: value for name, value in given.items() if value is not None}
-    )
+        if ":" in data_name and options.split in (None, "all"):
+            given.setdefault("validation_share", 1.0)
+    elif "validation_share" in given:
+        given["fold"] = None
+    model = load_model(checkpoint)
+    config = dataclasses.replace(config, **given)
     data = load_data(
         config.data,
+        task=model.task,
         data_root=config.data_root,
         validation_share=config.validation_share,
         validation_data=config.validation_data,
@@ -89,23 +101,33 @@ def evaluate_command(words: Sequence[str]) -> None:
         fold_seed=config.fold_seed,
         group=config.group,
     )
-    print(data.describe(), flush=True)
-    model = load_model(checkpoint)
+    data, scored = choose_images(data, options.split)
+    which = "all" if scored == "images" else "the"
+    print(f"scoring {which} {len(data.validation)} {scored} of {data.name}", flush=True)
+    for reason in data.left_out:
+        print(f"left out: {reason}", flush=True)
+    if model.class_names is not None:
+        data = data.with_classes(model.class_names)
     evaluation = evaluate_on(
         model.fuse().to(device), data, workers=config.workers, broken_share=config.broken_share
     )
     output.mkdir(parents=True, exist_ok=True)
-    write_report(output, model, data, evaluation)
-    print(f"accuracy {100 * evaluation.accuracy:.1f} % on {len(data.validation.labels)} images")
+    summary = write_report(output, model, data, evaluation, scored=scored)
+    ImagePredictions(data, evaluation).write(predictions)
+    _print_scores(evaluation, data, "")
     print(f"loss {evaluation.loss:.3f}")
-    print(f"majority-class baseline {100 * data.majority_share:.1f} %")
-    counts = evaluation.class_images.tolist(), evaluation.class_correct.tolist()
-    rows = [
-        [name, images, f"{100 * correct / images:.1f} %" if images else "-"]
-        for name, images, correct in zip(data.class_names, *counts, strict=True)
-    ]
-    print(make_table(["class", "images", "accuracy"], rows))
-    print(f"open {output / 'report.html'}")
+    print(make_table(*make_class_rows(summary)))
+    print(f"open {output / 'report.html'}; all predictions are in {predictions}")
+
+
+def _print_scores(evaluation: Any, data: Any, kind: str) -> None:
+    for name, value in evaluation.figures.items():
+        if name == "loss":
+            continue
+        words = name.replace("_", " ").replace("f1", "F1 at a threshold of 0.5")
+        print(f"{kind}{words} {100 * value:.1f} % on {len(data.validation)} images")
+        if name == "accuracy":
+            print(f"majority-class baseline {100 * data.majority_share:.1f} %")
 
 
 def make_evaluate_parser() -> CommandParser:
@@ -125,6 +147,14 @@ def make_evaluate_parser() -> CommandParser:
         "--validation_data", type=str | None, help="held-out tar files, where data is of tar files"
     )
     parser.add_argument(
+        "--split",
+        type=Literal["train", "val", "test", "all"] | None,
+        help="the part to score; without it val of the run's data and of data with parts, else all",
+    )
+    parser.add_argument(
+        "--group", type=str | None, help="column of groups, where data is a CSV file"
+    )
+    parser.add_argument(
         "--output", type=str | None, help="folder of the report; evaluation beside the checkpoint"
     )
     parser.add_device()
@@ -135,8 +165,11 @@ def predict_command(words: Sequence[str]) -> None:
     """Print or write the most probable classes of images."""
     parser = make_predict_parser()
     options = parser.parse_words(words)
-    if options.top_k < 1:
+    if options.top_k is not None and options.top_k < 1:
         parser.error(f"--top_k must be 1 or more, got {options.top_k}")
+    if options.threshold is not None and not 0 < options.threshold < 1:
+        parser.error(f"--threshold must be between 0 and 1, got {options.threshold}")
+    from halonet.classification.multilabel import THRESHOLD
     from halonet.classification.predict import predict
     from halonet.files import require_no_input, write_text
     from halonet.models.metadata import find_checkpoint
@@ -144,6 +177,11 @@ def predict_command(words: Sequence[str]) -> None:
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
     model = load_model(checkpoint).fuse().to(device)
+    multilabel = model.task == "multilabel"
+    unused = "top_k" if multilabel else "threshold"
+    if options[unused] is not None:
+        kind = "any number of labels" if multilabel else "one label"
+        parser.error(f"--{unused} doesn't go with a model that gives an image {kind}")
     names = model.class_names or tuple(str(index) for index in range(model.num_classes))
     if options.output is not None and not Path(options.output).parent.is_dir():
         raise FileNotFoundError(f"no folder at {Path(options.output).parent}")
@@ -157,16 +195,22 @@ def predict_command(words: Sequence[str]) -> None:
             broken += 1
             print(f"halonet: {probabilities}", file=sys.stderr)
             continue
-        top = probabilities.topk(min(options.top_k, len(names)))
-        predictions.append(
-            {
-                "image": str(path),
-                "predictions": [
-                    {"class": names[index], "probability": round(probability, 6)}
-                    for probability, index in zip(*(part.tolist() for part in top), strict=True)
-                ],
-            }
-        )
+        count = min(options.top_k or TOP_K, len(names))
+        if multilabel:
+            count = int((probabilities >= (options.threshold or THRESHOLD)).sum())
+        entry: dict[str, Any] = {
+            "image": str(path),
+            "predictions": [
+                {"class": names[index], "probability": round(probability, 6)}
+                for probability, index in zip(
+                    *(part.tolist() for part in probabilities.topk(count)), strict=True
+                )
+            ],
+        }
+        if multilabel:
+            rounded = [round(probability, 6) for probability in probabilities.tolist()]
+            entry["probabilities"] = dict(zip(names, rounded, strict=True))
+        predictions.append(entry)
     as_json = options.format == "json"
     text = json.dumps(predictions, indent=2) if as_json else _make_predictions_table(predictions)
     if options.output is None:
@@ -183,7 +227,8 @@ def _make_predictions_table(predictions: Sequence[dict]) -> str:
             entry["image"],
             ", ".join(
                 f"{one['class']} {100 * one['probability']:.1f} %" for one in entry["predictions"]
-            ),
+            )
+            or "none",
         ]
         for entry in predictions
     ]
@@ -195,7 +240,14 @@ def make_predict_parser() -> CommandParser:
     parser = CommandParser(prog="halonet predict", description=PURPOSES["predict"])
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
-    parser.add_argument("--top_k", type=int, default=3, help="classes for each image")
+    parser.add_argument(
+        "--top_k", type=int | None, help=f"classes for each image, {TOP_K} unless it says"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float | None,
+        help="probability from which on a model of several labels predicts one, 0.5 unless it says",
+    )
     parser.add_device()
     parser.add_format()
     parser.add_argument(

@@ -3,7 +3,9 @@
 import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -24,7 +26,8 @@ SAMPLE_SIZE = 32  # images by which the size of all is estimated
 class ImageDataset(Dataset):
     """Images of a split as model inputs, from files or from memory: the same to the bit.
 
-    An item is asked for by (epoch, index) and is (pixels, label, broken). Its random changes depend
+    An item is asked for by (epoch, index) and is (pixels, label, broken), where the label is a
+    class, or a row of 0 and 1 [classes]. Its random changes depend
     on these two numbers and the seed alone, so that any item of any epoch can be made again, in
     any process.
 
@@ -71,21 +74,23 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.split.labels)
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, Any, int]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[tuple[int, int]]) -> list[tuple[Tensor, int, int]]:
+    def __getitems__(self, indices: list[tuple[int, int]]) -> list[tuple[Tensor, Any, int]]:
         """The items of a batch; the global random state is put aside once for all of them."""
         if self.transform is None:
             return [self._make_item(epoch, place) for epoch, place in indices]
         with own_random_state():
             return [self._make_item(epoch, place) for epoch, place in indices]
 
-    def _make_item(self, epoch: int, place: int) -> tuple[Tensor, int, int]:
+    def _make_item(self, epoch: int, place: int) -> tuple[Tensor, Any, int]:
         found, pixels = self._find_readable(place)
         if pixels is None:
             size = self.preprocessing.image_size
-            return torch.zeros(self.in_channels, size, size), -1, place
+            label = self.split.labels[place]
+            unknown = np.full_like(label, -1) if isinstance(label, np.ndarray) else -1
+            return torch.zeros(self.in_channels, size, size), unknown, place
         if self.transform is None:
             prepared = finish_pixels(pixels, self.preprocessing)
         else:

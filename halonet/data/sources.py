@@ -86,6 +86,13 @@ def split_name(name: str) -> tuple[str, str]:
     return kind, os.path.expanduser(place)
 
 
+def is_same_data(one: str, other: str) -> bool:
+    """Whether two names are of the same data; paths may be spelled in different ways."""
+    (kind, place), (other_kind, other_place) = split_name(one), split_name(other)
+    same_place = place == other_place or Path(place).resolve() == Path(other_place).resolve()
+    return kind == other_kind and same_place
+
+
 def _find_data(
     name: str,
     *,
@@ -127,7 +134,7 @@ def _find_data(
     if kind == "hf":
         from halonet.data.hub import load_hub_data
 
-        return load_hub_data(place, validation_share=validation_share)
+        return load_hub_data(place, task=task, validation_share=validation_share)
     if name in TORCHVISION_NAMES:
         return _load_torchvision(name, data_root)
     raise ValueError(

@@ -1,5 +1,7 @@
 """Images and labels of a data set, and its training and held-out parts."""
 
+import dataclasses
+import functools
 import re
 import warnings
 from array import array
@@ -80,6 +82,45 @@ class LabelledImages:
         """Accuracy of always predicting the held-out part's most frequent class."""
         counts = Counter(self.validation.labels)
         return max(counts.values()) / len(self.validation)
+
+    def take(self, part: str) -> "LabelledImages":
+        """The same data with a part in place of its held-out one: train, val, test or all.
+
+        Raises:
+            ValueError: there is no such part, or it is empty.
+        """
+        parts = {"train": self.training, "val": self.validation, "test": self.test}
+        there = [split for split in parts.values() if split is not None and len(split)]
+        parts["all"] = functools.reduce(join, there)
+        taken = parts[part]
+        if taken is None or not len(taken):
+            names = [name for name, split in parts.items() if split is not None and len(split)]
+            raise ValueError(f"{self.name} has no part {part}, it has {', '.join(names)}")
+        return dataclasses.replace(self, validation=taken)
+
+    def with_classes(self, class_names: tuple[str, ...]) -> "LabelledImages":
+        """The same data with a model's classes, where its own are among them."""
+        if class_names == self.class_names or not {*self.class_names} <= {*class_names}:
+            return self
+        places = np.array([class_names.index(name) for name in self.class_names])
+
+        def change(split: Split | None) -> Split | None:
+            if split is None:
+                return None
+            labels = np.asarray(split.labels)
+            if labels.ndim == 1:
+                return dataclasses.replace(split, labels=places[labels].tolist())
+            changed = np.zeros((len(labels), len(class_names)), dtype=np.int8)
+            changed[:, places] = labels
+            return dataclasses.replace(split, labels=changed)
+
+        return dataclasses.replace(
+            self,
+            class_names=class_names,
+            training=change(self.training),
+            validation=change(self.validation),
+            test=change(self.test),
+        )
 
     def describe(self) -> str:
         """What was read and what was left out, in lines."""

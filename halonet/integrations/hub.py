@@ -112,6 +112,7 @@ class HubHaloNet(
         ours.load_state_dict(model.state_dict(), assign=True)
         ours.preprocessing = model.preprocessing
         ours.class_names = model.class_names
+        ours.task = model.task
         return ours.train(model.training)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from halonet.models.variants import VARIANTS, Variant
 
 STRIDES = (4, 8, 16, 32)
 SMALLEST_IMAGE = 32
+
+# One label for each image, or any number.
+LabelTask = Literal["multiclass", "multilabel"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class HaloNet(nn.Module):
         feature_channels: channels of the map at each stride, {4: .., 8: .., 16: .., 32: ..}.
         preprocessing: what its images go through; saved with the weights.
         class_names: names of the classes in order, or None; saved with the weights.
+        task: multiclass, of one class for each image (softmax), or multilabel, of any number
+            (sigmoid); saved with the weights.
 
     Raises:
         ValueError: an option of the variant that doesn't fit; the message names it.
@@ -75,6 +80,7 @@ class HaloNet(nn.Module):
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.class_names: tuple[str, ...] | None = None
+        self.task: LabelTask = "multiclass"
         self.preprocessing = Preprocessing(variant.image_size)
         if in_channels != 3:
             neutral = (0.5,) * in_channels

@@ -31,6 +31,7 @@ class Description:
     Attributes:
         key: of the metadata's entry that holds the description.
         model_kind: what messages call the model.
+        added: fields that earlier files lack, with the values that they stand for.
         variant: the architecture.
         num_classes: classes that the model tells apart.
         preprocessing: what its images go through.
@@ -39,6 +40,7 @@ class Description:
 
     key: ClassVar[str]
     model_kind: ClassVar[str]
+    added: ClassVar[dict[str, Any]] = {}
 
     variant: Variant
     num_classes: int
@@ -189,6 +191,7 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
     """
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         prefix = f"{name}." if name else ""
+        value = getattr(kind, "added", {}) | value
         annotations = typing.get_type_hints(kind)
         fields = [field.name for field in dataclasses.fields(kind)]
         for field in fields:
@@ -202,6 +205,8 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
         )
     if isinstance(kind, types.UnionType):  # a type or None
         return None if value is None else _parse(typing.get_args(kind)[0], value, name)
+    if typing.get_origin(kind) is typing.Literal and value in typing.get_args(kind):
+        return value
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         entries = typing.get_args(kind)
         if entries[-1] is ...:

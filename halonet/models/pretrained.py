@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halonet.layers.attention import ABSOLUTE_VECTORS, RELATIVE_TABLES, interpolate_vectors
-from halonet.models.halonet import HaloNet, change_variant
+from halonet.models.halonet import HaloNet, LabelTask, change_variant
 from halonet.models.metadata import Description, read_weights, unwrap, write_weights
 from halonet.models.variants import Variant
 
@@ -33,8 +33,10 @@ class ModelDescription(Description):
 
     key: ClassVar[str] = "halonet"
     model_kind: ClassVar[str] = "classifier"
+    added: ClassVar[dict[str, Any]] = {"task": "multiclass"}
 
     in_channels: int
+    task: LabelTask
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def describe_model(model: HaloNet) -> ModelDescription:
         in_channels=model.in_channels,
         preprocessing=model.preprocessing,
         class_names=model.class_names,
+        task=model.task,
     )
 
 
@@ -129,6 +132,7 @@ def load_model(
     if report.started_from_zero and classes == description.num_classes:
         raise ValueError(f"{path} has no {report.started_from_zero[0]} for its {classes} classes")
     model.preprocessing = description.preprocessing
+    model.task = description.task
     if "image_size" in changes:
         model.preprocessing = dataclasses.replace(
             description.preprocessing, image_size=changes["image_size"]

@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.loss import BinaryCrossEntropy
+from torchvision.ops import sigmoid_focal_loss
 
 from halonet.classification.config import TrainingConfig
 from halonet.classification.loss import make_loss, make_weights
@@ -66,3 +69,32 @@ def test_focal_loss_of_a_sure_prediction_has_a_gradient(gamma):
 
 def test_plain_loss_is_torchs():
     assert isinstance(make_loss(config(), make_data([0, 1, 2])), torch.nn.CrossEntropyLoss)
+
+
+def test_multilabel_loss_is_torchvisions_focal_loss(logits):
+    labels = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]] * 2, dtype=torch.int8)[:7]
+    data = make_data(labels.numpy())
+    for gamma in (0.0, 1.5):
+        loss = make_loss(config(task="multilabel", focal_loss=gamma, label_smoothing=0.0), data)
+        expected = sigmoid_focal_loss(logits, labels.double(), -1, gamma, "mean")
+        torch.testing.assert_close(loss(logits, labels.double()), expected)
+
+
+def test_multilabel_smoothing_is_timms(logits):
+    labels = F.one_hot(LABELS, 3)
+    loss = make_loss(config(task="multilabel", label_smoothing=0.1), make_data(labels.numpy()))
+    expected = BinaryCrossEntropy(smoothing=0.1)(logits.float(), LABELS)
+    torch.testing.assert_close(loss(logits.float(), labels), expected)
+
+
+def test_multilabel_weights_by_hand():
+    labels = np.array([[1, 0, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]], dtype=np.int8)
+    options = config(task="multilabel", class_weights="balanced", label_smoothing=0.0)
+    torch.testing.assert_close(
+        make_weights(options, make_data(labels)), torch.tensor([1 / 3, 3.0, 3.0])
+    )
+    loss = make_loss(options, make_data(labels))
+    # At logits of 0 positives and negatives of a class weigh the same, together its images.
+    logits = torch.zeros(4, 3, requires_grad=True)
+    loss(logits, torch.from_numpy(labels)).backward()
+    torch.testing.assert_close(logits.grad.sum(0), torch.zeros(3))

@@ -105,3 +105,38 @@ def test_package_that_is_not_installed_is_named(monkeypatch):
         ModuleNotFoundError, match=r"package datasets: pip install 'halonet\[data\]'"
     ):
         load_data("hf:beans")
+
+
+def test_what_is_left_out_is_said(tmp_path):
+    part = make_part([0, 1, 1], number=(datasets.Value("int64"), [1, 2, 3]))
+    parts = dict.fromkeys(("train", "validation", "test", "unlabelled"), part)
+    data = load_data(save(tmp_path / "saved", **parts))
+    assert data.describe().splitlines()[1:] == [
+        "left out: 3 images of the part test",
+        "left out: 3 images of the split unlabelled",
+        "left out: 1 column (number)",
+    ]
+    assert list(data.test.labels) == [0, 1, 1]
+
+
+def test_only_a_part_to_score(tmp_path):
+    name = save(tmp_path / "saved", test=make_part([0, 1, 1]))
+    data = load_data(name, validation_share=1)
+    assert (len(data.training), list(data.validation.labels)) == (0, [0, 1, 1])
+
+
+def test_several_labels(tmp_path):
+    part = make_part([0, 1, 1])
+    kinds = datasets.List(part.features["kind"])
+    name = save(
+        tmp_path / "saved",
+        train=part.add_column("kinds", [[0], [], [1, 0]]).cast_column("kinds", kinds),
+        test=part.add_column("kinds", [[1], [0], [0]]).cast_column("kinds", kinds),
+    )
+    data = load_data(name, task="multilabel")
+    assert data.class_names == ("cat", "dog")
+    assert data.training.labels.tolist() == [[1, 0], [0, 0], [1, 1]]
+    assert data.validation.labels.tolist() == [[0, 1], [1, 0], [1, 0]]
+    assert data.left_out == ("1 column (kind)",)
+    with pytest.raises(ValueError, match="one column of type list of ClassLabel, has none among"):
+        load_data(save(tmp_path / "single", train=part), task="multilabel")

@@ -56,7 +56,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("field", field_paths(ModelDescription), ids=".".join)
+@pytest.mark.parametrize(
+    "field",
+    [path for path in field_paths(ModelDescription) if path[0] not in ModelDescription.added],
+    ids=".".join,
+)
 def test_missing_field_is_named(field: tuple[str, ...], saved: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(saved)
@@ -66,6 +70,20 @@ def test_missing_field_is_named(field: tuple[str, ...], saved: bytes, tmp_path: 
     assert str(caught.value) == (
         f"{path} doesn't describe its classifier: the field {'.'.join(field)} is missing"
     )
+
+
+def test_task_stands_in_the_file(saved: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = small_model()
+    model.task = "multilabel"
+    halonet.save_model(model, path)
+    assert halonet.load_model(path).task == "multilabel"
+    path.write_bytes(saved)  # earlier files don't say it
+    rewrite(path, "halonet", lambda fields: remove(fields, ("task",)))
+    assert halonet.load_model(path).task == "multiclass"
+    rewrite(path, "halonet", lambda fields: put(fields, ("task",), "multitask"))
+    with pytest.raises(ValueError, match=r"task must be .*'multilabel'\], got 'multitask'"):
+        halonet.load_model(path)
 
 
 @pytest.mark.parametrize("field", field_paths(ModelDescription), ids=".".join)

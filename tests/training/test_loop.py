@@ -49,6 +49,7 @@ def test_run_folder(whole_run):
     run = whole_run.folder
     assert sorted(path.name for path in run.iterdir()) == [
         "best.safetensors",
+        "calibration.png",
         "config.json",
         "confusion_matrix.png",
         "curves.png",
