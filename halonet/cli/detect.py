@@ -62,35 +62,38 @@ def evaluate_command(words: Sequence[str]) -> None:
     """Score a detector on held-out images, write the results and print COCO's metrics."""
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
-    from halonet.detection.config import make_detection_config
+    from halonet.detection.config import DetectionConfig, make_detection_config
     from halonet.detection.detector import load_detector
     from halonet.detection.evaluate import detect_images, score
     from halonet.detection.sources import load_detection_data
     from halonet.detection.training import DetectionEvaluation, write_summary
     from halonet.models.metadata import find_checkpoint
-    from halonet.training.checkpoint import find_run, read_config
+    from halonet.training.checkpoint import check_report_folder, find_run, read_config
 
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
     run = find_run(checkpoint)
-    name, masks = options.data, options.masks
+    output = Path(options.output or checkpoint.parent / "evaluation")
+    check_report_folder(output, foreign="report.html")
+    name, masks, share = options.data, options.masks, DetectionConfig.validation_share
     if name is None and run is None:
         parser.error(f"{checkpoint} lies in no run folder: say which --data")
     if run is not None:
         config = read_config(run, make_detection_config)
-        name, masks = name or config.data, masks or config.masks
+        name, masks, share = name or config.data, masks or config.masks, config.validation_share
     limit = options.max_detections
     model = load_detector(checkpoint, **({} if limit is None else {"detections": limit}))
     if masks == "need" and not model.options.has_masks:
         parser.error(f"{checkpoint} finds boxes alone: masks can't be needed")
     data = load_detection_data(
-        name, masks=(masks or "auto") if model.options.has_masks else "ignore"
+        name,
+        validation_share=share,
+        masks=(masks or "auto") if model.options.has_masks else "ignore",
     )
     for line in data.describe():
         print(f"halonet: {line}", file=sys.stderr)
     results = detect_images(model.fuse().to(device), data.validation, progress=True)
     metrics = score(data.validation, results, max_detections=model.options.detections)
-    output = Path(options.output or checkpoint.parent / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
     write_summary(output, model, data, DetectionEvaluation(metrics, results))
     print(make_metrics_table(metrics))
@@ -111,7 +114,9 @@ def make_evaluate_parser() -> CommandParser:
     parser = CommandParser(prog="halonet detect evaluate", description=PURPOSES["evaluate"])
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument(
-        "--data", type=str | None, help="coco:FOLDER; without it, what the run trained on"
+        "--data",
+        type=str | None,
+        help="as for halonet detect train; without it, what the run trained on",
     )
     parser.add_argument(
         "--masks",
@@ -136,7 +141,7 @@ def predict_command(words: Sequence[str]) -> None:
     options = parser.parse_words(words)
     from halonet.data.pixels import read_image
     from halonet.detection.detector import load_detector
-    from halonet.detection.predict import Objects, predict
+    from halonet.detection.predict import Objects, as_data_set, name_categories, predict
     from halonet.files import make_free_folder, require_empty, write_atomically, write_text
     from halonet.models.metadata import find_checkpoint
 
@@ -151,30 +156,30 @@ def predict_command(words: Sequence[str]) -> None:
     else:
         output = Path(options.output)
         output.mkdir(parents=True, exist_ok=True)
-    content: dict[str, list[Any]] = {"images": [], "annotations": []}
+    numbers = number_images([*pictures])
+    images: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     rows, broken = [], 0
     for path, found in predictions:
         if not isinstance(found, Objects):
             broken += 1
             print(f"halonet: {found}", file=sys.stderr)
             continue
-        number = len(content["images"]) + 1
-        content["images"].append(
-            {
-                "id": number,
-                "file_name": str(path),
-                "width": found.size[1],
-                "height": found.size[0],
-            }
-        )
-        content["annotations"] += found.as_results(number)
+        named = {"file_name": str(path)}
+        height, width = found.size
+        images.append({"id": numbers[path], **named, "width": width, "height": height})
+        results += [one | named for one in found.as_results(numbers[path])]
         picture = output / pictures[path]
         picture.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(picture, found.draw(read_image(path)).save)
         rows.append([path, len(found.scores), picture])
-    write_text(output / "predictions.json", json.dumps(content, indent=2) + "\n")
+    write_text(output / "predictions.json", json.dumps(results, indent=2) + "\n")
     print(make_table(["image", "objects", "picture"], rows))
-    print(f"objects in COCO's format: {output / 'predictions.json'}")
+    print(f"COCO's results: {output / 'predictions.json'}")
+    if options.data_set:
+        content = as_data_set(images, results, name_categories(model))
+        write_text(output / "data_set.json", json.dumps(content, indent=2) + "\n")
+        print(f"a data set in COCO's format: {output / 'data_set.json'}")
     if broken:
         fail(f"{broken} of {len(pictures)} images can't be read", 1)
 
@@ -200,12 +205,31 @@ def name_pictures(given: Sequence[str], images: Sequence[Path]) -> dict[Path, Pa
     }
 
 
+def number_images(images: Sequence[Path]) -> dict[Path, int]:
+    """Ids of images for COCO's results: their names, where all are numbers, else 1, 2, ...
+
+    COCO's own images are called by their ids.
+    """
+    stems = [image.stem for image in images]
+    named = all(stem.isdecimal() and len(stem) < 19 for stem in stems)
+    if named and len(set(map(int, stems))) == len(stems):
+        return {image: int(image.stem) for image in images}
+    return {image: number for number, image in enumerate(images, start=1)}
+
+
 def make_predict_parser() -> CommandParser:
     """The options of `halonet detect predict`."""
     parser = CommandParser(prog="halonet detect predict", description=PURPOSES["predict"])
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
     parser.add_argument("--score_threshold", type=float, default=0.5, help="least score, 0 to 1")
+    parser.add_argument(
+        "--data_set",
+        type=bool,
+        default=False,
+        help="write data_set.json too: the objects as annotations with ids, the images and the "
+        "categories, as label tools read them",
+    )
     parser.add_device()
     parser.add_argument(
         "--output",

@@ -230,6 +230,21 @@ def _check_file(image: AnnotatedImage, read: bool) -> str | tuple[int, str] | No
     )
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file, upright, without its pixels.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: it is no image.
+    """
+    try:
+        (width, height), orientation = _read_header(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image at {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read as an image: {error}") from None
+    return (height, width) if orientation >= 5 else (width, height)
+
+
 def _read_header(path: Path) -> tuple[tuple[int, int], int]:
     """Width and height as stored, and EXIF's orientation, 1 where none can be read."""
     with Image.open(path) as image:

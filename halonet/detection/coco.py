@@ -6,10 +6,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from halonet.data.splits import VALIDATION_NAMES
+from halonet.detection.annotations import has_mask
 from halonet.detection.check import Content
 from halonet.detection.data import Category
-from halonet.detection.layouts import find_image_folder
-from halonet.detection.values import as_whole
+from halonet.detection.geometry import TOLERANCE
+from halonet.detection.layouts import (
+    LAYOUTS,
+    TRAINING_NAMES,
+    find_annotations,
+    find_image_folder,
+    find_only_annotations,
+)
+from halonet.detection.values import are_numbers, as_whole
+
+
+def find_coco(place: Path) -> tuple[Content, Content | None]:
+    """Read the parts of a data set in COCO's format; None for a held-out part that there isn't.
+
+    Args:
+        place: an annotation file without a held-out part; or a folder. The folder has
+            annotations/instances_train2017.json with the images in train2017 or
+            images/train2017; or train.json with train; or train/_annotations.coco.json beside its
+            images; and the same for val, valid or test. Or it has one annotation file of another
+            name, without a held-out part.
+
+    Raises:
+        FileNotFoundError: there is no annotation file.
+        ValueError: there are several for a part, or one isn't COCO's format.
+    """
+    if place.is_file():
+        return read_coco(place), None
+    training = find_annotations(place, TRAINING_NAMES)
+    validation = find_annotations(place, VALIDATION_NAMES)
+    if training is None and validation is None:
+        training = find_only_annotations(place)
+    if training is None:
+        raise FileNotFoundError(f"{place} has no annotation file for train; looked for {LAYOUTS}")
+    return read_coco(training), None if validation is None else read_coco(validation)
 
 
 def read_coco(annotations: Path, images: Path | None = None) -> Content:
@@ -24,6 +58,7 @@ def read_coco(annotations: Path, images: Path | None = None) -> Content:
         ValueError: it isn't COCO's format.
     """
     lists = _read_json(annotations)
+    _refuse_corners(annotations, lists)
     folder = find_image_folder(annotations, lists["images"]) if images is None else images
     categories = _read_categories(annotations, lists["categories"])
     categories, notes = tell_apart(categories)
@@ -92,3 +127,26 @@ def _read_categories(path: Path, entries: Sequence[dict[str, Any]]) -> tuple[Cat
             raise ValueError(f"{path}: the name of category {number} must be text, got {name!r}")
         categories.append(Category(number, str(number if name is None else name)))
     return tuple(sorted(categories, key=lambda category: category.id))
+
+
+def _refuse_corners(path: Path, lists: dict[str, list[dict[str, Any]]]) -> None:
+    """Raise ValueError where boxes without masks must be corners: as sizes, some don't fit."""
+    sizes: dict[int | None, tuple[int | None, int | None]] = {
+        one["id"]: (as_whole(one.get("width")), as_whole(one.get("height")))
+        for one in lists["images"]
+    }
+    boxes = []
+    for entry in lists["annotations"]:
+        width, height = sizes.get(as_whole(entry.get("image_id")), (None, None))
+        if not has_mask(entry) and are_numbers(entry.get("bbox"), 4) and width and height:
+            boxes.append((*entry["bbox"], width + TOLERANCE, height + TOLERANCE))
+    outside = [box for box in boxes if box[0] + box[2] > box[4] or box[1] + box[3] > box[5]]
+    fit = all(
+        left < right <= width and top < bottom <= height
+        for left, top, right, bottom, width, height in boxes
+    )
+    if fit and 10 * len(outside) >= len(boxes) > 0:
+        raise ValueError(
+            f"{path}: {len(outside)} of {len(boxes)} boxes reach outside their images, and all fit "
+            "if they are left, top, right, bottom; COCO's format has left, top, width, height"
+        )

@@ -18,7 +18,9 @@ class DetectionConfig(RunConfig):
     """All that decides the training of a detector; the rest is in `RunConfig`.
 
     Attributes:
-        data: coco:FOLDER.
+        data: coco:PATH, voc:PATH or yolo:PATH, of a folder or of its annotation file; or the path
+            alone, whose content tells the format.
+        validation_share: share of the images that is held out where the data has no such part.
         bad_annotations: skip what is wrong in the annotations, or refuse to train on them.
         masks: need leaves out objects without a mask (Mask R-CNN), ignore takes the box of every
             object (Faster R-CNN); auto needs them where all objects have one, ignores them where
@@ -30,6 +32,7 @@ class DetectionConfig(RunConfig):
     """
 
     data: str = "coco:coco"
+    validation_share: float = 0.2
     bad_annotations: BadAnnotations = "skip"
     masks: Masks = "auto"
     model: str = "resnet_50_se_halo8"
@@ -56,6 +59,8 @@ def make_detection_config(fields: Mapping[str, Any]) -> DetectionConfig:
 def check_detection_config(config: DetectionConfig) -> None:
     """Raise ValueError for a value that no detector's run can have; it names the field."""
     check_run_config(config)
+    if not 0 < config.validation_share < 1:
+        raise ValueError(f"validation_share must be between 0 and 1, got {config.validation_share}")
     if config.masks == "need" and not config.detector.has_masks:
         raise ValueError("masks need a detector that has them, got a mask_channels of 0")
     low, high = config.scale_jitter

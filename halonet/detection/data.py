@@ -136,7 +136,7 @@ def as_ground_truth(data: AnnotatedImages) -> dict[str, Any]:
         "images": [
             {
                 "id": image.id,
-                "file_name": image.path.name,
+                "file_name": str(image.path),
                 "width": image.width,
                 "height": image.height,
             }

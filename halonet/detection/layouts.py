@@ -1,5 +1,6 @@
 """Where a data set in COCO's format has its annotation files and its images."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -20,11 +21,11 @@ LAYOUTS = (
 )
 
 
-def find_annotations(folder: Path, names: Sequence[str]) -> Path:
-    """The annotation file of a part, called by the first of `names` that there is.
+def find_annotations(folder: Path, names: Sequence[str]) -> Path | None:
+    """The annotation file of a part, called by the first of `names` that there is; None for none.
 
     Raises:
-        FileNotFoundError: there is none. ValueError: there are several.
+        ValueError: there are several.
     """
     for name in names:
         for pattern in _PATTERNS:
@@ -36,7 +37,34 @@ def find_annotations(folder: Path, names: Sequence[str]) -> Path:
                 )
             if found:
                 return found[0]
-    raise FileNotFoundError(f"{folder} has no annotation file for {names[0]}; looked for {LAYOUTS}")
+    return None
+
+
+def find_only_annotations(folder: Path) -> Path | None:
+    """The one JSON file with annotations, in a folder or its `annotations`; None without one.
+
+    Raises:
+        ValueError: there are several.
+    """
+    for place in (folder / "annotations", folder):
+        found = [path for path in sorted(place.glob("*.json")) if _has_annotations(path)]
+        if len(found) > 1:
+            raise ValueError(
+                f"{folder} has several annotation files: "
+                f"{', '.join(path.name for path in found)}; name one of them"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _has_annotations(path: Path) -> bool:
+    """Whether a JSON file is in COCO's format; exporters add other files, as of notes."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "annotations" in content
 
 
 def find_image_folder(annotations: Path, entries: Sequence[dict[str, Any]]) -> Path:

@@ -21,7 +21,7 @@ from halonet.detection.evaluate import (
     evaluation_mode,
     paste_masks,
 )
-from halonet.detection.masks import decode_masks
+from halonet.detection.masks import decode_masks, measure_area
 
 # Told apart with most kinds of colour blindness (Okabe and Ito); classes take turns.
 COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -99,9 +99,9 @@ def predict(
 def _predict(
     model: Detector, paths: Iterable[Path], score_threshold: float
 ) -> Iterator[tuple[Path, Objects | str]]:
-    numbers = range(1, model.num_classes + 1)
-    names = model.class_names or tuple(map(str, numbers))
-    ids = model.category_ids or tuple(numbers)
+    categories = name_categories(model)
+    names = tuple(category.name for category in categories)
+    ids = tuple(category.id for category in categories)
     with evaluation_mode(model):
         for path in paths:
             try:
@@ -114,6 +114,40 @@ def _predict(
             found = {name: one[kept] for name, one in found.items()}
             size = (image.height, image.width)
             yield path, Objects(path, size, **found, class_names=names, category_ids=ids)
+
+
+def name_categories(model: Detector) -> list[Category]:
+    """The categories of the labels 1, 2, ..., with these numbers where the model has no names."""
+    numbers = range(1, model.num_classes + 1)
+    pairs = zip(model.category_ids or numbers, model.class_names or numbers, strict=True)
+    return [Category(number, str(name)) for number, name in pairs]
+
+
+def as_data_set(
+    images: Sequence[dict[str, Any]],
+    results: Sequence[dict[str, Any]],
+    categories: Sequence[Category],
+) -> dict[str, Any]:
+    """Results as a data set in COCO's format, whose annotations are numbered from 1 on.
+
+    Args:
+        images: as in COCO's format.
+        results: of these images, as `Objects.as_results` gives them.
+        categories: of the results.
+    """
+    annotations = []
+    for number, result in enumerate(results, start=1):
+        mask = result.get("segmentation")
+        area = result["bbox"][2] * result["bbox"][3]
+        if mask is not None:
+            area = measure_area(mask["counts"].encode(), *mask["size"])
+        extra = {"id": number, "area": area, "iscrowd": 0, "segmentation": mask or []}
+        annotations.append(result | extra)
+    return {
+        "images": list(images),
+        "annotations": annotations,
+        "categories": [{"id": one.id, "name": one.name} for one in categories],
+    }
 
 
 def draw_truth(image: AnnotatedImage, categories: Sequence[Category]) -> Image.Image:

@@ -1,23 +1,35 @@
 """Detection data by name: which format it has, what its parts are, and whether it has masks."""
 
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from halonet.data.sources import split_name
-from halonet.data.splits import VALIDATION_NAMES
 from halonet.detection.annotations import has_mask
 from halonet.detection.check import Content, check_content
-from halonet.detection.coco import read_coco
-from halonet.detection.data import DetectionData
-from halonet.detection.layouts import TRAINING_NAMES, find_annotations
+from halonet.detection.coco import find_coco
+from halonet.detection.data import AnnotatedImages, DetectionData, select_images
+from halonet.detection.voc import find_voc
+from halonet.detection.yolo import find_yolo
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+FORMATS: dict[str, Callable[[Path], tuple[Content, Content | None]]] = {
+    "coco": find_coco,
+    "voc": find_voc,
+    "yolo": find_yolo,
+}
 
 
 def load_detection_data(
     name: str,
     *,
+    validation_share: float = 0.2,
     masks: str = "auto",
     bad_annotations: str = "skip",
     read_images: bool = True,
@@ -27,9 +39,10 @@ def load_detection_data(
     """Find, read and check a data set.
 
     Args:
-        name: `coco:FOLDER`. The folder has annotations/instances_train2017.json with the images
-            in train2017 or images/train2017; or train.json with train; or
-            train/_annotations.coco.json beside its images; and the same for val.
+        name: `coco:PATH`, see `find_coco`; `voc:PATH`, see `find_voc`; `yolo:PATH`, see
+            `find_yolo`; or the path alone, whose content tells the format.
+        validation_share: share of the images that is held out where there is no held-out part;
+            the same ones every time.
         masks: "need" leaves out objects without a mask, "ignore" takes the boxes of all; "auto" is
             need where all have one, ignore where none has one, and an error else.
         bad_annotations: "skip" leaves out what is wrong and lists it in `problems`; "refuse"
@@ -45,29 +58,81 @@ def load_detection_data(
         ValueError: another name or policy, a file that isn't in the format, parts of different
             categories or without objects, or some objects without masks.
     """
-    kind, place = split_name(name)
-    if kind != "coco":
-        raise ValueError(f"data must be coco:FOLDER, got {name!r}")
-    folder = Path(place)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder at {folder}")
-    contents = [
-        read_coco(find_annotations(folder, names)) for names in (TRAINING_NAMES, VALIDATION_NAMES)
-    ]
-    _compare_categories(*contents)
-    with_masks, notes = choose_masks(masks, contents)
-    training, validation = (
+    kind, place = find_format(name)
+    training, validation = FORMATS[kind](place)
+    parts = [part for part in (training, validation) if part is not None]
+    _compare_categories(parts)
+    with_masks, notes = choose_masks(masks, parts)
+    checked = [
         check_content(
-            content,
+            part,
             masks=with_masks,
             bad_annotations=bad_annotations,
             read_images=read_images,
             progress=progress,
             accelerator=accelerator,
         )
-        for content in contents
-    )
-    return DetectionData(name, training, validation, notes)
+        for part in parts
+    ]
+    if validation is None:
+        checked = hold_out(checked[0], validation_share)
+    return DetectionData(name, checked[0], checked[1], notes)
+
+
+def find_format(name: str) -> tuple[str, Path]:
+    """The format and the path of a data set.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path. ValueError: no format, or no path.
+    """
+    kind, rest = split_name(name)
+    if kind not in FORMATS:
+        kind, rest = "", os.path.expanduser(name)
+    place = Path(rest)
+    if not rest.strip() or (not kind and not place.exists()):
+        raise ValueError(
+            "data must be coco:PATH, voc:PATH or yolo:PATH, or the path of such a data set, "
+            f"got {name!r}"
+        )
+    if not place.exists():
+        raise FileNotFoundError(f"no folder at {place}")
+    return kind or _recognize(place), place
+
+
+def _recognize(place: Path) -> str:
+    """The format of a data set, by the files that it has."""
+    if any(place.glob("Annotations/*.xml")) or any(place.glob("train/*.xml")):
+        return "voc"
+    if place.suffix in (".yaml", ".yml") or any(place.glob("*.y*ml")):
+        return "yolo"
+    return "yolo" if (place / "classes.txt").is_file() else "coco"
+
+
+def hold_out(data: AnnotatedImages, share: float) -> list[AnnotatedImages]:
+    """A training and a held-out part of images chosen at random, the same ones every time.
+
+    Raises:
+        ValueError: a share that isn't between 0 and 1, one image, or a part without objects.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"validation_share must be between 0 and 1, got {share}")
+    count = len(data.images)
+    if count < 2:
+        raise ValueError(f"{data.source} has one image; it takes two to hold one out")
+    held_out = min(max(1, round(count * share)), count - 1)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    parts = [select_images(data, sorted(chosen)) for chosen in (order[held_out:], order[:held_out])]
+    for part in parts:
+        if not any(not one.crowd for image in part.images for one in image.annotations):
+            raise ValueError(
+                f"{data.source}: of its {count} images, {held_out} are held out, and one of the "
+                "parts has no object; choose another validation_share"
+            )
+    note = f"{data.source}: {held_out} of {count} images are held out, as there is no such part"
+    return [
+        replace(parts[0], notes=(*data.notes, note)),
+        replace(parts[1], problems=(), notes=()),
+    ]
 
 
 def choose_masks(policy: str, contents: list[Content]) -> tuple[bool, tuple[str, ...]]:
@@ -92,7 +157,8 @@ def choose_masks(policy: str, contents: list[Content]) -> tuple[bool, tuple[str,
     return True, (f"{count}, and are left out",) if lacking else ()
 
 
-def _compare_categories(training: Content, validation: Content) -> None:
+def _compare_categories(parts: list[Content]) -> None:
+    training, validation = parts[0], parts[-1]
     if training.categories != validation.categories:
         different = set(training.categories) ^ set(validation.categories)
         first = min(different, key=lambda one: one.id)

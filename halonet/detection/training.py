@@ -20,7 +20,12 @@ from halonet.detection.config import (
     check_detection_config,
     make_detection_config,
 )
-from halonet.detection.data import AnnotatedImage, AnnotatedImages, DetectionData
+from halonet.detection.data import (
+    AnnotatedImage,
+    AnnotatedImages,
+    DetectionData,
+    as_ground_truth,
+)
 from halonet.detection.dataset import DetectionDataset, collate
 from halonet.detection.detector import Detector, create_detector, save_detector, sum_losses
 from halonet.detection.evaluate import DetectionMetrics, detect_images, merge_results, score
@@ -83,6 +88,7 @@ class Detection:
         self.device = accelerator.device
         self.data = load_detection_data(
             config.data,
+            validation_share=config.validation_share,
             masks=config.masks if config.detector.has_masks else "ignore",
             bad_annotations=config.bad_annotations,
             progress=accelerator.is_main_process,
@@ -195,10 +201,11 @@ def write_summary(
     *,
     minutes: float | None = None,
 ) -> None:
-    """Write summary.json, results.json (COCO's results of the held-out images) and pictures.
+    """Write summary.json, results.json, truth.json and pictures.
 
-    The pictures are of a few held-out images, evenly spaced: the annotations on the left, the
-    detections on the right.
+    results.json has COCO's results of the held-out images, truth.json their annotations as they
+    were scored. The pictures are of a few held-out images, evenly spaced: the annotations on the
+    left, the detections on the right.
     """
     summary = {
         "data": data.name,
@@ -212,6 +219,7 @@ def write_summary(
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_text(folder / "results.json", json.dumps(evaluation.results) + "\n")
+    write_text(folder / "truth.json", json.dumps(as_ground_truth(data.validation)) + "\n")
     images = data.validation.images
     for image in images[:: -(-len(images) // PICTURES)]:
         _draw(folder / "pictures" / f"{image.id}.png", model, image, data)

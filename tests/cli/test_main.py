@@ -96,7 +96,7 @@ TRAIN_OPTIONS = [
             detect.make_evaluate_parser(),
             ["data", "device", "help", "masks", "max_detections", "output"],
         ),
-        (detect.make_predict_parser(), ["device", "help", "output", "score_threshold"]),
+        (detect.make_predict_parser(), ["data_set", "device", "help", "output", "score_threshold"]),
     ],
     ids=[
         *("train", "evaluate", "predict", "models", "shards", "recipes", "check", "compare"),

@@ -102,6 +102,16 @@ def test_corners_are_told_by_the_masks(folder: Path) -> None:
     assert data.images == before.images
 
 
+def test_corners_are_told_without_masks_too(folder: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        for entry in content["annotations"]:
+            left, top, width, height = entry["bbox"]
+            entry.update(bbox=[left, top, left + width, top + height], segmentation=[])
+
+    with pytest.raises(ValueError, match="3 of 7 boxes reach outside their images, and all fit if"):
+        change(folder, edit, masks=False)
+
+
 def test_boxes_apart_from_their_masks_are_said(folder: Path) -> None:
     data = change(folder, lambda content: first(content).update(bbox=[18, 16, 16, 16]))
     assert said(data) == [

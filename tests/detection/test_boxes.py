@@ -16,6 +16,8 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection import FasterRCNN
 
 from halonet import cli
+from halonet.detection.check import check_content
+from halonet.detection.coco import read_coco
 from halonet.detection.dataset import DetectionDataset
 from halonet.detection.detector import load_detector, save_detector, sum_losses
 from halonet.detection.evaluate import detect_images, score
@@ -208,10 +210,18 @@ def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     photos = folder / "val2017"
     cli.main(
         [
-            *("detect", "predict", str(tmp_path / "run"), str(photos)),
+            *("detect", "predict", str(tmp_path / "run"), str(photos), "--data-set", "true"),
             *("--score-threshold", "0", "--output", str(output)),
         ]
     )
+    # The photos are called by their ids, so that the predictions are scored as they are.
+    predictions = json.loads((output / "predictions.json").read_text())
+    assert box_ap(truth, predictions) == pytest.approx(summary["box"]["all"], abs=1e-6)
+    content = json.loads((output / "data_set.json").read_text())
+    assert [one["id"] for one in content["annotations"]] == [*range(1, len(predictions) + 1)]
+    again = check_content(read_coco(output / "data_set.json"), masks=False)
+    assert [category.name for category in again.categories] == ["bar", "square"]
+    assert sum(len(image.annotations) for image in again.images) == len(predictions)
     for path in photos.iterdir():
         with Image.open(output / f"{path.name}.png") as picture, Image.open(path) as photo:
             assert picture.size == photo.size

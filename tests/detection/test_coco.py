@@ -341,7 +341,7 @@ def test_what_is_no_cocos_format_is_refused(folder: Path, edit: Any, message: st
 
 
 def test_what_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data must be coco:FOLDER, got 'folder:x'"):
+    with pytest.raises(ValueError, match=r"data must be coco:PATH, .* got 'folder:x'"):
         load_detection_data("folder:x")
     with pytest.raises(FileNotFoundError, match="no folder at"):
         load_detection_data(f"coco:{tmp_path / 'none'}")

@@ -1,20 +1,27 @@
 """Objects in files, and pictures of them."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageChops
+from pycocotools import mask as official
+from pycocotools.coco import COCO
 
 from halonet import cli
-from halonet.cli.detect import name_pictures
+from halonet.cli.detect import name_pictures, number_images
 from halonet.data.pixels import read_image
 from halonet.detection.detector import save_detector
 from halonet.detection.predict import Objects, draw_truth, predict
 from halonet.detection.sources import load_detection_data
 from halonet.models.pretrained import save_model
 from tests.detection.pictures import draw_coco, small_detector
+
+# pycocotools' own, under numpy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def test_objects_in_files(tmp_path: Path) -> None:
@@ -111,7 +118,7 @@ def test_every_image_has_a_picture_of_its_own(checkpoint: Path, photos: Path) ->
         with Image.open(output / f"{name}.png") as picture:
             assert picture.getpixel((20, 20)) == (color,) * 3
     content = json.loads((output / "predictions.json").read_text())
-    assert len({one["file_name"] for one in content["images"]}) == len(COLORS)
+    assert content == []
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -191,3 +198,48 @@ def test_fused_detector_finds_the_same(frozen: bool, tmp_path: Path) -> None:
             one, other = getattr(ours, name), getattr(theirs, name)
             assert not one.is_inference()
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_ids_are_names_where_all_are_numbers() -> None:
+    coco = [Path("000000000139.jpg"), Path("000000000285.jpg")]
+    assert number_images(coco) == {coco[0]: 139, coco[1]: 285}
+    for names in (["7.jpg", "a.jpg"], ["a/7.jpg", "b/7.jpg"], ["7.jpg", "7.png"], ["1" * 19]):
+        paths = [Path(name) for name in names]
+        assert [*number_images(paths).values()] == [*range(1, len(paths) + 1)]
+
+
+@pytest.mark.parametrize("mask_channels", [0, 8])
+def test_predictions_are_cocos_results(mask_channels: int, photos: Path, tmp_path: Path) -> None:
+    model = small_detector(mask_channels=mask_channels)
+    save_detector(model, tmp_path / "model.safetensors")
+    output = tmp_path / "found"
+    words = ["detect", "predict", tmp_path / "model.safetensors", photos, "--score-threshold", 0]
+    cli.main([*map(str, words), "--data-set", "true", "--output", str(output)])
+    data_set = str(output / "data_set.json")
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(data_set)
+        results = truth.loadRes(str(output / "predictions.json"))
+    given = json.loads((output / "predictions.json").read_text())
+    assert len(results.anns) == len(given) == len(truth.anns) > 0
+    assert {one["file_name"] for one in given} <= {one["file_name"] for one in truth.imgs.values()}
+    assert all(("segmentation" in one) == (mask_channels > 0) for one in given)
+    for one in truth.anns.values():
+        if mask_channels:
+            assert one["area"] == official.area(one["segmentation"])
+        else:
+            assert one["area"] == one["bbox"][2] * one["bbox"][3]
+
+
+def test_a_runs_own_report_is_not_written_over(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "summary.json").write_text("{}")
+    folder = draw_coco(tmp_path / "coco")
+    words = ["detect", "evaluate", str(checkpoint), "--data", f"coco:{folder}"]
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--output", str(run)])
+    assert "is a run and has the report of its training" in capsys.readouterr().err
+    assert (run / "summary.json").read_text() == "{}"
