@@ -157,7 +157,7 @@ def _read_part(
         notes = (f"{source}: {DIFFICULT}: {len(difficult)}, the first is {difficult[0]}",)
     return Content(
         source,
-        source.parent,
+        Path(),
         tuple(categories),
         images,
         annotations,

@@ -173,7 +173,7 @@ def _read_part(
             f"the first is {bare[0]}"
         )
     return Content(
-        source, source.parent, categories, images, annotations, tuple(problems), tuple(said), places
+        source, Path(), categories, images, annotations, tuple(problems), tuple(said), places
     )
 
 

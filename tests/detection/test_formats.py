@@ -134,7 +134,9 @@ def same(data: DetectionData, other: DetectionData) -> None:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_formats_have_the_same_objects(kind: str, coco: Path, tmp_path: Path) -> None:
+def test_formats_have_the_same_objects(
+    kind: str, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = load_detection_data(f"coco:{coco}")
     folder = WRITERS[kind](coco, tmp_path / "other")
     name = f"{'coco' if kind == 'roboflow' else kind}:{folder}"
@@ -142,6 +144,10 @@ def test_formats_have_the_same_objects(kind: str, coco: Path, tmp_path: Path) ->
     same(data, expected)
     same(load_detection_data(str(folder)), expected)
     assert not data.masks
+    monkeypatch.chdir(tmp_path)
+    same(load_detection_data(name.replace(str(folder), "other")), expected)
+    monkeypatch.chdir(folder)
+    same(load_detection_data("."), expected)
 
 
 @pytest.mark.parametrize("kind", ["voc", "yolo", "roboflow"])
