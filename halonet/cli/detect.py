@@ -63,9 +63,10 @@ def evaluate_command(words: Sequence[str]) -> None:
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
     from halonet.detection.config import DetectionConfig, make_detection_config
+    from halonet.detection.data import choose_part
     from halonet.detection.detector import load_detector
     from halonet.detection.evaluate import detect_images, score
-    from halonet.detection.sources import load_detection_data
+    from halonet.detection.sources import is_same_data, load_detection_data
     from halonet.detection.training import DetectionEvaluation, write_summary
     from halonet.models.metadata import find_checkpoint
     from halonet.training.checkpoint import check_report_folder, find_run, read_config
@@ -78,8 +79,10 @@ def evaluate_command(words: Sequence[str]) -> None:
     name, masks, share = options.data, options.masks, DetectionConfig.validation_share
     if name is None and run is None:
         parser.error(f"{checkpoint} lies in no run folder: say which --data")
+    is_own = False
     if run is not None:
         config = read_config(run, make_detection_config)
+        is_own = name is None or is_same_data(name, config.data)
         name, masks, share = name or config.data, masks or config.masks, config.validation_share
     limit = options.max_detections
     model = load_detector(checkpoint, **({} if limit is None else {"detections": limit}))
@@ -92,6 +95,9 @@ def evaluate_command(words: Sequence[str]) -> None:
     )
     for line in data.describe():
         print(f"halonet: {line}", file=sys.stderr)
+    # A share was held out by the training, of its own data alone.
+    whole = not (is_own or data.own_parts)
+    data = choose_part(data, options.split or ("all" if whole else "val"))
     results = detect_images(model.fuse().to(device), data.validation, progress=True)
     metrics = score(data.validation, results, max_detections=model.options.detections)
     output.mkdir(parents=True, exist_ok=True)
@@ -117,6 +123,12 @@ def make_evaluate_parser() -> CommandParser:
         "--data",
         type=str | None,
         help="as for halonet detect train; without it, what the run trained on",
+    )
+    parser.add_argument(
+        "--split",
+        type=Literal["train", "val", "all"] | None,
+        help="images that are scored; without it val, or all of data that isn't the run's and has "
+        "no held-out part",
     )
     parser.add_argument(
         "--masks",

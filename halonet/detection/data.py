@@ -1,5 +1,6 @@
 """A detection data set: images and their objects, checked, in a training and a held-out part."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,12 +66,14 @@ class DetectionData:
         name: as it was asked for.
         training, validation: the parts.
         notes: what was decided for both, in words.
+        own_parts: whether the data has both parts, or one was held out of the other.
     """
 
     name: str
     training: AnnotatedImages
     validation: AnnotatedImages
     notes: tuple[str, ...] = ()
+    own_parts: bool = True
 
     @property
     def categories(self) -> tuple[Category, ...]:
@@ -91,6 +94,27 @@ class DetectionData:
         if len(problems) > 20:
             lines.append(f"and {len(problems) - 20} more are left out")
         return lines
+
+
+def choose_part(data: DetectionData, split: str) -> DetectionData:
+    """The data with its training part ("train"), or both parts ("all"), as the held-out one.
+
+    Raises:
+        ValueError: images of both parts have the same id.
+    """
+    if split == "val":
+        return data
+    chosen = data.training
+    if split == "all":
+        images = (*data.training.images, *data.validation.images)
+        ids = Counter(image.id for image in images)
+        number, times = max(ids.items(), key=lambda pair: pair[1])
+        if times > 1:
+            raise ValueError(
+                f"both parts of {data.name} have an image {number}; score them one after the other"
+            )
+        chosen = replace(chosen, images=images)
+    return replace(data, validation=chosen)
 
 
 def select_images(data: AnnotatedImages, indices: Sequence[int]) -> AnnotatedImages:

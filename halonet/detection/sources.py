@@ -76,7 +76,7 @@ def load_detection_data(
     ]
     if validation is None:
         checked = hold_out(checked[0], validation_share)
-    return DetectionData(name, checked[0], checked[1], notes)
+    return DetectionData(name, checked[0], checked[1], notes, validation is not None)
 
 
 def find_format(name: str) -> tuple[str, Path]:
@@ -85,9 +85,7 @@ def find_format(name: str) -> tuple[str, Path]:
     Raises:
         FileNotFoundError: there is nothing at the path. ValueError: no format, or no path.
     """
-    kind, rest = split_name(name)
-    if kind not in FORMATS:
-        kind, rest = "", os.path.expanduser(name)
+    kind, rest = _split(name)
     place = Path(rest)
     if not rest.strip() or (not kind and not place.exists()):
         raise ValueError(
@@ -97,6 +95,17 @@ def find_format(name: str) -> tuple[str, Path]:
     if not place.exists():
         raise FileNotFoundError(f"no folder at {place}")
     return kind or _recognize(place), place
+
+
+def is_same_data(one: str, other: str) -> bool:
+    """Whether two names are of the same data, however they are spelled."""
+    return Path(_split(one)[1]).resolve() == Path(_split(other)[1]).resolve()
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The format, if it is named, and the path."""
+    kind, place = split_name(name)
+    return (kind, place) if kind in FORMATS else ("", os.path.expanduser(name))
 
 
 def _recognize(place: Path) -> str:

@@ -94,7 +94,7 @@ TRAIN_OPTIONS = [
         (compare.make_compare_parser(), ["format", "help", "output", "score"]),
         (
             detect.make_evaluate_parser(),
-            ["data", "device", "help", "masks", "max_detections", "output"],
+            ["data", "device", "help", "masks", "max_detections", "output", "split"],
         ),
         (detect.make_predict_parser(), ["data_set", "device", "help", "output", "score_threshold"]),
     ],

@@ -9,8 +9,9 @@ from PIL import Image
 
 from halonet import cli
 from halonet.detection.data import AnnotatedImages, DetectionData
-from halonet.detection.sources import load_detection_data
-from tests.detection.pictures import draw_coco, rectangle
+from halonet.detection.detector import save_detector
+from halonet.detection.sources import is_same_data, load_detection_data
+from tests.detection.pictures import draw_coco, rectangle, small_detector
 from tests.detection.test_boxes import box_ap
 from tests.detection.test_training import make_trial
 from tests.pictures import make_words
@@ -220,6 +221,35 @@ def test_without_a_held_out_part_a_share_is_held_out(coco: Path, tmp_path: Path)
         assert load_detection_data(name, validation_share=0.25) == data
     with pytest.raises(ValueError, match="validation_share must be between 0 and 1, got 1"):
         load_detection_data(str(lone), validation_share=1)
+
+
+def test_data_is_the_same_however_it_is_spelled(tmp_path: Path) -> None:
+    for name in (f"coco:{tmp_path}", f"{tmp_path}/", f"{tmp_path}/../{tmp_path.name}"):
+        assert is_same_data(name, str(tmp_path))
+    assert not is_same_data(f"coco:{tmp_path / 'a'}", f"coco:{tmp_path}")
+
+
+def test_whole_sets_are_scored(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = small_detector(mask_channels=0)
+    model.class_names = ("bar", "square")
+    save_detector(model, tmp_path / "model.safetensors")
+    lone = coco / "annotations" / "instances_train2017.json"
+    words = ["detect", "evaluate", str(tmp_path / "model.safetensors")]
+    for data, split, count in (
+        (lone, [], 4),
+        (lone, ["--split", "val"], 1),
+        (lone, ["--split", "train"], 3),
+        (coco, [], 4),
+    ):
+        cli.main([*words, "--data", str(data), *split])
+        assert f"\n{count} images, at most" in capsys.readouterr().out
+        truth = json.loads((tmp_path / "evaluation" / "truth.json").read_text())
+        assert len(truth["images"]) == count
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--data", str(coco), "--split", "all"])
+    assert "both parts of" in capsys.readouterr().err
 
 
 LINES = {
