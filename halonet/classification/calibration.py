@@ -10,12 +10,12 @@ BINS = 15  # as Guo et al. 2017 have it
 
 @dataclass(frozen=True)
 class Calibration:
-    """Probabilities beside what came true, in bins of equal width that aren't empty.
+    """Probabilities beside outcomes, in bins of equal width that aren't empty.
 
     Attributes:
         error: the expected calibration error: mean over the images of the difference in their bin.
         probabilities: mean of each bin [bins].
-        shares: what share of each bin came true [bins].
+        shares: fraction of positives in each bin [bins].
         images: number of images in each bin [bins].
     """
 

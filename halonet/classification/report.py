@@ -64,7 +64,7 @@ def write_report(
     if isinstance(evaluation, Evaluation) and evaluation.confusion is not None:
         pictures["confusion_matrix.png"] = f"Confusion matrix of the {scored}"
         draw_confusion(folder / "confusion_matrix.png", data.class_names, evaluation.confusion)
-    pictures["calibration.png"] = "Calibration: what came true, by the probability given"
+    pictures["calibration.png"] = "Calibration: fraction of positives by predicted probability"
     draw_calibration(folder / "calibration.png", _choose_diagrams(predictions))
     if rows:
         pictures["curves.png"] = (

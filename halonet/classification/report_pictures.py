@@ -39,7 +39,7 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]], data: LabelledImages
     if score == "accuracy":
         baseline = 100 * data.majority_share
         scores.axhline(baseline, color=GREY, linestyle=":", label="majority class")
-    loss.legend(frameon=False)
+    (scores if score == "accuracy" else loss).legend(frameon=False)
     _save_figure(figure, path)
 
 
@@ -96,7 +96,7 @@ def draw_predictions(
 
 
 def draw_calibration(path: Path, panels: Mapping[str, Calibration]) -> None:
-    """Reliability diagrams by their titles: what came true, by the probability given."""
+    """Reliability diagrams by their titles: fraction of positives by predicted probability."""
     columns = min(5, len(panels))
     rows = -(-len(panels) // columns)
     figure = _new_figure((2.3 * columns, 2.4 * rows))
@@ -115,8 +115,9 @@ def draw_calibration(path: Path, panels: Mapping[str, Calibration]) -> None:
         title = f"{_short(title)}\ncalibration error {100 * calibration.error:.1f} %"
         axes.set_title(title, fontsize=8, color=INK, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("probability, %", fontsize=9)
-    figure.supylabel("came true, %", fontsize=9)
+        axes.tick_params(labelbottom=True, labelsize=8)
+    figure.supxlabel("mean predicted probability, %", fontsize=9)
+    figure.supylabel("fraction of positives, %", fontsize=9)
     _save_figure(figure, path)
 
 

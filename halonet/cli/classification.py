@@ -124,7 +124,7 @@ def _print_scores(evaluation: Any, data: Any, kind: str) -> None:
     for name, value in evaluation.figures.items():
         if name == "loss":
             continue
-        words = name.replace("_", " ").replace("f1", "F1 at a threshold of 0.5")
+        words = name.replace("_", " ").replace("f1", "F1 (threshold 0.5)")
         print(f"{kind}{words} {100 * value:.1f} % on {len(data.validation)} images")
         if name == "accuracy":
             print(f"majority-class baseline {100 * data.majority_share:.1f} %")

@@ -136,7 +136,9 @@ class LabelledImages:
             if len(part) and absent:
                 lines.append(f"no {kind} images of {list_some(absent)}")
         if self.test is not None:
-            lines.append(f"left out: {len(self.test)} images of the part test")
+            lines.append(
+                f"left out: {len(self.test)} images of the part test, for evaluate --split test"
+            )
         return "\n".join([*lines, *(f"left out: {what}" for what in self.left_out)])
 
 

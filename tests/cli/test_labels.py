@@ -88,7 +88,7 @@ def test_evaluate_several_labels(capsys, several):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"scoring all 12 images of csv:{several / 'labels.csv'}"
     assert lines[1].startswith("mean average precision ")
-    assert lines[2].startswith("F1 at a threshold of 0.5 ")
+    assert lines[2].startswith("F1 (threshold 0.5) ")
     header = [line.split() for line in lines if line.startswith("class")]
     assert header == [
         [
@@ -187,6 +187,17 @@ def test_the_runs_own_data_stay_held_out(capsys, whole_run, images, tmp_path, sp
     assert capsys.readouterr().out.startswith("scoring the 6 held-out images of folder:")
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert summary["accuracy"] == whole_run.evaluation.accuracy
+
+
+def test_shards_are_scored(capsys, whole_run, other_photos, tmp_path):
+    cli.main(["shards", f"folder:{other_photos}", str(tmp_path / "shards")])
+    words = ["--data", f"shards:{tmp_path / 'shards'}", "--output", str(tmp_path / "report")]
+    for part, count in (("val", 2), ("all", 10)):
+        cli.main(["evaluate", str(whole_run.folder), *words, "--split", part])
+        with open(tmp_path / "report" / "predictions.csv", newline="") as file:
+            rows = [*csv.DictReader(file)]
+        assert len({row["path"] for row in rows}) == count
+        assert {row["label"] for row in rows} == {"green", "red"}
 
 
 def test_some_of_the_classes_in_another_order(capsys, several, tmp_path):

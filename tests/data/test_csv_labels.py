@@ -93,7 +93,10 @@ def test_parts_by_name(write):
     assert [numbers(part) for part in (data.training, data.validation, data.test)] == [
         *([0, 1], [2, 3], [4, 5]),
     ]
-    assert "left out: 2 images of the part test" in data.describe().splitlines()
+    assert (
+        "left out: 2 images of the part test, for evaluate --split test"
+        in data.describe().splitlines()
+    )
     with pytest.raises(ValueError, match="fold is for data without a held-out part; csv:"):
         load_data(write(text), fold="1/2")
     without = "path,label,split\n" + rows("a,train", "b,train", "a,test", "b,test")

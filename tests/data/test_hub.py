@@ -112,7 +112,7 @@ def test_what_is_left_out_is_said(tmp_path):
     parts = dict.fromkeys(("train", "validation", "test", "unlabelled"), part)
     data = load_data(save(tmp_path / "saved", **parts))
     assert data.describe().splitlines()[1:] == [
-        "left out: 3 images of the part test",
+        "left out: 3 images of the part test, for evaluate --split test",
         "left out: 3 images of the split unlabelled",
         "left out: 1 column (number)",
     ]
