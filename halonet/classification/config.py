@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
-from halonet.data.splits import parse_fold
 from halonet.models.halonet import SMALLEST_IMAGE, LabelTask
 from halonet.training.config import (
     RunConfig,
@@ -88,6 +87,8 @@ def check_config(config: TrainingConfig) -> None:
     if not 0 < config.validation_share < 1:
         raise ValueError(f"validation_share must be between 0 and 1, got {config.validation_share}")
     if config.fold is not None:
+        from halonet.data.splits import parse_fold  # with Pillow, which --help does without
+
         parse_fold(config.fold)
     if config.image_size < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be {SMALLEST_IMAGE} or more, got {config.image_size}")

@@ -29,6 +29,7 @@ def test_left_out_is_said_before_training(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out.splitlines()[:2] == [said, f"left out: 1 .txt, {runs}"]
     cli.main(["evaluate", str(folder / "runs" / "first")])
     runs = "2 halonet output folders (runs/first)"
+    said = f"scoring the 6 held-out images of folder:{folder}"
     assert capsys.readouterr().out.splitlines()[:2] == [said, f"left out: {runs}, 1 .txt"]
     cli.main(["shards", f"folder:{folder}", str(tmp_path / "shards")])
     assert f"left out: {runs}" in capsys.readouterr().out

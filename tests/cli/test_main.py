@@ -27,6 +27,7 @@ TRAIN_OPTIONS = [
     "broken_share",
     "central_crop_share",
     "checkpoint_steps",
+    "class_weights",
     "clip_norm",
     "compile",
     "cutmix",
@@ -37,6 +38,10 @@ TRAIN_OPTIONS = [
     "epochs",
     "evaluate_epochs",
     "final_learning_rate_share",
+    "focal_loss",
+    "fold",
+    "fold_seed",
+    "group",
     "help",
     "image_size",
     "in_channels",
@@ -55,6 +60,7 @@ TRAIN_OPTIONS = [
     "schedule",
     "seed",
     "shard_weights",
+    "task",
     "validation_data",
     "validation_share",
     "warmup_share",
@@ -74,13 +80,18 @@ TRAIN_OPTIONS = [
                 "data",
                 "data_root",
                 "device",
+                "group",
                 "help",
                 "output",
+                "split",
                 "validation_data",
                 "validation_share",
             ],
         ),
-        (classification.make_predict_parser(), ["device", "format", "help", "output", "top_k"]),
+        (
+            classification.make_predict_parser(),
+            ["device", "format", "help", "output", "threshold", "top_k"],
+        ),
         (
             models.make_models_parser(),
             ["format", "help", "image_size", "max_flops", "max_image_size", "max_parameters"],
@@ -131,7 +142,7 @@ def test_overview_names_every_command(capsys):
 def test_what_only_tells_needs_no_training_library(shown):
     code = (
         f"import sys; from halonet.cli import classification, detect, recipes; {shown};"
-        "heavy = {'torchvision', 'timm', 'accelerate', 'matplotlib', 'torchmetrics', 'PIL'};"
+        "heavy = {'torchvision', 'timm', 'accelerate', 'matplotlib', 'sklearn', 'PIL'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     found = subprocess.run(
