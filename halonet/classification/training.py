@@ -22,6 +22,7 @@ from halonet.classification.loss import make_loss
 from halonet.classification.multilabel import MultilabelEvaluation
 from halonet.classification.report import write_report
 from halonet.data.dataset import ImageDataset
+from halonet.data.listing import Listing, list_images
 from halonet.data.sources import load_data
 from halonet.data.splits import LabelledImages
 from halonet.models.halonet import HaloNet, get_variant
@@ -35,9 +36,9 @@ def train(config: TrainingConfig, *, output: str | None = None) -> RunResult[Lab
     return start_run(Classification, config, output=output)
 
 
-def resume(folder: Path) -> RunResult[LabelledImages, Any]:
+def resume(folder: Path, *, allow_changed_data: bool = False) -> RunResult[LabelledImages, Any]:
     """Go on with the run in `folder` from its last saved step, exactly; see `resume_run`."""
-    return resume_run(Classification, folder)
+    return resume_run(Classification, folder, allow_changed_data=allow_changed_data)
 
 
 class Classification:
@@ -87,6 +88,10 @@ class Classification:
         self.validation.prepare("held-out images", accelerator.is_main_process)
         self.mix = make_mix(config, len(self.data.class_names))
         self.loss = make_loss(config, self.data).to(self.device)
+
+    def list_data(self) -> Listing:
+        """The images, for a resumed run to compare."""
+        return list_images(self.data)
 
     def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, its accuracy, and the share of images that were replaced.

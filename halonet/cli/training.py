@@ -26,6 +26,12 @@ def make_training_parser(command: str, purpose: str, defaults: RunConfig) -> Com
     parser.add_argument(
         "--resume", type=str | None, help="folder of a run to go on with, from its last saved step"
     )
+    parser.add_argument(
+        "--allow_changed_data",
+        type=bool,
+        default=False,
+        help="with --resume: go on though images were added, removed or changed",
+    )
     parser.add_class_arguments(type(defaults), as_group=False)
     parser.set_defaults(dataclasses.asdict(defaults))
     parser.epilog = "halonet recipes lists the recipes"
@@ -33,10 +39,19 @@ def make_training_parser(command: str, purpose: str, defaults: RunConfig) -> Com
 
 
 def parse_training(parser: CommandParser, words: Sequence[str]) -> dict[str, Any]:
-    """The values of the options; exits where --resume isn't alone."""
+    """The values of the options; exits where others are given with --resume."""
     fields = parser.parse_words(words).as_dict()
-    if fields["resume"] is not None and len(words) > (1 if "=" in words[0] else 2):
-        parser.error("--resume takes its configuration from the run and allows no other option")
+    names = [word.partition("=")[0][2:].replace("-", "_") for word in words if word[:2] == "--"]
+    allowed = ("resume", "allow_changed_data")
+    if fields["resume"] is not None and not all(
+        any(one.startswith(name) for one in allowed) for name in names
+    ):
+        parser.error(
+            "--resume takes its configuration from the run and allows no other option than "
+            "--allow_changed_data"
+        )
+    if fields["resume"] is None and fields["allow_changed_data"]:
+        parser.error("--allow_changed_data goes with --resume")
     return fields
 
 
@@ -57,12 +72,12 @@ def run_training(task_class: Any, fields: dict[str, Any]) -> Any:
     from halonet.training.run import resume_run, start_run
 
     values = dict(fields)
-    output, run = values.pop("output"), values.pop("resume")
+    output, run, changed = (values.pop(name) for name in ("output", "resume", "allow_changed_data"))
     try:
         if run is None:
             result = start_run(task_class, task_class.make_config(values), output=output)
         else:
-            result = resume_run(task_class, Path(run))
+            result = resume_run(task_class, Path(run), allow_changed_data=changed)
     except (TrainingInterrupted, LossNotFinite, ProcessLost) as stopped:
         fail(one_line(stopped), 130 if isinstance(stopped, TrainingInterrupted) else 1)
     return result if PartialState().is_main_process else None

@@ -1,8 +1,10 @@
 """Training a detector: its data, its model, its loss and its scores."""
 
+import hashlib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from halonet.data.listing import Listing, list_files
 from halonet.data.pixels import read_image
+from halonet.detection.annotations import Annotation
 from halonet.detection.config import (
     DetectionConfig,
     check_detection_config,
@@ -70,9 +74,17 @@ def train_detector(
     return start_run(Detection, config, output=output)
 
 
-def resume_detector(folder: Path) -> RunResult[DetectionData, DetectionEvaluation]:
+def resume_detector(
+    folder: Path, *, allow_changed_data: bool = False
+) -> RunResult[DetectionData, DetectionEvaluation]:
     """Go on with the run in `folder` from its last saved step, exactly; see `resume_run`."""
-    return resume_run(Detection, folder)
+    return resume_run(Detection, folder, allow_changed_data=allow_changed_data)
+
+
+def describe_objects(annotations: Sequence[Annotation]) -> str:
+    """The number of an image's objects, and a digest of what they are."""
+    content = repr([(one.category_id, one.box, one.crowd, one.counts) for one in annotations])
+    return f"{len(annotations)} objects {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 class Detection:
@@ -109,6 +121,16 @@ class Detection:
             seed=config.seed,
         )
         self.validation = _Places(self.data.validation)
+
+    def list_data(self) -> Listing:
+        """The images and their objects, for a resumed run to compare."""
+        parts = {"training": self.data.training, "held-out": self.data.validation}
+        files = [
+            (part, image.path, describe_objects(image.annotations))
+            for part, images in parts.items()
+            for image in images.images
+        ]
+        return list_files([category.name for category in self.data.categories], files)
 
     def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of the losses of a batch, and each of them."""

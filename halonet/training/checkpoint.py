@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -20,8 +20,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from halonet.data.listing import Listing
 from halonet.files import make_free_folder, write_atomically, write_text
 from halonet.models.metadata import HUB_NAME, find_misfit
+from halonet.training.changed_data import describe_change, pack_listing, unpack_listing
 from halonet.training.config import Config, RunConfig, modernize_fields
 
 CONFIG_NAME = "config.json"
@@ -41,6 +43,8 @@ class Resumable(Protocol):
     prepared_optimizer: AcceleratedOptimizer
     average: ModelEmaV3
     progress: dict[str, Any]
+    listing: Listing | None  # of the data, as they are now
+    allow_changed_data: bool
 
 
 def check_output(output: str) -> None:
@@ -130,6 +134,7 @@ def save_state(folder: Path, run: Resumable) -> None:
         "average": run.average.state_dict() if run.config.averaging_decay else None,
         "scaler": None if scaler is None else scaler.state_dict(),
         "progress": json.dumps(run.progress),
+        "data": None if run.listing is None else pack_listing(run.listing),
     }
     states = folder / STATE_FOLDER
     states.mkdir(exist_ok=True)
@@ -158,13 +163,15 @@ def load_state(folder: Path, run: Resumable) -> dict[str, Any] | None:
     """Restore a run's last saved state and return its progress; None if it has none yet.
 
     Raises:
-        ValueError: the state is damaged, or of another configuration.
+        ValueError: the state is damaged, or of another configuration; or the data have changed, and
+            that isn't allowed.
     """
     states = find_states(folder)
     if not states:
         return None
     try:
         content = torch.load(states[-1], map_location="cpu", weights_only=True)
+        _compare_data(content.get("data"), run)
         misfit = find_misfit(content["model"], run.model)
         if misfit is not None:
             raise ValueError(f"its weights are of another model: {misfit}")
@@ -184,6 +191,22 @@ def load_state(folder: Path, run: Resumable) -> dict[str, Any] | None:
     except Exception as error:  # the unpickler meets any bytes, and raises almost anything
         reason = str(error).partition("\n")[0]
         raise ValueError(f"can't go on from {states[-1]}: {reason}") from None
+
+
+def _compare_data(saved: Tensor | None, run: Resumable) -> None:
+    """Raise ValueError where the data aren't as they were, or print a line where that is allowed.
+
+    States of before 0.2 don't tell.
+    """
+    if saved is None or run.listing is None:
+        return
+    change = describe_change(unpack_listing(saved), run.listing)
+    if change and not run.allow_changed_data:
+        raise ValueError(
+            f"the data have changed: {change}; --allow_changed_data goes on with them as they are"
+        )
+    if change and run.accelerator.is_main_process:
+        print(f"halonet: going on with changed data: {change}", file=sys.stderr)
 
 
 def _compare_groups(saved: dict[str, Any], run: Resumable) -> None:

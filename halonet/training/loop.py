@@ -17,6 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from halonet.data.listing import Listing
 from halonet.data.loader import EpochSampler, InOrder, make_loader
 from halonet.data.randomness import mix_seed
 from halonet.models.metadata import LAST_NAME
@@ -24,7 +25,7 @@ from halonet.training.checkpoint import find_states, load_state, save_state
 from halonet.training.config import RunConfig
 from halonet.training.log import describe_epoch, log_epoch, log_step, track_run, write_metrics
 from halonet.training.optimizer import make_optimizer
-from halonet.training.parallel import Whole, agree, gather_whole, share_buffers
+from halonet.training.parallel import Whole, agree, do_once, gather_whole, share_buffers
 from halonet.training.task import Task
 
 
@@ -91,6 +92,8 @@ class Trainer:
         if config.compile:
             self.model.compile()
 
+        self.listing: Listing | None = None
+        self.allow_changed_data = False
         # What the state keeps of the loop, as JSON.
         self.progress: dict[str, Any] = {
             "step": 0,
@@ -102,14 +105,20 @@ class Trainer:
             "rows": [],
         }
 
-    def go(self, folder: Path) -> Any:
+    def go(self, folder: Path, *, allow_changed_data: bool = False) -> Any:
         """Train to the end, from the last saved step if there is one.
 
         The README describes what it writes into `folder`.
 
+        Args:
+            folder: of the run.
+            allow_changed_data: go on where the data aren't those of the last saved step.
+
         Returns:
             The last evaluation.
         """
+        self.allow_changed_data = allow_changed_data
+        self.listing = do_once(self.accelerator, self.task.list_data)
         self.progress = load_state(folder, self) or self.progress
         progress = self.progress
         evaluation = None

@@ -50,19 +50,27 @@ def start_run(
     return _run(task_class, config, output=output)
 
 
-def resume_run(task_class: type[Task], folder: Path) -> RunResult[Any, Any]:
+def resume_run(
+    task_class: type[Task], folder: Path, *, allow_changed_data: bool = False
+) -> RunResult[Any, Any]:
     """Go on with the run in `folder` from its last saved step, exactly.
 
     With another number of processes the result is the same within rounding.
 
+    Args:
+        task_class: the task.
+        folder: of the run.
+        allow_changed_data: go on with data to which images were added, or from which some are gone.
+
     Raises:
         FileNotFoundError: `folder` holds no run.
-        ValueError: its configuration or its state is damaged, or it is of another task.
+        ValueError: its configuration or its state is damaged, it is of another task, or its data
+            have changed.
         Others as `start_run` does.
     """
     config = read_config(folder, task_class.make_config)
     task_class.check_config(config)
-    return _run(task_class, config, started=folder)
+    return _run(task_class, config, started=folder, allow_changed_data=allow_changed_data)
 
 
 def _run(
@@ -71,6 +79,7 @@ def _run(
     *,
     output: str | None = None,
     started: Path | None = None,
+    allow_changed_data: bool = False,
 ) -> RunResult[Any, Any]:
     accelerator = make_accelerator(config)
     folder = started
@@ -82,7 +91,7 @@ def _run(
         warn_of_slow_bfloat16(config, accelerator)
         if folder is None:
             folder = do_once(accelerator, lambda: _make_folder(config, output))
-        evaluation = trainer.go(folder)
+        evaluation = trainer.go(folder, allow_changed_data=allow_changed_data)
     minutes = trainer.progress["seconds"] / 60
     if trainer.is_main:
         model, rows = trainer.average.module, trainer.progress["rows"]

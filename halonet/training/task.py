@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from halonet.data.listing import Listing
 from halonet.training.config import RunConfig
 
 
@@ -64,6 +65,10 @@ class Task(Protocol):
 
     @property
     def collate(self) -> Callable[[list], Any] | None: ...
+
+    def list_data(self) -> Listing:
+        """What the data consist of; a resumed run compares it."""
+        ...
 
     def compute_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of a batch, and figures for the log, the loss among them.

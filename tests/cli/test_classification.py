@@ -143,7 +143,8 @@ def test_parser_takes_all_of_a_recipe(recipe):
     from halonet.classification.recipes import get_recipe
 
     fields = classification.make_train_parser(recipe).parse_words(["--epochs", "2"]).as_dict()
-    del fields["output"], fields["resume"]
+    for name in ("output", "resume", "allow_changed_data"):
+        del fields[name]
     assert make_config(fields) == dataclasses.replace(get_recipe(recipe), epochs=2)
 
 

@@ -12,6 +12,7 @@ from halonet.cli import check, classification, compare, detect, models, recipes,
 
 TRAIN_OPTIONS = [
     "accumulation_steps",
+    "allow_changed_data",
     "augmentation",
     "augmentation.color_jitter",
     "augmentation.crop_share",
@@ -170,7 +171,7 @@ def test_what_only_tells_needs_no_training_library(shown):
         (["train", "--optimizer", "guess"], 1, "guess"),
         (["train", "--init", "absent.safetensors"], 1, "no checkpoint at absent.safetensors"),
         (["train", "--resume", "absent"], 1, "no run at absent"),
-        (["train", "--resume", "absent", "--epochs", "3"], 2, "allows no other option"),
+        (["train", "--resume", "absent", "--epochs", "3"], 2, "allows no other option than"),
         (["evaluate", "absent"], 1, "no checkpoint at absent"),
         (["predict", "absent.safetensors", "a.png"], 1, "no checkpoint at absent.safetensors"),
         (["predict", "absent", "a.png", "--top-k", "0"], 2, "--top_k must be 1 or more"),

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -116,6 +117,23 @@ def test_interrupted_run_resumes_bit_for_bit(detection_run, coco_folder, tmp_pat
     result = resume_detector(tmp_path / "run")
     assert_equal_runs(tmp_path / "run", detection_run.folder)
     assert result.evaluation.results == detection_run.evaluation.results
+
+
+def test_changed_objects_are_named(detection_run, coco_folder, tmp_path):
+    run = shutil.copytree(detection_run.folder, tmp_path / "run")
+    folder = shutil.copytree(coco_folder, tmp_path / "coco")
+    config = run / "config.json"
+    config.write_text(config.read_text().replace(str(coco_folder), str(folder)))
+    assert resume_detector(run).evaluation.figures == detection_run.evaluation.figures
+    file = folder / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][1]["category_id"] = 7
+    content["images"] = [image for image in content["images"] if image["id"] != 13]
+    file.write_text(json.dumps(content))
+    changed = r"images removed: 1 \(train2017/13\.png\), images changed: 1 \(train2017/10\.png\)"
+    with pytest.raises(ValueError, match=changed):
+        resume_detector(run)
+    assert len(resume_detector(run, allow_changed_data=True).data.training.images) == 3
 
 
 def test_two_processes_equal_one_and_survive_a_lost_one(detection_run, coco_folder, tmp_path):

@@ -112,10 +112,13 @@ def make_run(model: nn.Module, optimizer: torch.optim.Optimizer, config: RunConf
     return SimpleNamespace(
         config=config,
         accelerator=accelerator,
+        model=model,
         prepared_model=prepared_model,
         prepared_optimizer=prepared_optimizer,
         average=ModelEmaV3(model),
         progress={"step": 1},
+        listing=None,
+        allow_changed_data=False,
     )
 
 
