@@ -25,6 +25,7 @@ from halonet.data.dataset import ImageDataset
 from halonet.data.listing import Listing, list_images
 from halonet.data.sources import load_data
 from halonet.data.splits import LabelledImages
+from halonet.models.flops import count_flops
 from halonet.models.halonet import HaloNet, get_variant
 from halonet.models.metadata import find_checkpoint
 from halonet.models.pretrained import load_model, load_weights, save_model
@@ -116,6 +117,15 @@ class Classification:
         if labels.ndim == 1:
             figures["accuracy"] = (logits.argmax(1) == labels).float().mean()
         return loss, figures | {"replaced_images": (broken >= 0).float().mean()}
+
+    def count_flops(self) -> int:
+        """Operations of one image's forward pass."""
+        return count_flops(
+            self.model.variant,
+            self.config.image_size,
+            num_classes=self.model.num_classes,
+            in_channels=self.model.in_channels,
+        )
 
     def evaluate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator

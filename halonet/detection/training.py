@@ -36,6 +36,7 @@ from halonet.detection.evaluate import DetectionMetrics, detect_images, merge_re
 from halonet.detection.predict import draw_truth, predict
 from halonet.detection.sources import load_detection_data
 from halonet.files import write_atomically, write_text
+from halonet.models.flops import count_flops
 from halonet.models.metadata import find_checkpoint
 from halonet.training.compare import draw_curves, read_run
 from halonet.training.parallel import do_once
@@ -143,6 +144,11 @@ class Detection:
         losses = model(images, targets)
         loss = sum_losses(losses)
         return loss, {"loss": loss, **losses}
+
+    def count_flops(self) -> int:
+        """Operations of one image's forward pass through the backbone, its largest part."""
+        variant = self.model.backbone.body.variant
+        return count_flops(variant, self.config.detector.image_size, num_classes=0)
 
     def evaluate(
         self, model: nn.Module, loader: DataLoader, accelerator: Accelerator

@@ -3,6 +3,7 @@
 import itertools
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,6 +26,7 @@ from halonet.training.checkpoint import find_states, load_state, save_state
 from halonet.training.config import RunConfig
 from halonet.training.log import describe_epoch, log_epoch, log_step, track_run, write_metrics
 from halonet.training.optimizer import make_optimizer
+from halonet.training.pace import Pace
 from halonet.training.parallel import Whole, agree, do_once, gather_whole, share_buffers
 from halonet.training.task import Task
 
@@ -94,6 +96,13 @@ class Trainer:
 
         self.listing: Listing | None = None
         self.allow_changed_data = False
+        self.pace = Pace(
+            model,
+            accelerator.device,
+            operations=task.count_flops() * self.images_per_step / processes,
+            batches=self.batches_per_step,
+        )
+
         # What the state keeps of the loop, as JSON.
         self.progress: dict[str, Any] = {
             "step": 0,
@@ -146,6 +155,7 @@ class Trainer:
                     progress["seconds"] += elapsed
                     progress["epoch_seconds"] += elapsed
                     progress["epoch_waiting"] += waited
+                    self._tell(self.pace.end_step(started, waited), bar)
                     log_step(self.accelerator, progress["step"], figures)
                     bar.update(self.images_per_step)
                     bar.set_postfix_str(self._describe_steps(), refresh=False)
@@ -184,6 +194,7 @@ class Trainer:
         # together: one that stopped alone would leave the others waiting.
         gradient = {"gradient": gather_whole(torch.as_tensor(norm))}
         agreed = agree(accelerator, sums | gradient, bool(stop))
+        self.pace.mark_computed()
         self._require_finite("loss", agreed["loss"], folder)
         # With fp16 infinite gradients are expected; the scaler skips the step. It reads that from
         # the device itself, which has nothing left to do by then.
@@ -200,6 +211,11 @@ class Trainer:
             totals[name] = totals.get(name, 0.0) + agreed[name]
         del agreed["gradient"]
         return agreed | {"learning_rate": self.learning_rate}
+
+    def _tell(self, line: str | None, bar: tqdm) -> None:
+        if line is not None and self.is_main:
+            with bar.external_write_mode():
+                print(line, file=sys.stderr, flush=True)
 
     @property
     def learning_rate(self) -> float:

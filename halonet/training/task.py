@@ -77,6 +77,10 @@ class Task(Protocol):
         """
         ...
 
+    def count_flops(self) -> int:
+        """Operations of one training image's forward pass, or what is known of them."""
+        ...
+
     def evaluate(self, model: nn.Module, loader: DataLoader, accelerator: Accelerator) -> Any:
         """An `Evaluation` of all held-out images.
 
