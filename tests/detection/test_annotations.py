@@ -250,7 +250,7 @@ def test_what_is_left_out_is_said_before_training(
 ) -> None:
     change(folder, lambda content: first(content).update(category_id=99))
 
-    def stop(*arguments: Any) -> None:
+    def stop(*arguments: Any, **options: Any) -> None:
         raise ValueError("here training starts")
 
     monkeypatch.setattr("halonet.training.loop.Trainer.go", stop)

@@ -241,7 +241,7 @@ def test_keys_are_frozen(tmp_path: Path) -> None:
     assert {key.removeprefix(prefix) for key in keys if key.startswith(prefix)} == expected
     description = json.loads(_metadata(tmp_path / "model.safetensors")["halonet"])
     assert set(description) == {
-        "variant", "num_classes", "in_channels", "preprocessing", "class_names",
+        "variant", "num_classes", "in_channels", "preprocessing", "class_names", "task",
     }  # fmt: skip
 
 

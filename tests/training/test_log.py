@@ -50,9 +50,12 @@ def tracked(folder, step=0, **changes):
         yield accelerator
 
 
-def test_resumed_run_writes_over_its_later_steps(tmp_path):
+def test_resumed_run_writes_over_its_later_steps(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    # Files of one second are read in the order of a number in their names, 10 before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     with tracked(tmp_path) as accelerator:
         for step in range(1, 5):
             log_step(accelerator, step, {"loss": float(step), "stop": 0.0})
