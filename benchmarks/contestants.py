@@ -134,7 +134,7 @@ def _model(name: str, mode: str, peer: str, compiled: bool) -> Contestant:
     if not training:
         network.eval()
         fuse = getattr(network, "fuse", None)
-        if fuse is not None and peer != "timm-layer":
+        if callable(fuse) and peer != "timm-layer":
             _shake_norms(network)
             plain = network
             network = fuse()

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,7 +87,7 @@ def evaluate_command(words: Sequence[str]) -> None:
     # Of other data than the run's all is scored, unless it has a held-out part, or --split says.
     if run is None or not is_same_data(data_name, config.data):
         config = dataclasses.replace(config, validation_data=None, fold=None, group=None)
-        if ":" in data_name and options.split in (None, "all"):
+        if split_name(data_name)[1] and options.split in (None, "all"):
             given.setdefault("validation_share", 1.0)
     elif "validation_share" in given:
         given["fold"] = None
@@ -171,7 +173,7 @@ def predict_command(words: Sequence[str]) -> None:
         parser.error(f"--threshold must be between 0 and 1, got {options.threshold}")
     from halonet.classification.multilabel import THRESHOLD
     from halonet.classification.predict import predict
-    from halonet.files import require_no_input, write_text
+    from halonet.files import require_no_input
     from halonet.models.metadata import find_checkpoint
 
     device = find_device(options.device)
@@ -189,50 +191,77 @@ def predict_command(words: Sequence[str]) -> None:
     if options.output is not None:
         require_no_input(Path(options.output), [checkpoint, *paths])
 
-    predictions, broken = [], 0
-    for path, probabilities in predict(model, paths):
-        if isinstance(probabilities, str):
-            broken += 1
-            print(f"halonet: {probabilities}", file=sys.stderr)
-            continue
-        count = min(options.top_k or TOP_K, len(names))
-        if multilabel:
-            count = int((probabilities >= (options.threshold or THRESHOLD)).sum())
-        entry: dict[str, Any] = {
-            "image": str(path),
-            "predictions": [
-                {"class": names[index], "probability": round(probability, 6)}
-                for probability, index in zip(
-                    *(part.tolist() for part in probabilities.topk(count)), strict=True
-                )
-            ],
-        }
-        if multilabel:
-            rounded = [round(probability, 6) for probability in probabilities.tolist()]
-            entry["probabilities"] = dict(zip(names, rounded, strict=True))
-        predictions.append(entry)
     as_json = options.format == "json"
-    text = json.dumps(predictions, indent=2) if as_json else _make_predictions_table(predictions)
-    if options.output is None:
-        print(text)
-    else:
-        write_text(Path(options.output), text + "\n")
+    width = max(len(str(path)) for path in paths)
+    opening = "[" if as_json else _make_line("image", "predictions", width)
+    written = broken = 0
+    with _output(options.output) as write:
+        try:
+            for path, probabilities in predict(model, paths):
+                if isinstance(probabilities, str):
+                    broken += 1
+                    print(f"halonet: {probabilities}", file=sys.stderr)
+                    continue
+                count = min(options.top_k or TOP_K, len(names))
+                if multilabel:
+                    count = int((probabilities >= (options.threshold or THRESHOLD)).sum())
+                entry = _make_entry(path, probabilities, names, count)
+                if multilabel:
+                    rounded = [round(probability, 6) for probability in probabilities.tolist()]
+                    entry["probabilities"] = dict(zip(names, rounded, strict=True))
+                text = _make_line(entry["image"], _describe_entry(entry), width)
+                if as_json:
+                    text = "\n" + textwrap.indent(json.dumps(entry, indent=2), "  ")
+                separator = "," if as_json else ""
+                write((separator if written else opening) + text)
+                written += 1
+        finally:
+            if as_json and written:
+                write("\n]\n")
+        if not written:
+            write("[]\n" if as_json else opening)
     if broken:
         fail(f"{broken} of {len(paths)} images can't be read", 1)
 
 
-def _make_predictions_table(predictions: Sequence[dict]) -> str:
-    rows = [
-        [
-            entry["image"],
-            ", ".join(
-                f"{one['class']} {100 * one['probability']:.1f} %" for one in entry["predictions"]
-            )
-            or "none",
-        ]
-        for entry in predictions
-    ]
-    return make_table(["image", "predictions"], rows)
+@contextmanager
+def _output(path: str | None) -> Iterator[Callable[[str], None]]:
+    """Writes to the screen at once; or to a file at the end, what there is of a stopped run too."""
+    from halonet.files import write_text
+
+    parts: list[str] = []
+
+    def write(text: str) -> None:
+        if path is None:
+            print(text, end="", flush=True)
+        else:
+            parts.append(text)
+
+    try:
+        yield write
+    finally:
+        if path is not None and parts:
+            write_text(Path(path), "".join(parts))
+
+
+def _make_entry(path: Path, probabilities: Any, names: Sequence[str], count: int) -> dict[str, Any]:
+    top = zip(*(part.tolist() for part in probabilities.topk(count)), strict=True)
+    return {
+        "image": str(path),
+        "predictions": [
+            {"class": names[index], "probability": round(probability, 6)}
+            for probability, index in top
+        ],
+    }
+
+
+def _describe_entry(entry: Mapping[str, Any]) -> str:
+    classes = [f"{one['class']} {100 * one['probability']:.1f} %" for one in entry["predictions"]]
+    return ", ".join(classes) or "none"
+
+
+def _make_line(image: str, predictions: str, width: int) -> str:
+    return f"{image.ljust(width)}  {predictions}\n"
 
 
 def make_predict_parser() -> CommandParser:

@@ -6,20 +6,59 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+# Names of other projects' options, timm's above all.
+SHORT_NAMES = {
+    "lr": "learning_rate",
+    "img_size": "image_size",
+    "opt": "optimizer",
+    "smoothing": "label_smoothing",
+    "clip_grad": "clip_norm",
+}
+
 
 class CommandParser(ArgumentParser):
-    """A parser whose errors are one line, and that takes --image-size for --image_size too."""
+    """A parser whose errors are one line, and that takes options as people type them.
+
+    Options have hyphens or underscores, and some have short names; one that is true or false needs
+    no value; ~ is expanded wherever a value starts with it. An empty value is refused.
+    """
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(f"{one_line(message)} (see {self.prog} --help)", 2)
+        fail(f"{_with_hyphens(one_line(message))} (see {self.prog} --help)", 2)
+
+    def format_help(self, *arguments: Any, **options: Any) -> str:
+        """The help, with hyphens in the options' names."""
+        return _with_hyphens(super().format_help(*arguments, **options))
 
     def parse_words(self, words: Sequence[str]) -> Namespace:
         """Parse what the user typed after the command's name."""
-        return self.parse_args([_with_underscores(word) for word in words])
+        kinds = {
+            name: getattr(action, "_typehint", None)
+            for action in self._actions
+            for name in action.option_strings
+        }
+        completed: list[str] = []
+        for place, word in enumerate(words):
+            option, equals, value = _split_option(word)
+            if not (value if equals or not option else option):
+                named = option or (
+                    words[place - 1] if place and words[place - 1][:2] == "--" else ""
+                )
+                self.error(
+                    f"{named or 'an argument'} is empty; is a variable of the shell not set?"
+                )
+            full = "--" + SHORT_NAMES.get(option[2:], "")
+            if option not in kinds and full in kinds:
+                option = full
+            following = words[place + 1].lower() if place + 1 < len(words) else ""
+            if kinds.get(option) is bool and not equals and following not in ("true", "false"):
+                equals, value = "=", "true"
+            completed.append(option + equals + os.path.expanduser(value))
+        return self.parse_args(completed)
 
     def add_device(self) -> None:
         """Add --device, for commands that run a model."""
@@ -91,11 +130,16 @@ def make_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> st
     )
 
 
-def _with_underscores(word: str) -> str:
+def _split_option(word: str) -> tuple[str, str, str]:
+    """The option's name with underscores, the sign =, and the value; without a name, the value."""
     if not word.startswith("--"):
-        return word
+        return "", "", word
     name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+    return "--" + name[2:].replace("-", "_"), equals, value
+
+
+def _with_hyphens(text: str) -> str:
+    return re.sub(r"--[a-z0-9_.]+", lambda option: option[0].replace("_", "-"), text)
 
 
 def one_line(message: object) -> str:

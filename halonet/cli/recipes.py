@@ -57,7 +57,7 @@ def _show(described: dict[str, Any]) -> str:
             *lines,
             "",
             f"On several GPUs: torchrun --nproc-per-node 8 -m {command} ...; where a batch doesn't",
-            "fit into them, --accumulation_steps 8 takes it in eight parts.",
+            "fit into them, --accumulation-steps 8 takes it in eight parts.",
         ]
     )
 

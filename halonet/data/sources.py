@@ -20,6 +20,7 @@ from halonet.data.splits import (
 )
 
 TORCHVISION_NAMES = ("cifar10", "flowers102", "oxford_pets")
+KINDS = ("folder", "csv", "shards", "hf")
 
 
 def load_data(
@@ -37,12 +38,12 @@ def load_data(
     """Find the images called `name`.
 
     Args:
-        name: `elpv`, `folder:PATH`, `csv:FILE`, `shards:PATH_OR_URL`, `hf:NAME`, `cifar10`,
-            `flowers102` or `oxford_pets`. A folder has a folder of images for each class, either
-            itself or in both `train` and `val`. A CSV file is as `load_csv` takes it. Shards are
-            a folder that `halonet.data.shard_writer` wrote, or tar files of others, as
-            `shards:/data/train-{000..146}.tar`. `hf:` takes a Hugging Face data set by its name,
-            as `hf:NAME` or `hf:NAME:CONFIGURATION`, or its folder.
+        name: `elpv`, `folder:PATH` or the path alone, `csv:FILE`, `shards:PATH_OR_URL`, `hf:NAME`,
+            `cifar10`, `flowers102` or `oxford_pets`. A folder has a folder of images for each
+            class, either itself or in both `train` and `val`. A CSV file is as `load_csv` takes
+            it. Shards are a folder that `halonet.data.shard_writer` wrote, or tar files of others,
+            as `shards:/data/train-{000..146}.tar`. `hf:` takes a Hugging Face data set by its
+            name, as `hf:NAME` or `hf:NAME:CONFIGURATION`, or its folder.
         data_root: where torchvision's data sets and shards at URLs are downloaded to.
         task: multiclass, with one label for each image, or multilabel, with any number, of `csv:`
             and `hf:`.
@@ -81,8 +82,22 @@ def load_data(
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """The kind and the place of data by name, as folder and /home/me/photos for folder:~/photos."""
-    kind, _, place = name.partition(":")
+    """The kind and the place of data by name, as folder and /home/me/photos for folder:~/photos.
+
+    A path alone is of a folder or of a CSV file; a data set's name has no place.
+
+    Raises:
+        ValueError: a kind without a place.
+    """
+    kind, colon, place = name.partition(":")
+    if kind in KINDS and colon and not place.strip():
+        raise ValueError(f"data {name!r} names no place; is a variable of the shell not set?")
+    path = Path(name).expanduser()
+    if kind not in KINDS and name not in ("elpv", *TORCHVISION_NAMES):
+        if path.is_dir():
+            return "folder", str(path)
+        if path.is_file() and path.suffix.lower() == ".csv":
+            return "csv", str(path)
     return kind, os.path.expanduser(place)
 
 

@@ -57,6 +57,8 @@ class TimmHaloNet(HaloNet):
         TypeError: an unknown option.
     """
 
+    pretrained_cfg: Any = None  # timm sets its own
+
     def __init__(
         self,
         variant: Variant,

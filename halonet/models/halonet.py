@@ -118,6 +118,19 @@ class HaloNet(nn.Module):
         self.classifier = make_classifier(channels, num_classes)
         self.reset_parameters()
 
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The preprocessing by timm's names, as `timm.data.resolve_model_data_config` reads it."""
+        size = self.preprocessing.image_size
+        return {
+            "num_classes": self.num_classes,
+            "input_size": (self.in_channels, size, size),
+            "interpolation": "bicubic",
+            "crop_pct": self.preprocessing.crop_share,
+            "mean": self.preprocessing.mean,
+            "std": self.preprocessing.std,
+        }
+
     def reset_parameters(self) -> None:
         """Initialize the weights; each bottleneck starts as its shortcut (last gamma 0)."""
         for module in self.modules():

@@ -203,7 +203,7 @@ def _compare_data(saved: Tensor | None, run: Resumable) -> None:
     change = describe_change(unpack_listing(saved), run.listing)
     if change and not run.allow_changed_data:
         raise ValueError(
-            f"the data have changed: {change}; --allow_changed_data goes on with them as they are"
+            f"the data have changed: {change}; --allow-changed-data goes on with them as they are"
         )
     if change and run.accelerator.is_main_process:
         print(f"halonet: going on with changed data: {change}", file=sys.stderr)

@@ -121,7 +121,7 @@ def test_predict_several_labels(capsys, fails, several):
     assert abs(sum(entries[0]["probabilities"].values()) - 1) > 1e-4
     cli.main([str(word) for word in words[:3]] + ["--threshold=0.999999"])
     assert capsys.readouterr().out.splitlines()[1].split()[-1] == "none"
-    assert "--top_k doesn't go with" in fails([*words, "--top-k=2"], 2)
+    assert "--top-k doesn't go with" in fails([*words, "--top-k=2"], 2)
     assert "--threshold must be between 0 and 1, got 1" in fails([*words, "--threshold=1"], 2)
 
 

@@ -156,7 +156,7 @@ def test_what_only_tells_needs_no_training_library(shown):
     ("words", "status", "said"),
     [
         (["trian"], 2, "'trian' is not a command; there are train, evaluate, predict,"),
-        (["train", "--epoch-count", "3"], 2, "epoch_count"),
+        (["train", "--epoch-count", "3"], 2, "--epoch-count"),
         (["train", "--epochs", "many"], 2, "epochs"),
         (["train", "--epochs", "0"], 1, "epochs must be positive, got 0"),
         (
@@ -174,7 +174,7 @@ def test_what_only_tells_needs_no_training_library(shown):
         (["train", "--resume", "absent", "--epochs", "3"], 2, "allows no other option than"),
         (["evaluate", "absent"], 1, "no checkpoint at absent"),
         (["predict", "absent.safetensors", "a.png"], 1, "no checkpoint at absent.safetensors"),
-        (["predict", "absent", "a.png", "--top-k", "0"], 2, "--top_k must be 1 or more"),
+        (["predict", "absent", "a.png", "--top-k", "0"], 2, "--top-k must be 1 or more"),
         (["predict", "absent", "a.png", "--format", "xml"], 2, "'table', 'json'"),
         (["evaluate", "absent", "--device", "gpu"], 1, "device must be one of auto, cpu"),
         (["predict", "absent", "a.png", "--device", "cuda:99"], 1, "got 'cuda:99'"),

@@ -29,4 +29,4 @@ def test_shards_are_written_and_trained_on(images, tmp_path, capsys):
     assert "exists already and isn't an empty folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["shards", f"folder:{images}", str(tmp_path / "other"), "--shard-size", "many"])
-    assert "--shard_size: expected a number such as 10M" in capsys.readouterr().err
+    assert "--shard-size: expected a number such as 10M" in capsys.readouterr().err
