@@ -14,6 +14,8 @@ from halonet.training.config import (
     require_shares,
 )
 
+PARTS = ("stem", "stage1", "stage2", "stage3", "stage4", "final")
+
 
 @dataclass(frozen=True)
 class TrainingConfig(RunConfig):
@@ -41,6 +43,10 @@ class TrainingConfig(RunConfig):
         class_weights: of the loss; balanced weighs each class by the inverse of its number of
             training images.
         focal_loss: gamma of the focal loss, which leaves out what is easy; 0 for none, 2 is usual.
+        freeze: parts that stay as they are, batch norm's statistics too, as stem,stage1; all trains
+            the classifier alone, a linear probe.
+        layer_decay: learning rate of each layer relative to the next one's, in [0, 1].
+        classifier_rate: learning rate of the classifier relative to that of the last layer before.
     """
 
     task: LabelTask = "multiclass"
@@ -61,6 +67,9 @@ class TrainingConfig(RunConfig):
     label_smoothing: float = 0.1
     class_weights: Literal["none", "balanced"] = "none"
     focal_loss: float = 0.0
+    freeze: str | None = None
+    layer_decay: float = 1.0
+    classifier_rate: float = 1.0
 
 
 def make_config(fields: Mapping[str, Any]) -> TrainingConfig:
@@ -79,11 +88,32 @@ def make_config(fields: Mapping[str, Any]) -> TrainingConfig:
     return TrainingConfig(**values)
 
 
+def list_frozen(freeze: str | None) -> tuple[str, ...]:
+    """The parts that `freeze` names.
+
+    Raises:
+        ValueError: an unknown part.
+    """
+    if freeze is None:
+        return ()
+    if freeze == "all":
+        return PARTS
+    names = tuple(dict.fromkeys(name.strip() for name in freeze.split(",")))
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise ValueError(f"freeze must be all or some of {', '.join(PARTS)}, got {unknown[0]!r}")
+    return names
+
+
 def check_config(config: TrainingConfig) -> None:
     """Raise ValueError for a value that no classifier's run can have; it names the field."""
     check_run_config(config)
     require_not_negative(config, "mixup", "cutmix", "focal_loss", "fold_seed")
     require_shares(config, "label_smoothing")
+    require_positive(config, "layer_decay", "classifier_rate")
+    if config.layer_decay > 1:
+        raise ValueError(f"layer_decay must be at most 1, got {config.layer_decay}")
+    list_frozen(config.freeze)
     if not 0 < config.validation_share < 1:
         raise ValueError(f"validation_share must be between 0 and 1, got {config.validation_share}")
     if config.fold is not None:

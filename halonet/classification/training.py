@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from halonet.classification.config import TrainingConfig, check_config, make_config
+from halonet.classification.config import (
+    TrainingConfig,
+    check_config,
+    list_frozen,
+    make_config,
+)
 from halonet.classification.evaluate import (
     LARGEST_CONFUSION,
     Evaluation,
@@ -70,6 +75,12 @@ class Classification:
             print(self.data.describe(), flush=True)
         torch.manual_seed(config.seed)
         self.model = make_model(config, self.data)
+        for name in list_frozen(config.freeze):
+            self.model.get_part(name).requires_grad_(False)
+        self.layer_rates = {
+            "layer_decay": config.layer_decay,
+            "classifier_rate": config.classifier_rate,
+        }
         self.training = ImageDataset(
             self.data.training,
             self.model.preprocessing,

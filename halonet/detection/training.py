@@ -98,6 +98,7 @@ class Detection:
 
     def __init__(self, config: DetectionConfig, accelerator: Accelerator) -> None:
         self.config = config
+        self.layer_rates: dict[str, float] = {}
         self.device = accelerator.device
         self.data = load_detection_data(
             config.data,

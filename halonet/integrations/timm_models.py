@@ -189,11 +189,6 @@ class TimmHaloNet(HaloNet):
         """timm's name of `set_gradient_checkpointing`."""
         self.set_gradient_checkpointing(enable)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters belong to which depth, for learning rates that decay by layer."""
-        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
-        return {"stem": r"^stem", "blocks": [(blocks, None), (r"^final", (99999,))]}
-
 
 def _places(count: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
     """Indices counted from the start, and the largest of them."""

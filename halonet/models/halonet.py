@@ -118,6 +118,19 @@ class HaloNet(nn.Module):
         self.classifier = make_classifier(channels, num_classes)
         self.reset_parameters()
 
+    def get_part(self, name: str) -> nn.Module:
+        """The part called stem, stage1 to stage4, final or classifier."""
+        stage = name.removeprefix("stage")
+        return self.stages[int(stage) - 1] if stage.isdecimal() else self.get_submodule(name)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters belong to which depth, for learning rates that decay by layer.
+
+        As timm reads it; `coarse` takes a stage as one layer.
+        """
+        blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
+        return {"stem": r"^stem", "blocks": [(blocks, None), (r"^final", (99999,))]}
+
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """The preprocessing by timm's names, as `timm.data.resolve_model_data_config` reads it."""

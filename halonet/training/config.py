@@ -52,6 +52,7 @@ class RunConfig:
         batch_norm: local, with each process's own statistics; synchronized over the processes, on
             GPUs only; or frozen, with the statistics that it started from.
         evaluate_epochs: epochs between evaluations on the held-out images.
+        patience: evaluations in a row without a better score after which the run ends; 0 for none.
         checkpoint_steps: steps between checkpoints within an epoch; 0 for one each epoch.
         mixed_precision: no, bf16 or fp16.
         compile: run the model through torch.compile.
@@ -83,6 +84,7 @@ class RunConfig:
     clip_norm: float = 1.0
     batch_norm: Literal["local", "synchronized", "frozen"] = "local"
     evaluate_epochs: int = 1
+    patience: int = 0
     checkpoint_steps: int = 0
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False
@@ -164,7 +166,9 @@ def check_run_config(config: RunConfig) -> None:
         config,
         *("epochs", "batch_size", "accumulation_steps", "learning_rate", "evaluate_epochs"),
     )
-    require_not_negative(config, "weight_decay", "clip_norm", "checkpoint_steps", "workers")
+    require_not_negative(
+        config, "weight_decay", "clip_norm", "patience", "checkpoint_steps", "workers"
+    )
     require_shares(
         config,
         *("broken_share", "warmup_share", "warmup_start_share", "final_learning_rate_share"),

@@ -64,7 +64,7 @@ class Trainer:
         self.average = ModelEmaV3(
             model, decay=config.averaging_decay, use_warmup=True, foreach=True
         )
-        optimizer = make_optimizer(model, config)
+        optimizer = make_optimizer(model, config, **task.layer_rates)
 
         length, processes = len(task.training), accelerator.num_processes
         self.sampler = EpochSampler(
@@ -141,7 +141,7 @@ class Trainer:
         )
         tracked = track_run(self.accelerator, self.config, folder, progress["step"])
         with bar, tracked, _stop_signals() as stop:
-            while progress["step"] < self.steps:
+            while progress["step"] < self.steps and not self._is_patience_over:
                 epoch, done = divmod(progress["step"], self.steps_per_epoch)
                 self.sampler.start(epoch, done * self.images_per_step)
                 batches = iter(self.training_loader)
@@ -163,12 +163,29 @@ class Trainer:
                     if progress["step"] % self.steps_per_epoch:
                         self._save_within_epoch(folder, stopped)
                 evaluation = self._end_epoch(folder, bar)
-                if stopped and progress["step"] < self.steps:
+                if self._is_patience_over and progress["step"] < self.steps:
+                    self._tell(
+                        f"ended after epoch {epoch + 1}: {self.config.patience} evaluations "
+                        f"without a better {self.task.score}",
+                        bar,
+                    )
+                elif stopped and progress["step"] < self.steps:
                     raise self._interruption(folder)
         if evaluation is None:  # the run was finished already
             self._copy_weights()
             evaluation = self._evaluate()
         return evaluation
+
+    @property
+    def _is_patience_over(self) -> bool:
+        """Whether the last `patience` evaluations were no better than one before."""
+        name = f"validation_{self.task.score}"
+        scores = [row[name] for row in self.progress["rows"] if name in row]
+        patience = self.config.patience
+        if not 0 < patience < len(scores):
+            return False
+        # A score of nan is never better.
+        return not max(scores[-patience:]) > max(scores[:-patience])
 
     def _step(self, batches: list, folder: Path, stop: list[int]) -> dict[str, float]:
         """One update, all of whose randomness is keyed by the seed, the step and the process."""
@@ -219,8 +236,9 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """The last step's."""
-        return self.prepared_optimizer.param_groups[0]["lr"]
+        """The last step's, of layers without a factor of their own."""
+        group = self.prepared_optimizer.param_groups[0]
+        return group["lr"] / group.get("lr_scale", 1.0)
 
     def _require_finite(self, what: str, value: float, folder: Path) -> None:
         if not math.isfinite(value):
@@ -331,12 +349,16 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: in
 
 
 def set_training(model: nn.Module, *, freeze_norms: bool) -> None:
-    """Put a model into training mode; frozen batch norms keep their statistics."""
+    """Put a model into training mode; frozen batch norms keep their statistics.
+
+    A batch norm whose parameters aren't trained is frozen too.
+    """
     model.train()
-    if freeze_norms:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            freeze_norms or not any(one.requires_grad for one in module.parameters())
+        ):
+            module.eval()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from timm.optim import (
     create_optimizer_v2,
     get_optimizer_class,
     muon,
+    param_groups_layer_decay,
     param_groups_weight_decay,
 )
 from torch import nn
@@ -18,7 +19,9 @@ from halonet.training.config import RunConfig
 _ORTHOGONALIZE = muon.zeropower_via_newtonschulz
 
 
-def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, config: RunConfig, *, layer_decay: float = 1.0, classifier_rate: float = 1.0
+) -> torch.optim.Optimizer:
     """timm's optimizer called `config.optimizer`, with weight decay by parameter groups.
 
     Norms, biases and what the model's `no_weight_decay` names (relative tables and absolute
@@ -26,6 +29,13 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
     its fallback AdamW takes what `no_weight_decay` names, as it takes norms and biases. On a CPU
     Muon multiplies in float32: timm's bfloat16 takes tens of times as long on processors without
     instructions for it.
+
+    Args:
+        model: whose parameters are trained; those that need no gradient are left out.
+        config: of the run.
+        layer_decay: learning rate of each layer relative to the next one's, by the model's
+            `group_matcher`; as timm has it.
+        classifier_rate: learning rate of the classifier relative to its layer's.
 
     Raises:
         ValueError: an unknown optimizer.
@@ -36,16 +46,26 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
     name = config.optimizer.lower().rpartition("_")[2]
     optimizer_class: Any = get_optimizer_class(name, bind_defaults=False)
     has_fallback = issubclass(optimizer_class, Muon)
+    options: dict[str, Any] = {"layer_decay": layer_decay} if layer_decay < 1 else {}
     make_groups = partial(
-        param_groups_weight_decay,
+        param_groups_layer_decay if options else param_groups_weight_decay,
         weight_decay=config.weight_decay,
         weight_decay_exclude_1d=not config.decay_everything,
         no_weight_decay_list=set() if config.decay_everything else positions,
         # Others ignore it, but the states that they saved so far have no group of its own for it.
         fallback_list=positions if has_fallback else set(),
+        **options,
     )
+
+    def make_scaled_groups(model: nn.Module) -> list[dict[str, Any]]:
+        groups = make_groups(model)
+        if classifier_rate == 1:
+            return groups
+        classifier: Any = model.get_submodule("classifier")
+        return _scale(groups, {*classifier.parameters()}, classifier_rate)
+
     optimizer = create_optimizer_v2(
-        model, opt=config.optimizer, lr=config.learning_rate, param_group_fn=make_groups
+        model, opt=config.optimizer, lr=config.learning_rate, param_group_fn=make_scaled_groups
     )
     # Lookahead holds the optimizer that it steps.
     inner = getattr(optimizer, "_base_optimizer", optimizer)
@@ -53,6 +73,20 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer
         inner.register_step_pre_hook(_orthogonalize_in_float32)
         inner.register_step_post_hook(_orthogonalize_as_timm)
     return optimizer
+
+
+def _scale(
+    groups: list[dict[str, Any]], chosen: set[nn.Parameter], factor: float
+) -> list[dict[str, Any]]:
+    """Groups of their own, with a factor of their learning rate, for chosen parameters."""
+    scaled = []
+    for group in groups:
+        for inside in (False, True):
+            parameters = [one for one in group["params"] if (one in chosen) == inside]
+            if parameters:
+                scale = group.get("lr_scale", 1.0) * (factor if inside else 1.0)
+                scaled.append({**group, "params": parameters, "lr_scale": scale})
+    return scaled
 
 
 def _orthogonalize_in_float32(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -28,6 +28,7 @@ class Task(Protocol):
         data: as the data's loader gives it; a finished run returns it.
         training, validation: data sets whose items are asked for by (epoch, index).
         collate: makes a batch of items; None stacks them.
+        layer_rates: arguments of `make_optimizer`, where layers have learning rates of their own.
         score: the name of the figure of an evaluation that decides which checkpoint is the best;
             the figure is nan where nothing in the held-out images counts.
         resume_command: resumes a run, followed by its folder.
@@ -36,6 +37,7 @@ class Task(Protocol):
     data: Any
     training: Any
     validation: Any
+    layer_rates: dict[str, float]
     score: str
     resume_command: str
 

@@ -21,6 +21,7 @@ class Line:
 
     def __init__(self, config):
         self.config = config
+        self.layer_rates = {}
         self.model = nn.Linear(1, 1)
 
     def compute_loss(self, model, batch):
