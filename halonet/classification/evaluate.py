@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from halonet.classification.multilabel import MultilabelEvaluation, score_multilabel
+from halonet.classification.predict import Mirrored
 from halonet.data.dataset import ImageDataset
 from halonet.data.loader import InOrder, make_loader
 from halonet.data.splits import LabelledImages, Split
@@ -203,6 +204,7 @@ def evaluate_on(
     batch_size: int = 64,
     workers: int = 0,
     broken_share: float = 0.0,
+    mirror: bool = False,
 ) -> Evaluation | MultilabelEvaluation:
     """Score a model on the held-out part of a data set, on the device that it is on.
 
@@ -214,6 +216,7 @@ def evaluate_on(
         batch_size: images at a time.
         workers: processes that read images; 0 reads in this one.
         broken_share: largest share of images that can't be read.
+        mirror: score the mean logits of each image and its mirror image.
 
     Raises:
         ValueError: the model's classes aren't the data's, or too many images can't be read.
@@ -232,7 +235,8 @@ def evaluate_on(
     dataset.prepare("held-out images")
     loader = make_loader(dataset, InOrder(len(dataset)), batch_size, workers)
     device = next(model.parameters()).device
-    return evaluate(model, loader, len(data.class_names), device, keep_probabilities=True)
+    network = Mirrored(model) if mirror else model
+    return evaluate(network, loader, len(data.class_names), device, keep_probabilities=True)
 
 
 def make_validation_dataset(

@@ -4,17 +4,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halonet.data.pixels import prepare_image
 from halonet.models.halonet import HaloNet
 
 
+class Mirrored(nn.Module):
+    """The mean of a model's logits for images and for their mirror images, left to right."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [batch, classes] of images [batch, channels, height, width]."""
+        return (self.model(images) + self.model(images.flip(3))) / 2
+
+
 def predict(
-    model: HaloNet, paths: Sequence[Path], *, batch_size: int = 32
+    model: HaloNet, paths: Sequence[Path], *, batch_size: int = 32, mirror: bool = False
 ) -> Iterator[tuple[Path, Tensor | str]]:
-    """Class probabilities [classes] of each image, or what is wrong with it, in order."""
+    """Class probabilities [classes] of each image, or what is wrong with it, in order.
+
+    With `mirror` the logits are the mean of those of the image and of its mirror image.
+    """
     model.eval()
+    network = Mirrored(model) if mirror else model
     device = next(model.parameters()).device
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]
@@ -30,7 +46,7 @@ def predict(
         if pixels:
             images = torch.stack(pixels).to(device, memory_format=torch.channels_last)
             with torch.inference_mode():
-                logits = model(images)
+                logits = network(images)
             logits = logits.float()
             multilabel = model.task == "multilabel"
             probabilities = iter((logits.sigmoid() if multilabel else logits.softmax(1)).cpu())

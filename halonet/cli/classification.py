@@ -111,7 +111,11 @@ def evaluate_command(words: Sequence[str]) -> None:
     if model.class_names is not None:
         data = data.with_classes(model.class_names)
     evaluation = evaluate_on(
-        model.fuse().to(device), data, workers=config.workers, broken_share=config.broken_share
+        model.fuse().to(device),
+        data,
+        workers=config.workers,
+        broken_share=config.broken_share,
+        mirror=options.mirror,
     )
     output.mkdir(parents=True, exist_ok=True)
     summary = write_report(output, model, data, evaluation, scored=scored)
@@ -159,6 +163,7 @@ def make_evaluate_parser() -> CommandParser:
     parser.add_argument(
         "--output", type=str | None, help="folder of the report; evaluation beside the checkpoint"
     )
+    parser.add_mirror()
     parser.add_device()
     return parser
 
@@ -197,7 +202,7 @@ def predict_command(words: Sequence[str]) -> None:
     written = broken = 0
     with _output(options.output) as write:
         try:
-            for path, probabilities in predict(model, paths):
+            for path, probabilities in predict(model, paths, mirror=options.mirror):
                 if isinstance(probabilities, str):
                     broken += 1
                     print(f"halonet: {probabilities}", file=sys.stderr)
@@ -277,6 +282,7 @@ def make_predict_parser() -> CommandParser:
         type=float | None,
         help="probability from which on a model of several labels predicts one, 0.5 unless it says",
     )
+    parser.add_mirror()
     parser.add_device()
     parser.add_format()
     parser.add_argument(

@@ -69,6 +69,15 @@ class CommandParser(ArgumentParser):
             help="auto (the GPU where there is one), cpu, cuda, cuda:1, mps",
         )
 
+    def add_mirror(self) -> None:
+        """Add --mirror, for commands that run a classifier."""
+        self.add_argument(
+            "--mirror",
+            type=bool,
+            default=False,
+            help="take the mean of the logits of each image and its mirror image",
+        )
+
     def add_format(self) -> None:
         """Add --format, of what is printed."""
         self.add_argument(

@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw
 import halonet
 from halonet.classification import evaluate, predict
 from halonet.classification.training import Classification
+from halonet.data.pixels import prepare_image
 from halonet.data.sources import load_data
 from halonet.training.parallel import make_accelerator
 from tests.pictures import SMALL_MODEL, small_config
@@ -59,3 +60,24 @@ def test_predictions_are_ordinary_tensors_of_an_unchanged_model(whole_run, image
     for path, probabilities in predict.predict(model, paths):
         assert not probabilities.is_inference()
         torch.testing.assert_close(fused[path], probabilities)
+
+
+def test_mirrored_images_count_as_much(images):
+    model = halonet.create_model("halonet_tiny", num_classes=2, image_size=32, **SMALL_MODEL)
+    torch.nn.init.normal_(model.classifier.weight, std=3)
+    model.eval()
+    path = sorted((images / "red").glob("*.png"))[0]
+    pixels = prepare_image(path, model.preprocessing, 3)[None]
+    with torch.no_grad():
+        plain, turned = model(pixels), model(pixels.flip(3))
+    assert (plain - turned).abs().max() > 1e-3
+    expected = ((plain + turned) / 2).softmax(1)[0]
+    (found,) = (one for _, one in predict.predict(model, [path], mirror=True))
+    torch.testing.assert_close(found, expected)
+    (found,) = (one for _, one in predict.predict(model, [path]))
+    torch.testing.assert_close(found, plain.softmax(1)[0])
+
+    data = load_data(f"folder:{images}", validation_share=1.0)
+    place = list(map(str, data.validation.sources)).index(str(path))
+    scored = evaluate.evaluate_on(model, data, mirror=True)
+    torch.testing.assert_close(scored.probabilities[place], expected)

@@ -87,6 +87,7 @@ TRAIN_OPTIONS = [
                 "device",
                 "group",
                 "help",
+                "mirror",
                 "output",
                 "split",
                 "validation_data",
@@ -95,7 +96,7 @@ TRAIN_OPTIONS = [
         ),
         (
             classification.make_predict_parser(),
-            ["device", "format", "help", "output", "threshold", "top_k"],
+            ["device", "format", "help", "mirror", "output", "threshold", "top_k"],
         ),
         (
             models.make_models_parser(),

@@ -139,7 +139,7 @@ def test_checkpoint_of_the_other_task_is_named(fails, tmp_path, images):
 def test_predictions_of_a_stopped_command_are_kept(
     fails, monkeypatch, capsys, tmp_path, images, whole_run, form, to_file
 ):
-    def stop(model, paths):
+    def stop(model, paths, **options):
         yield paths[0], torch.tensor([0.25, 0.75])
         raise KeyboardInterrupt
 
@@ -161,7 +161,7 @@ def test_predictions_of_a_stopped_command_are_kept(
 def test_a_command_that_fails_at_once_leaves_the_output_alone(
     fails, monkeypatch, tmp_path, images, whole_run
 ):
-    def stop(model, paths):
+    def stop(model, paths, **options):
         raise ValueError("too early")
         yield
 
