@@ -51,7 +51,7 @@ def test_removed_and_added_images_are_named(stopped, capsys):
     said = (
         r"images removed: 1 \(train/red/3\.png\), "
         r"images added: 2 \(train/red/new\.png, train/red/newer\.png\), "
-        r"images changed: 1 \(train/red/0\.png\); --allow_changed_data goes on"
+        r"images changed: 1 \(train/red/0\.png\); --allow-changed-data goes on"
     )
     for _ in range(2):  # nothing is written
         with pytest.raises(
