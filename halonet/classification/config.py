@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
-from halonet.models.halonet import SMALLEST_IMAGE, LabelTask
+from halonet.models.halonet import SMALLEST_IMAGE, STRIDES, LabelTask
 from halonet.training.config import (
     RunConfig,
     check_run_config,
@@ -14,7 +14,12 @@ from halonet.training.config import (
     require_shares,
 )
 
-PARTS = ("stem", "stage1", "stage2", "stage3", "stage4", "final")
+# Parts of a model that can be frozen, and the modules that they are.
+PARTS = {
+    "stem": "stem",
+    **{f"stage{number + 1}": f"stages.{number}" for number in range(len(STRIDES))},
+    "final": "final",
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class TrainingConfig(RunConfig):
         focal_loss: gamma of the focal loss, which leaves out what is easy; 0 for none, 2 is usual.
         freeze: parts that stay as they are, batch norm's statistics too, as stem,stage1; all trains
             the classifier alone, a linear probe.
-        layer_decay: learning rate of each layer relative to the next one's, in [0, 1].
+        layer_decay: learning rate of each layer relative to the next one's, above 0 and at most 1.
         classifier_rate: learning rate of the classifier relative to that of the last layer before.
     """
 
@@ -89,7 +94,7 @@ def make_config(fields: Mapping[str, Any]) -> TrainingConfig:
 
 
 def list_frozen(freeze: str | None) -> tuple[str, ...]:
-    """The parts that `freeze` names.
+    """The modules of the parts that `freeze` names.
 
     Raises:
         ValueError: an unknown part.
@@ -97,12 +102,12 @@ def list_frozen(freeze: str | None) -> tuple[str, ...]:
     if freeze is None:
         return ()
     if freeze == "all":
-        return PARTS
-    names = tuple(dict.fromkeys(name.strip() for name in freeze.split(",")))
+        return tuple(PARTS.values())
+    names = [name.strip() for name in freeze.split(",")]
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         raise ValueError(f"freeze must be all or some of {', '.join(PARTS)}, got {unknown[0]!r}")
-    return names
+    return tuple(PARTS[name] for name in names)
 
 
 def check_config(config: TrainingConfig) -> None:

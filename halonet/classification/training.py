@@ -76,7 +76,7 @@ class Classification:
         torch.manual_seed(config.seed)
         self.model = make_model(config, self.data)
         for name in list_frozen(config.freeze):
-            self.model.get_part(name).requires_grad_(False)
+            self.model.get_submodule(name).requires_grad_(False)
         self.layer_rates = {
             "layer_decay": config.layer_decay,
             "classifier_rate": config.classifier_rate,

@@ -20,6 +20,9 @@ SHORT_NAMES = {
 }
 
 
+BOOLEANS = ("true", "false", "yes", "no", "on", "off")  # as YAML has them
+
+
 class CommandParser(ArgumentParser):
     """A parser whose errors are one line, and that takes options as people type them.
 
@@ -44,7 +47,8 @@ class CommandParser(ArgumentParser):
         completed: list[str] = []
         for place, word in enumerate(words):
             option, equals, value = _split_option(word)
-            if not (value if equals or not option else option):
+            is_flag = bool(option) and not equals  # its value, if it has one, is the next word
+            if not value and not is_flag:
                 named = option or (
                     words[place - 1] if place and words[place - 1][:2] == "--" else ""
                 )
@@ -55,7 +59,7 @@ class CommandParser(ArgumentParser):
             if option not in kinds and full in kinds:
                 option = full
             following = words[place + 1].lower() if place + 1 < len(words) else ""
-            if kinds.get(option) is bool and not equals and following not in ("true", "false"):
+            if kinds.get(option) is bool and is_flag and following not in BOOLEANS:
                 equals, value = "=", "true"
             completed.append(option + equals + os.path.expanduser(value))
         return self.parse_args(completed)

@@ -118,11 +118,6 @@ class HaloNet(nn.Module):
         self.classifier = make_classifier(channels, num_classes)
         self.reset_parameters()
 
-    def get_part(self, name: str) -> nn.Module:
-        """The part called stem, stage1 to stage4, final or classifier."""
-        stage = name.removeprefix("stage")
-        return self.stages[int(stage) - 1] if stage.isdecimal() else self.get_submodule(name)
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which parameters belong to which depth, for learning rates that decay by layer.
 

@@ -180,12 +180,16 @@ class Trainer:
     def _is_patience_over(self) -> bool:
         """Whether the last `patience` evaluations were no better than one before."""
         name = f"validation_{self.task.score}"
-        scores = [row[name] for row in self.progress["rows"] if name in row]
+        # A score of nan, where nothing counts, is never better.
+        scores = [
+            -math.inf if math.isnan(row[name]) else row[name]
+            for row in self.progress["rows"]
+            if name in row
+        ]
         patience = self.config.patience
         if not 0 < patience < len(scores):
             return False
-        # A score of nan is never better.
-        return not max(scores[-patience:]) > max(scores[:-patience])
+        return max(scores[-patience:]) <= max(scores[:-patience])
 
     def _step(self, batches: list, folder: Path, stop: list[int]) -> dict[str, float]:
         """One update, all of whose randomness is keyed by the seed, the step and the process."""

@@ -45,8 +45,8 @@ def folder(tmp_path_factory):
         tables[1].writerow(["path", "label"])
         for place, path in enumerate(sorted(photos.rglob("*.png"))):
             tables[0].writerow([path.relative_to(folder), path.parent.name, place // 2])
-            tags = f"{path.parent.name};indoors" if place % 2 else "indoors"
-            tables[1].writerow([path.relative_to(folder), tags])
+            several = f"{path.parent.name};indoors" if place % 2 else "indoors"
+            tables[1].writerow([path.relative_to(folder), several])
     write_shards(load_data(f"folder:{photos}"), folder / "shards")
     coco = draw_coco(folder / "coco", masks=False)
     write_roboflow(coco, folder / "cells")

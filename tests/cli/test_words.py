@@ -31,6 +31,7 @@ def test_short_names_and_bare_flags():
         False
     )
     assert parse("--shard-weights", "--compile=false")["compile"] is False
+    assert parse("--compile", "no")["compile"] is False
 
 
 def test_bare_flag_before_a_place():
@@ -137,7 +138,7 @@ def test_checkpoint_of_the_other_task_is_named(fails, tmp_path, images):
 @pytest.mark.parametrize("form", ["json", "table"])
 @pytest.mark.parametrize("to_file", [False, True])
 def test_predictions_of_a_stopped_command_are_kept(
-    fails, monkeypatch, capsys, tmp_path, images, whole_run, form, to_file
+    monkeypatch, capsys, tmp_path, images, whole_run, form, to_file
 ):
     def stop(model, paths, **options):
         yield paths[0], torch.tensor([0.25, 0.75])

@@ -115,7 +115,7 @@ def test_kernel_is_the_reference(case: Case, dtype: torch.dtype, variant: str) -
 def draw_case(random: Random) -> Case:
     """A case with a window of several cells and a map of several rows and columns.
 
-    Of one alone, gradients are 0 however large what cancels in them; see the next test.
+    Of one alone, gradients are 0 however large what cancels in them; the next two tests have those.
     """
     stride = random.choice([1, 2])
     tables = random.choice(["none", "half", "full"])
@@ -163,6 +163,22 @@ def test_window_of_one_cell(value_channels: int, variant: str) -> None:
             assert_as_exact(name, tensor, exact[name].double(), exact[name])
         else:  # 0, but for the rounding of what cancels
             assert tensor.abs().max() <= 16 * torch.finfo(torch.float32).eps * products, name
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize(("height", "width"), [(1, 17), (17, 1)])
+def test_map_of_one_row_or_column(
+    height: int, width: int, dtype: torch.dtype, variant: str
+) -> None:
+    """The relative logits across it are the same for all cells: they get no gradient."""
+    options = {"block_size": 4, "halo_size": 3}
+    case = Case("line", height, width, options, channels=8, value_channels=5, tables="full")
+    inputs = case.inputs(dtype)
+    across = "gradient of row_table" if height == 1 else "gradient of column_table"
+    assert_is_the_reference(inputs, options, without=across)
+    products = inputs["value"].abs().sum(-1).max() * inputs["query"].abs().max()
+    found = outcomes(inputs, options)[across].abs().max()
+    assert found <= max(torch.finfo(dtype).eps, 16 * torch.finfo(torch.float32).eps) * products
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)

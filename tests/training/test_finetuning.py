@@ -1,6 +1,8 @@
 """Fine-tuning: frozen parts, learning rates by layer, and runs that end early."""
 
 import csv
+from math import nan
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 import halonet
 from halonet.classification.config import TrainingConfig, check_config
 from halonet.classification.training import resume, train
-from halonet.training.loop import make_schedule
+from halonet.training.loop import Trainer, make_schedule
 from halonet.training.optimizer import make_optimizer
 from tests.pictures import SMALL_MODEL, draw_folder, small_config
 
@@ -78,7 +80,6 @@ def test_frozen_parts_stay(tmp_path, freeze, kept):
         elif name.endswith("running_mean"):
             assert not torch.equal(after[name], before), name
     assert not torch.equal(after["classifier.weight"], start.classifier.weight)
-    assert [row["learning_rate"] for row in read_rows(result.folder)]
 
 
 def test_patience_ends_a_run(tmp_path, capsys):
@@ -92,6 +93,21 @@ def test_patience_ends_a_run(tmp_path, capsys):
     again = resume(result.folder)
     assert again.evaluation.figures == result.evaluation.figures
     assert len(read_rows(result.folder)) == 3
+
+
+def test_scores_of_nan_are_no_better_and_hide_none():
+    trainer = object.__new__(Trainer)
+    trainer.config, trainer.task = TrainingConfig(patience=2), SimpleNamespace(score="box_ap")
+    for scores, over in [
+        ([nan, nan, 0.1], False),
+        ([nan, 0.1, nan, 0.2], False),
+        ([0.3, nan, 0.2], True),
+        ([0.1, nan, 0.2], False),
+        ([nan, nan, nan], True),
+        ([0.1, 0.1], False),
+    ]:
+        trainer.progress = {"rows": [{"validation_box_ap": score} for score in scores]}
+        assert trainer._is_patience_over == over, scores
 
 
 def read_rows(folder):
