@@ -1,13 +1,13 @@
 """HaloNets in PyTorch: Scaling Local Self-Attention for Parameter Efficient Visual Backbones."""
 
 from halonet import openmp as _openmp  # noqa: F401 - before all that loads torch
-from halonet.creation import create_model
-from halonet.integrations.timm_checkpoints import replace_timm_layers, restore_timm_layers
 from halonet.layers.attention import HaloAttention
+from halonet.layers.timm_attention import replace_timm_layers, restore_timm_layers
+from halonet.models.classifier import Classifier, Preprocessing
+from halonet.models.creation import create_model
 from halonet.models.flops import count_flops
 from halonet.models.halonet import (
     HaloNet,
-    Preprocessing,
     get_variant,
     list_models,
 )
@@ -22,6 +22,7 @@ from halonet.ops.halo_attention import (
 
 __all__ = [
     "BackendChoice",
+    "Classifier",
     "HaloAttention",
     "HaloNet",
     "LoadReport",

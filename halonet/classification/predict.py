@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from halonet.data.pixels import prepare_image
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 
 
 class Mirrored(nn.Module):
@@ -23,7 +23,7 @@ class Mirrored(nn.Module):
 
 
 def predict(
-    model: HaloNet, paths: Sequence[Path], *, batch_size: int = 32, mirror: bool = False
+    model: Classifier, paths: Sequence[Path], *, batch_size: int = 32, mirror: bool = False
 ) -> Iterator[tuple[Path, Tensor | str]]:
     """Class probabilities [classes] of each image, or what is wrong with it, in order.
 

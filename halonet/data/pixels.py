@@ -1,6 +1,7 @@
 """From an image file to a model's input."""
 
 import io
+import math
 import struct
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 from halonet.data.splits import Source
-from halonet.models.halonet import Preprocessing
+from halonet.models.classifier import Preprocessing
 
 LONGEST_SHAPE = 8  # long to short side of what is enlarged; the central crop sees a square of it
 NO_VALUE = 1e30  # from here on a float is infinite, or stands for "no value", as float32's largest
@@ -149,14 +151,8 @@ def _scale_to_bytes(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
-    """Scale an image so that its shorter side has `short_side` pixels."""
-    factor = short_side / min(image.size)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    if min(size) != short_side:
-        size = (max(size[0], short_side), max(size[1], short_side))
-    if size == image.size:
-        return image
-    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+    """Scale an image so that its shorter side has `short_side` pixels, as torchvision and timm."""
+    return resize(image, [short_side], InterpolationMode.BICUBIC)
 
 
 def read_pixels(source: Source | str, preprocessing: Preprocessing, in_channels: int = 3) -> Tensor:
@@ -180,7 +176,7 @@ def _crop_strip(image: Image.Image) -> Image.Image:
 
 def short_side(preprocessing: Preprocessing) -> int:
     """Pixels of a resized image's short side, of which the central crop keeps `crop_share`."""
-    return round(preprocessing.image_size / preprocessing.crop_share)
+    return math.floor(preprocessing.image_size / preprocessing.crop_share)
 
 
 def prepare_image(
@@ -196,13 +192,7 @@ def prepare_image(
 
 def finish_pixels(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The central crop of what `read_pixels` gives, normalized."""
-    return normalize(crop_center(pixels, preprocessing.image_size), preprocessing)
-
-
-def crop_center(pixels: Tensor, size: int) -> Tensor:
-    """The central square of an image [channels, height, width]."""
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
-    return pixels[:, top : top + size, left : left + size]
+    return normalize(center_crop(pixels, [preprocessing.image_size]), preprocessing)
 
 
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
