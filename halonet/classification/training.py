@@ -221,7 +221,7 @@ def make_model(config: TrainingConfig, data: LabelledImages, *, quiet: bool = Tr
             print(_describe_start(config, report, from_zero), flush=True)
     model.class_names = data.class_names
     model.task = config.task
-    return model.to(memory_format=torch.channels_last)
+    return model.use_channels_last()
 
 
 def _describe_start(config: TrainingConfig, report: LoadReport, from_zero: bool) -> str:

@@ -4,13 +4,15 @@ import io
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+from torchvision.transforms.v2 import Resize
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from halonet.data.splits import Source
 from halonet.models.classifier import Preprocessing
@@ -152,7 +154,8 @@ def _scale_to_bytes(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
     """Scale an image so that its shorter side has `short_side` pixels, as torchvision and timm."""
-    return resize(image, [short_side], InterpolationMode.BICUBIC)
+    to_short_side: Any = Resize([short_side], InterpolationMode.BICUBIC)
+    return to_short_side(image)
 
 
 def read_pixels(source: Source | str, preprocessing: Preprocessing, in_channels: int = 3) -> Tensor:

@@ -75,7 +75,7 @@ def make_backbone(
         trainable_stages: stages that learn, counted from the last; the fifth is the stem. The
             others keep their weights and norms, so that fewer than 5 need weights to start from.
         frozen_norms: batch norms keep the statistics, scales and shifts that they start from, and
-            need such weights: with fresh weights the last scale of each bottleneck is 0, and would stay.
+            need such weights: in fresh ones the last scale of each bottleneck is 0, and would stay.
         pyramid_channels: of each level of the pyramid.
         backend: name of the operator's backend; None takes the fastest.
         **changes: fields of `Variant` to change, such as `block_size`.

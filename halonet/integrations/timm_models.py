@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from halonet.layers.timm_attention import import_timm
 from halonet.layers.attention import HaloAttention
+from halonet.layers.timm_attention import import_timm
 from halonet.models.classifier import STRIDES, Preprocessing
 from halonet.models.halonet import HaloNet, get_variant
 from halonet.models.pretrained import fit_tables

@@ -4,17 +4,14 @@ import copy
 from typing import Any, ClassVar
 
 import timm
-import torch
-from timm.layers import BatchNormAct2d, ConvNormAct, DropPath
+from timm.layers import BatchNormAct2d, ConvNormAct
 from timm.models.byobnet import ByobNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from halonet.layers.pointwise import PointwiseConvolution
 from halonet.layers.timm_attention import (
     TIMM_TABLES,
     TimmHaloAttention,
-    import_timm,
     replace_timm_layers,
 )
 from halonet.models.classifier import STRIDES, Classifier, Preprocessing
@@ -87,12 +84,12 @@ class ByobHaloNet(ByobNet, Classifier):
     def _check_images(self, images: Tensor) -> Tensor:
         super()._check_images(images)
         size = self.variant.image_size
-        if not TIMM_CHECKPOINTS[self.variant.architecture].any_size:
-            if tuple(images.shape[2:]) != (size, size):
-                raise ValueError(
-                    f"images of {self.variant.name} must have {size} x {size} pixels, for which "
-                    f"its last attention was made, got {list(images.shape)}"
-                )
+        any_size = TIMM_CHECKPOINTS[self.variant.architecture].any_size
+        if not any_size and tuple(images.shape[2:]) != (size, size):
+            raise ValueError(
+                f"images of {self.variant.name} must have {size} x {size} pixels, for which its "
+                f"last attention was made, got {list(images.shape)}"
+            )
         return images
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 STRIDES = (4, 8, 16, 32)
@@ -122,6 +123,16 @@ class Classifier(nn.Module):
         training nor for `save_model`.
         """
         raise NotImplementedError
+
+    def use_channels_last(self) -> Self:
+        """Lay the weights of 2d convolutions out channels last, in place; returns the model.
+
+        `to(memory_format=...)` refuses a model that has a 3d convolution too, as a lambda layer.
+        """
+        for parameter in self.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        return self
 
     def _check_images(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] != self.in_channels:

@@ -56,6 +56,11 @@ class TimmVariant:
         """timm's name, as `create_model` takes it."""
         return self.architecture
 
+    @property
+    def source(self) -> str:
+        """Who made it."""
+        return "timm"
+
 
 _H7 = Variant(
     "halonet_h7",

@@ -15,9 +15,9 @@ from timm.layers.halo_attn import HaloAttn
 from torch import Tensor, nn
 
 import halonet
+from halonet.layers.pointwise import PointwiseConvolution
 from halonet.layers.timm_attention import TimmHaloAttention
 from halonet.models.timm_variants import TIMM_CHECKPOINTS
-from halonet.layers.pointwise import PointwiseConvolution
 
 # A halonet26t of seconds: every stage and kind of layer, an eighth of its channels.
 NARROW = {"width_factor": 0.125, "num_classes": 5}
