@@ -93,9 +93,6 @@ def create_model(
             return _create_timms_own(
                 timm_name, pretrained, num_classes, in_channels, backend, options
             )
-    elif name not in VARIANTS:
-        names = ", ".join([*VARIANTS, *TIMM_CHECKPOINTS])
-        raise ValueError(f"model must be one of {names}, got {name!r}")
     variant = find_variant(name, **changes)
     model = build_classifier(variant, **wanted)
     if pretrained is not False:
@@ -111,6 +108,9 @@ def find_variant(name: str, **changes: Any) -> Variant | TimmVariant:
     """
     timm_name = find_timm_name(name)
     if timm_name is None:
+        if name not in VARIANTS:
+            names = ", ".join([*VARIANTS, *TIMM_CHECKPOINTS])
+            raise ValueError(f"model must be one of {names}, got {name!r}")
         return get_variant(name, **changes)
     return change_variant(TimmVariant(timm_name, TIMM_CHECKPOINTS[timm_name].image_size), changes)
 

@@ -125,8 +125,9 @@ def load_model(
         backend: name of the operator's backend; None takes the fastest.
         **changes: fields of the architecture to change, as of `create_model`. With
             `block_size`, `halo_size` and `image_size` relative tables and absolute vectors are
-            interpolated. Others are allowed as long as every weight keeps its shape; with `activation`, `heads`, `kernel_size` or
-            `mask_padding` the weights then compute something that they weren't trained for.
+            interpolated. Others are allowed as long as every weight keeps its shape; with
+            `activation`, `heads`, `kernel_size` or `mask_padding` the weights then compute
+            something that they weren't trained for.
 
     Raises:
         FileNotFoundError: there is no such file.
