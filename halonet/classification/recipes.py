@@ -55,8 +55,54 @@ def small() -> Recipe[TrainingConfig]:
     )
 
 
+def finetune() -> Recipe[TrainingConfig]:
+    """Any photos in a folder for each class, from weights."""
+    config = TrainingConfig(
+        recipe="finetune",
+        pretrained=True,
+        epochs=12,
+        optimizer="muon",
+        learning_rate=5e-3,
+        evaluate_epochs=3,
+    )
+    return Recipe(
+        config,
+        reproduces="ours, not the paper's: some hundred photos or more, from weights",
+        expected="docs/results.md has the flowers",
+        data="folder:PATH",
+        hardware="two CPU cores, minutes",
+        command="halonet train --recipe finetune --data folder:PATH",
+    )
+
+
+def tiny_imagenet() -> Recipe[TrainingConfig]:
+    """Tiny ImageNet, from scratch: the weights that come with the package."""
+    config = TrainingConfig(
+        recipe="tiny_imagenet",
+        data="folder:data/tiny-imagenet-200",
+        image_size=64,
+        central_crop_share=1.0,
+        augmentation=Augmentation(crop_share=(0.5, 1.0)),
+        epochs=24,
+        batch_size=128,
+        optimizer="muon",
+        learning_rate=0.02,
+        averaging_decay=0.998,
+        checkpoint_steps=100,
+    )
+    return Recipe(
+        config,
+        reproduces="ours, not the paper's: weights of halonet_tiny to start from",
+        expected="docs/results.md has the held-out accuracy",
+        data="folder:PATH, its archive unpacked",
+        hardware="two CPU cores, an hour or two",
+        command="halonet train --recipe tiny_imagenet --data folder:PATH",
+    )
+
+
 RECIPES: dict[str, Recipe[TrainingConfig]] = {
-    recipe.name: recipe for recipe in (elpv(), small(), *paper_recipes())
+    recipe.name: recipe
+    for recipe in (elpv(), small(), finetune(), tiny_imagenet(), *paper_recipes())
 }
 
 

@@ -219,6 +219,8 @@ def make_model(config: TrainingConfig, data: LabelledImages, *, quiet: bool = Tr
             from_zero = True
         if not quiet:
             print(_describe_start(config, report, from_zero), flush=True)
+    elif not quiet:
+        print("starting from nothing: all weights are fresh", flush=True)
     model.class_names = data.class_names
     model.task = config.task
     return model.use_channels_last()

@@ -18,6 +18,7 @@ from halonet.cli.parser import (
 )
 from halonet.cli.training import make_training_parser, parse_training, run_training
 from halonet.devices import find_device
+from halonet.models.creation import PACKAGED
 from halonet.models.pretrained import load_model
 
 PURPOSES = {
@@ -26,12 +27,16 @@ PURPOSES = {
     "predict": "print the most probable classes of images",
 }
 
+FALSE = ("false", "no", "off")  # as YAML has it
 TOP_K = 3  # classes that predict shows for each image
 
 
 def train_command(words: Sequence[str]) -> None:
     """Train a classifier and print its held-out accuracy."""
-    fields = parse_training(make_train_parser(_recipe_name(words)), words)
+    parser = make_train_parser(_recipe_name(words))
+    if _starts_otherwise(words):
+        parser.set_defaults({"pretrained": False})
+    fields = parse_training(parser, words)
     from halonet.classification.training import Classification
 
     result = run_training(Classification, fields)
@@ -52,9 +57,22 @@ def make_train_parser(recipe: str) -> CommandParser:
 
 
 def _recipe_name(words: Sequence[str]) -> str:
-    """The value of --recipe; without it, elpv for the data elpv and small for any other."""
-    given = find_options(words, "recipe", "data")
-    return given["recipe"] or ("elpv" if given["data"] in (None, "elpv") else "small")
+    """The value of --recipe; without it, elpv for the data elpv, for any other finetune where the
+    run starts from weights and small where it doesn't."""
+    given = find_options(words, "recipe", "data", "init", "pretrained")
+    if given["recipe"] or given["data"] in (None, "elpv"):
+        return given["recipe"] or "elpv"
+    is_given = any(word.replace("-", "_").startswith("__pretrained") for word in words)
+    if given["init"] or (is_given and (given["pretrained"] or "").lower() not in FALSE):
+        return "finetune"
+    return "small" if is_given or _starts_otherwise(words) else "finetune"
+
+
+def _starts_otherwise(words: Sequence[str]) -> bool:
+    """Whether the weights that come with the package aren't the ones to start from."""
+    given = find_options(words, "init", "model", "model_options")
+    other_model = given["model"] not in (None, *PACKAGED)
+    return bool(given["init"]) or other_model or given["model_options"] is not None
 
 
 def evaluate_command(words: Sequence[str]) -> None:

@@ -100,7 +100,8 @@ def find_options(words: Sequence[str], *names: str) -> dict[str, str | None]:
     parser = argparse.ArgumentParser(add_help=False)
     for name in names:
         parser.add_argument(f"--{name}", nargs="?")
-    return vars(parser.parse_known_args(words)[0])
+    parts = [_split_option(word) for word in words]
+    return vars(parser.parse_known_args(["".join(part) for part in parts])[0])
 
 
 def list_given_images(given: Sequence[str]) -> list[Path]:

@@ -1,6 +1,7 @@
 """Models by name: our family, and timm's HaloNets with our operator inside."""
 
 import os
+from pathlib import Path
 from typing import Any, overload
 
 from torch import nn
@@ -9,11 +10,18 @@ from halonet.layers.timm_attention import import_timm, replace_timm_layers
 from halonet.models.building import build_classifier
 from halonet.models.classifier import Classifier
 from halonet.models.halonet import HaloNet, get_variant
-from halonet.models.pretrained import LoadReport, load_timm_weights, load_weights
+from halonet.models.metadata import read_weights
+from halonet.models.pretrained import (
+    LoadReport,
+    ModelDescription,
+    load_timm_weights,
+    load_weights,
+)
 from halonet.models.timm_variants import TIMM_CHECKPOINTS, TimmName, find_timm_name
 from halonet.models.variants import VARIANTS, TimmVariant, Variant, change_variant
 from halonet.ops.halo_attention import check_backend_name
 
+PACKAGED = ("halonet_tiny",)  # models whose weights come with the package
 # timm's names of what a variant has.
 TIMM_OPTIONS = {"drop_rate": "dropout", "drop_path_rate": "stochastic_depth"}
 OF_VARIANT = ("image_size", "block_size", "halo_size", "dropout", "stochastic_depth")
@@ -24,7 +32,7 @@ def create_model(
     name: TimmName,
     *,
     pretrained: bool | str | os.PathLike[str] = False,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_channels: int = 3,
     backend: str | None = None,
     **options: Any,
@@ -34,7 +42,7 @@ def create_model(
     name: str,
     *,
     pretrained: bool | str | os.PathLike[str] = False,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_channels: int = 3,
     backend: str | None = None,
     **options: Any,
@@ -43,7 +51,7 @@ def create_model(
     name: str,
     *,
     pretrained: bool | str | os.PathLike[str] = False,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_channels: int = 3,
     backend: str | None = None,
     **options: Any,
@@ -56,11 +64,12 @@ def create_model(
             lamhalobotnet50ts_256, with the weights' tag or the Hub's prefix if you like
             (hf-hub:timm/halonet50ts.a1h_in1k). Those are timm's own models with our operator
             inside.
-        pretrained: load the model's public weights, timm's through its own hub code; or the weights
-            in a file, of ours for a model of the family, of timm's for one of its models. Weights
-            are fitted to other channels and options as `load_weights` does; a classifier of
-            another width starts from zero.
-        num_classes: width of the classifier; 0 for none.
+        pretrained: load the model's public weights: those of halonet_tiny come with the package,
+            timm's through its own hub code; or the weights in a file, of ours for a model of the
+            family, of timm's for one of its models. Weights are fitted to other channels and
+            options as `load_weights` does; a classifier of another width starts from zero.
+        num_classes: width of the classifier; 0 for none. None takes that of the weights of ours,
+            with their class names, and 1000 without them.
         in_channels: channels of the images.
         backend: name of the operator's backend; None takes the fastest.
         **options: fields of the architecture to change. Of the family those of `Variant`, such as
@@ -80,11 +89,6 @@ def create_model(
         >>> model = halonet.create_model("halonet50ts", pretrained=True)
     """
     check_backend_name(backend)
-    wanted: dict[str, Any] = {
-        "num_classes": num_classes,
-        "in_channels": in_channels,
-        "backend": backend,
-    }
     timm_name = find_timm_name(name)
     changes = dict(options)
     if timm_name is not None:
@@ -94,9 +98,13 @@ def create_model(
                 timm_name, pretrained, num_classes, in_channels, backend, options
             )
     variant = find_variant(name, **changes)
-    model = build_classifier(variant, **wanted)
+    classes = _count_classes(variant, pretrained) if num_classes is None else num_classes
+    model = build_classifier(variant, num_classes=classes, in_channels=in_channels, backend=backend)
     if pretrained is not False:
         load_pretrained(model, pretrained)
+        if timm_name is None and "image_size" not in options:
+            _, description = read_weights(find_weights(variant, pretrained), ModelDescription)
+            model.preprocessing = description.preprocessing
     return model
 
 
@@ -119,18 +127,44 @@ def load_pretrained(model: Classifier, source: bool | str | os.PathLike[str]) ->
     """Load public weights into a model (True), or those in a file, as `create_model` does."""
     if isinstance(model.variant, TimmVariant):
         return load_timm_weights(model, None if isinstance(source, bool) else source)
-    if isinstance(source, bool):
+    path = find_weights(model.variant, source)
+    report = load_weights(model, path)
+    _, description = read_weights(path, ModelDescription)
+    if not report.started_from_zero and model.num_classes == description.num_classes:
+        model.class_names, model.task = description.class_names, description.task
+    return report
+
+
+def find_weights(variant: Variant, source: bool | str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The file of the weights that come with the package (True), or the one named.
+
+    Raises:
+        ValueError: none come with the package for this model.
+    """
+    if not isinstance(source, bool):
+        return source
+    if variant.name not in PACKAGED:
         raise ValueError(
-            f"pretrained must be False or a file for {model.variant.name}: "
-            f"only {', '.join(TIMM_CHECKPOINTS)} have public weights"
+            f"pretrained must be False or a file for {variant.name}: only "
+            f"{', '.join([*PACKAGED, *TIMM_CHECKPOINTS])} have public weights"
         )
-    return load_weights(model, source)
+    return Path(__file__).parent / "weights" / f"{variant.name}.safetensors"
+
+
+def _count_classes(
+    variant: Variant | TimmVariant, pretrained: bool | str | os.PathLike[str]
+) -> int:
+    """The classes of the weights of ours that are wanted; 1000 without, as timm's have."""
+    if pretrained is False or isinstance(variant, TimmVariant):
+        return 1000
+    _, description = read_weights(find_weights(variant, pretrained), ModelDescription)
+    return description.num_classes
 
 
 def _create_timms_own(
     name: TimmName,
     pretrained: bool | str | os.PathLike[str],
-    num_classes: int,
+    num_classes: int | None,
     in_channels: int,
     backend: str | None,
     options: dict[str, Any],
@@ -142,7 +176,7 @@ def _create_timms_own(
     model = import_timm().create_model(
         name,
         pretrained=pretrained is not False,
-        num_classes=num_classes,
+        num_classes=1000 if num_classes is None else num_classes,
         in_chans=in_channels,
         **options,
     )

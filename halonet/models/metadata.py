@@ -158,6 +158,12 @@ def read_weights(
         raise ValueError(f"{path} doesn't describe its {kind.model_kind}: {error}") from None
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The entries of a safetensors file's metadata."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def find_checkpoint(path: Path) -> Path:
     """The weights at `path`: the file itself, or a folder's: a run's last ones, or the Hub's.
 

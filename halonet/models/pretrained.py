@@ -158,8 +158,9 @@ def load_weights(model: Classifier, path: str | os.PathLike[str]) -> LoadReport:
 
     The model may differ from the file's in `image_size`, `block_size` and `halo_size` (relative
     tables and absolute vectors are interpolated linearly, paper section 4.4), in its classes (the
-    classifier starts from zero), and in `dropout` and `stochastic_depth`, which act in training
-    only. Every other field of `Variant` must be the same, also where the shapes would fit, as for
+    classifier starts from zero), in one grey channel in place of three (the first convolution is
+    summed over them, as timm does it), and in `dropout` and `stochastic_depth`, which act in
+    training only. Every other field of `Variant` must be the same, also where the shapes would fit, as for
     `activation`, `heads`, `kernel_size`, `position` and `mask_padding`; to load weights with such a
     change nonetheless, name it in `load_model`.
 
@@ -169,6 +170,12 @@ def load_weights(model: Classifier, path: str | os.PathLike[str]) -> LoadReport:
             field.
     """
     tensors, description = read_weights(path, ModelDescription)
+    if isinstance(model.variant, Variant) and (description.in_channels, model.in_channels) == (
+        3,
+        1,
+    ):
+        tensors["stem.0.weight"] = tensors["stem.0.weight"].sum(1, keepdim=True)
+        description = dataclasses.replace(description, in_channels=1)
     if type(description.variant) is not type(model.variant):
         raise ValueError(
             f"{path} is a {description.variant.name} and doesn't fit {model.variant.name}"
