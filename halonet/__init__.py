@@ -13,6 +13,7 @@ from halonet.models.halonet import (
 )
 from halonet.models.pretrained import LoadReport, load_model, load_weights, save_model
 from halonet.models.variants import Variant
+from halonet.ops.attention_weights import AttentionWeights, attention_weights
 from halonet.ops.halo_attention import (
     BackendChoice,
     explain_backend,
@@ -21,12 +22,14 @@ from halonet.ops.halo_attention import (
 )
 
 __all__ = [
+    "AttentionWeights",
     "BackendChoice",
     "HaloAttention",
     "HaloNet",
     "LoadReport",
     "Preprocessing",
     "Variant",
+    "attention_weights",
     "count_flops",
     "create_model",
     "explain_backend",

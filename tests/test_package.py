@@ -40,12 +40,14 @@ LEAVES = {
 
 def test_public_list_is_frozen() -> None:
     assert sorted(halonet.__all__) == [
+        "AttentionWeights",
         "BackendChoice",
         "HaloAttention",
         "HaloNet",
         "LoadReport",
         "Preprocessing",
         "Variant",
+        "attention_weights",
         "count_flops",
         "create_model",
         "explain_backend",

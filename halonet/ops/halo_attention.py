@@ -114,7 +114,7 @@ def halo_attention(
         ValueError: a shape or option that doesn't fit; the message names it.
         NotImplementedError: the named backend can't run these arguments; the message says why.
     """
-    problem, autocast = _resolve(
+    problem, autocast = resolve_arguments(
         query, key, value, row_table, column_table,
         block_size, halo_size, stride, kernel_size, position_stride, scale, position_scale,
         mask_padding,
@@ -147,7 +147,7 @@ def explain_backend(
 
     Takes the operator's arguments without `backend` and raises as it does; `print` the result.
     """
-    problem, _ = _resolve(
+    problem, _ = resolve_arguments(
         query, key, value, row_table, column_table,
         block_size, halo_size, stride, kernel_size, position_stride, scale, position_scale,
         mask_padding,
@@ -219,7 +219,7 @@ def _check_integer(name: str, number: object) -> None:
         raise TypeError(f"{name} must be an integer, got {number!r}")
 
 
-def _resolve(
+def resolve_arguments(
     query: Tensor,
     key: Tensor,
     value: Tensor,
