@@ -24,6 +24,7 @@ ORDER = [
     "training",
     "classification",
     "detection",
+    "explain",
     "integrations",
     "creation",
     "cli",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import OutOfMemoryError
 
-from halonet.cli import check, classification, compare, detect, models, recipes, shards
+from halonet.cli import check, classification, compare, detect, explain, models, recipes, shards
 from halonet.cli.parser import drop_output, fail, one_line, overview
 
 
@@ -70,6 +70,7 @@ COMMANDS = {
     "detect": Command(
         "Mask R-CNN and Faster R-CNN: train, evaluate, predict", detect.detect_command
     ),
+    "explain": Command(explain.PURPOSE, explain.explain_command),
     "shards": Command(shards.PURPOSE, shards.shards_command),
     "compare": Command(compare.PURPOSE, compare.compare_command),
     "models": Command(models.PURPOSE, models.models_command),

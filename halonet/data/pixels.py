@@ -150,13 +150,44 @@ def _scale_to_bytes(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
     """Scale an image so that its shorter side has `short_side` pixels."""
-    factor = short_side / min(image.size)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    if min(size) != short_side:
-        size = (max(size[0], short_side), max(size[1], short_side))
+    size = _scale_size(image.size, short_side)
     if size == image.size:
         return image
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def _scale_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """Width and height in proportion, the shorter one `short_side`."""
+    factor = short_side / min(size)
+    width, height = (max(1, round(one * factor)) for one in size)
+    return (
+        (width, height)
+        if min(width, height) == short_side
+        else (
+            max(width, short_side),
+            max(height, short_side),
+        )
+    )
+
+
+def find_crop(
+    size: tuple[int, int], preprocessing: Preprocessing
+) -> tuple[float, float, float, float]:
+    """What a model sees of an image: left, top, right and bottom, in pixels of the image.
+
+    Args:
+        size: width and height of the image, upright.
+        preprocessing: the model's.
+    """
+    kept = tuple(min(one, LONGEST_SHAPE * min(size)) for one in size)
+    scaled = _scale_size((kept[0], kept[1]), short_side(preprocessing))
+    starts, ends = [], []
+    for whole, strip, resized in zip(size, kept, scaled, strict=True):
+        start = (whole - strip) // 2
+        offset = (resized - preprocessing.image_size) // 2
+        starts.append(start + offset * strip / resized)
+        ends.append(start + (offset + preprocessing.image_size) * strip / resized)
+    return starts[0], starts[1], ends[0], ends[1]
 
 
 def read_pixels(source: Source | str, preprocessing: Preprocessing, in_channels: int = 3) -> Tensor:

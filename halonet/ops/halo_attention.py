@@ -227,12 +227,12 @@ def resolve_arguments(
     column_table: Tensor | None,
     block_size: int,
     halo_size: int,
-    stride: int,
-    kernel_size: int | None,
-    position_stride: int | None,
-    scale: float | Tensor | None,
-    position_scale: float | Tensor | None,
-    mask_padding: bool,
+    stride: int = 1,
+    kernel_size: int | None = None,
+    position_stride: int | None = None,
+    scale: float | Tensor | None = None,
+    position_scale: float | Tensor | None = None,
+    mask_padding: bool = True,
 ) -> tuple[Problem, bool]:
     """Check the operator's arguments, fill in defaults, cast under autocast; whether it was on."""
     check_geometry(block_size, halo_size, stride, kernel_size)
