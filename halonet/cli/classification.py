@@ -249,7 +249,9 @@ def _output(path: str | None) -> Iterator[Callable[[str], None]]:
             write_text(Path(path), "".join(parts))
 
 
-def _make_entry(path: Path, probabilities: Any, names: Sequence[str], count: int) -> dict[str, Any]:
+def _make_entry(
+    path: object, probabilities: Any, names: Sequence[str], count: int
+) -> dict[str, Any]:
     top = zip(*(part.tolist() for part in probabilities.topk(count)), strict=True)
     return {
         "image": str(path),
