@@ -2,6 +2,7 @@
 
 from halonet import openmp as _openmp  # noqa: F401 - before all that loads torch
 from halonet.creation import create_model
+from halonet.inference import LoadedRun, load_run
 from halonet.integrations.timm_checkpoints import replace_timm_layers, restore_timm_layers
 from halonet.layers.attention import HaloAttention
 from halonet.models.flops import count_flops
@@ -27,6 +28,7 @@ __all__ = [
     "HaloAttention",
     "HaloNet",
     "LoadReport",
+    "LoadedRun",
     "Preprocessing",
     "Variant",
     "attention_weights",
@@ -38,6 +40,7 @@ __all__ = [
     "list_backends",
     "list_models",
     "load_model",
+    "load_run",
     "load_weights",
     "replace_timm_layers",
     "restore_timm_layers",
