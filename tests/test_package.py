@@ -26,6 +26,7 @@ ORDER = [
     "detection",
     "explain",
     "inference",
+    "demo",
     "integrations",
     "creation",
     "cli",

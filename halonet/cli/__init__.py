@@ -13,6 +13,7 @@ from halonet.cli import (
     check,
     classification,
     compare,
+    demo,
     detect,
     embeddings,
     explain,
@@ -71,7 +72,12 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 # The extras that install packages; those that aren't named are in train.
-EXTRAS = {"datasets": "data", "pyarrow": "data", "faster_coco_eval": "detection"}
+EXTRAS = {
+    "datasets": "data",
+    "pyarrow": "data",
+    "faster_coco_eval": "detection",
+    "gradio": "demo",
+}
 
 COMMANDS = {
     "train": Command(classification.PURPOSES["train"], classification.train_command),
@@ -83,6 +89,7 @@ COMMANDS = {
     "explain": Command(explain.PURPOSE, explain.explain_command),
     "embed": Command(embeddings.PURPOSES["embed"], embeddings.embed_command),
     "similar": Command(embeddings.PURPOSES["similar"], embeddings.similar_command),
+    "demo": Command(demo.PURPOSE, demo.demo_command),
     "shards": Command(shards.PURPOSE, shards.shards_command),
     "compare": Command(compare.PURPOSE, compare.compare_command),
     "models": Command(models.PURPOSE, models.models_command),

@@ -1,23 +1,28 @@
 """Relevance and attention, drawn on the image."""
 
+import math
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from halonet.explain.attention import AttentionView
 
 INK, LIGHT, ORANGE = "#1f2933", "#ffffff", "#e69f00"
 HEAT = "magma"
+SMOOTHING_SHARE = 1 / 64  # of the side, standard deviation: the eye wants parts, not single pixels
 
 
 def draw_relevance(picture: Image.Image, relevance: Tensor, titles: tuple[str, str]) -> Figure:
-    """The picture, and the picture under its positive relevance [size, size]."""
+    """The picture, and the picture under its positive relevance [size, size], smoothed a little."""
     size = relevance.shape[0]
     figure, axes = _new_figure(picture, size, titles)
-    positive = relevance.clamp(min=0).numpy()
+    sigma = SMOOTHING_SHARE * size
+    side = 2 * math.ceil(3 * sigma) + 1
+    positive = gaussian_blur(relevance.clamp(min=0)[None], [side, side], [sigma, sigma])[0].numpy()
     axes[1].imshow(positive, cmap=HEAT, alpha=0.6, extent=(0, size, size, 0))
     return figure
 

@@ -76,7 +76,7 @@ def test_attention_of_a_place(capsys, monkeypatch, whole_run, photos, tmp_path):
     [
         (["--class", "blue"], 1, "class must be one of green, red, got 'blue'"),
         (["--method", "magic"], 2, "magic"),
-        (["--stage", "5"], 1, "stage must be from 1 to 4, got 5"),
+        (["--method=gradcam", "--stage", "5"], 1, "stage must be from 1 to 4, got 5"),
         (["--method", "rollout", "--stage", "3"], 1, "stage is for method gradcam"),
         (["--at", "here"], 2, "--at must be X,Y in pixels of the image, as 120,80, got 'here'"),
         (["--at", "1,1,1"], 2, "--at must be X,Y"),
