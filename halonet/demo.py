@@ -43,6 +43,9 @@ def make_page(run: LoadedRun) -> "gradio.Blocks":
         attention = _answer(run.attention, image, at, stage=stage, head=int(head) or None)
         return _as_picture(attention.plot())
 
+    # One after the other: explanations put hooks into the model for a while.
+    alone: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+
     def reset() -> tuple[None, None, None]:
         return None, None, None
 
@@ -70,10 +73,10 @@ def make_page(run: LoadedRun) -> "gradio.Blocks":
                 head = gradio.Number(0, precision=0, minimum=0, label="head (0: the mean of all)")
                 gradio.Markdown("Click on the picture to see where this place looks.")
                 attention = gradio.Image(label="attention", interactive=False)
-        image.input(predict, image, answer, api_name="predict")
+        image.input(predict, image, answer, api_name="predict", **alone)
         image.clear(reset, None, [answer, relevance, attention])
-        button.click(explain, [image, class_name, method], relevance, api_name="explain")
-        image.select(look, [image, stage, head], attention)
+        button.click(explain, [image, class_name, method], relevance, api_name="explain", **alone)
+        image.select(look, [image, stage, head], attention, **alone)
     return page
 
 

@@ -130,6 +130,7 @@ class LoadedRun:
         class_name: str | None = None,
         method: str | None = None,
         stage: int | None = None,
+        curves: bool = False,
     ) -> "Explanation":
         """How much each pixel of an image speaks for a class.
 
@@ -137,6 +138,7 @@ class LoadedRun:
             image: one, see the class.
             class_name: None takes the most probable one.
             method, stage: as `halonet explain` has them; docs/explain.md compares the methods.
+            curves: measure the deletion and insertion curves too, which run the model 66 times.
 
         Raises:
             FileNotFoundError, TypeError: as `predict`.
@@ -153,6 +155,7 @@ class LoadedRun:
             class_name=class_name,
             method=method or DEFAULT_METHOD,
             stage=stage,
+            curves=curves,
         )
 
     def attention(

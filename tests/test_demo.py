@@ -19,7 +19,7 @@ pytest.importorskip("gradio")
 
 def post(url, body, kind):
     request = urllib.request.Request(url, body, {"Content-Type": kind})
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(request, timeout=180) as response:
         return json.load(response)
 
 
@@ -40,7 +40,7 @@ def ask(page, function, *values):
     ]
     call = f"{page}/call/{function}"
     event = post(call, json.dumps({"data": data}).encode(), "application/json")["event_id"]
-    with urllib.request.urlopen(f"{call}/{event}", timeout=60) as response:
+    with urllib.request.urlopen(f"{call}/{event}", timeout=180) as response:
         lines = response.read().decode().splitlines()
     return lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))
 
@@ -87,6 +87,6 @@ def test_picture_in_answer_out_nothing_kept(model, images, tmp_path):
                 send(page, bytes(21 * 2**20), "large.png")
         finally:
             server.send_signal(signal.SIGTERM)
-            _, errors = server.communicate(timeout=60)
+            _, errors = server.communicate(timeout=180)
     assert server.returncode == 0, errors
     assert list(tmp_path.iterdir()) == []

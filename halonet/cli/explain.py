@@ -52,6 +52,7 @@ def explain_command(words: Sequence[str]) -> None:
                 class_name=options["class"],
                 method=options.method or DEFAULT_METHOD,
                 stage=options.stage,
+                curves=options.curves,
             )
         else:
             found = view_image_attention(
@@ -102,6 +103,9 @@ def make_explain_parser() -> CommandParser:
         "--method",
         type=Literal["gradcam", "rollout", "integrated_gradients", "occlusion"] | None,
         help="docs/explain.md compares them; without it the default there",
+    )
+    parser.add_argument(
+        "--curves", type=bool, default=False, help="measure deletion and insertion too"
     )
     parser.add_argument(
         "--at",

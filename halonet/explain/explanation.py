@@ -32,7 +32,8 @@ class Explanation:
         stage: whose map it read; None for the methods that have no stage.
         crop: left, top, right, bottom of what the model sees, in pixels of the image.
         relevance: [image_size, image_size] over the crop; below 0 where a pixel speaks against.
-        curves: what happens to the probability by deleting and inserting the most relevant pixels.
+        curves: what happens to the probability by deleting and inserting the most relevant pixels;
+            None where they weren't asked for.
         picture: the crop, in the image's own resolution.
     """
 
@@ -43,12 +44,20 @@ class Explanation:
     stage: int | None
     crop: tuple[float, float, float, float]
     relevance: Tensor
-    curves: Curves
+    curves: Curves | None
     picture: Image.Image
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON has them; the relevance's largest magnitude is 1."""
         scaled = self.relevance / self.relevance.abs().max().clamp(min=1e-30)
+        curves: dict[str, Any] = {}
+        if self.curves is not None:
+            curves = {
+                "deletion_area": round(self.curves.deletion_area, 6),
+                "insertion_area": round(self.curves.insertion_area, 6),
+                "deletion": _round(self.curves.deletion),
+                "insertion": _round(self.curves.insertion),
+            }
         return {
             "image": self.image,
             "class": self.class_name,
@@ -56,10 +65,7 @@ class Explanation:
             "method": self.method,
             "stage": self.stage,
             "crop": [round(edge, 2) for edge in self.crop],
-            "deletion_area": round(self.curves.deletion_area, 6),
-            "insertion_area": round(self.curves.insertion_area, 6),
-            "deletion": _round(self.curves.deletion),
-            "insertion": _round(self.curves.insertion),
+            **curves,
             "relevance": _round(scaled),
         }
 
@@ -129,6 +135,7 @@ def explain_image(
     class_name: str | None = None,
     method: str = DEFAULT_METHOD,
     stage: int | None = None,
+    curves: bool = False,
 ) -> Explanation:
     """Explain a class of an image.
 
@@ -138,6 +145,7 @@ def explain_image(
         name: of the image, for the result; None takes the source's.
         class_name: one of the model's classes; None takes the most probable one.
         method, stage: as `measure_relevance` takes them.
+        curves: measure the curves too, which run the model 66 times.
 
     Raises:
         ValueError: an unknown class, method or stage; an image that can't be read.
@@ -154,7 +162,6 @@ def explain_image(
     probabilities = find_probabilities(model, image[None])[0]
     chosen = int(probabilities.argmax()) if class_name is None else names.index(class_name)
     relevance = measure_relevance(model, image, chosen, method=method, stage=stage)
-    curves = measure_curves(model, image, relevance, chosen)
     crop = find_crop(picture.size, model.preprocessing)
     return Explanation(
         str(source) if name is None else name,
@@ -164,7 +171,7 @@ def explain_image(
         stage,
         crop,
         relevance.float().cpu(),
-        curves,
+        measure_curves(model, image, relevance, chosen) if curves else None,
         _cut(picture, crop),
     )
 

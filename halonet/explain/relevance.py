@@ -15,7 +15,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 DEFAULT_METHOD = "integrated_gradients"  # docs/explain.md compares them
 INTEGRATION_STEPS = 16
 OCCLUDED_SHARE = 1 / 4  # of the image's side that a square hides
-BATCH_SIZE = 32
+BATCH_SIZE = 8  # small: explanations are of one image, which may be large
 GRADIENT_BATCH_SIZE = 4  # a gradient keeps the maps of all layers
 
 

@@ -26,7 +26,7 @@ def photos(tmp_path):
 
 def test_relevance_of_photos(capsys, whole_run, photos, tmp_path):
     output = tmp_path / "found"
-    cli.main(["explain", str(whole_run.folder), str(photos), "--output", str(output)])
+    cli.main(["explain", str(whole_run.folder), str(photos), "--output", str(output), "--curves"])
     shown = capsys.readouterr()
     assert shown.err == ""
     assert len(shown.out.splitlines()) == 4
@@ -52,6 +52,7 @@ def test_method_and_class(capsys, whole_run, photos, tmp_path):
         cli.main([*words, "--method", method, "--output", str(output)])
         (entry,) = json.loads((output / "explanations.json").read_text())
         assert (entry["class"], entry["method"]) == ("red", method)
+        assert "deletion" not in entry
         found[method] = entry["relevance"]
     assert found["gradcam"] != found["rollout"]
 
