@@ -22,7 +22,7 @@ DETECTION_BACKBONES = {
 
 def list_cases() -> dict[str, list[str]]:
     """Every case and its contestants, the first being the one that the others are compared with."""
-    from halonet.integrations.timm_checkpoints import TIMM_CHECKPOINTS
+    from halonet.models.timm_variants import TIMM_CHECKPOINTS
 
     cases: dict[str, list[str]] = {}
     for model in ("halonet_h0", "halonet_h1", "halonet_h4", "halonet_h7"):

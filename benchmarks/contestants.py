@@ -251,7 +251,7 @@ def _time_halo_layers(network: nn.Module) -> list[float]:
     """A list to which each call of a halo attention layer, timm's or ours, appends its seconds."""
     from timm.layers.halo_attn import HaloAttn
 
-    from halonet.integrations.timm_checkpoints import TimmHaloAttention
+    from halonet.layers.timm_attention import TimmHaloAttention
 
     seconds: list[float] = []
     started = []
@@ -266,7 +266,7 @@ def _time_halo_layers(network: nn.Module) -> list[float]:
 
 def _skip_attention(network: nn.Module) -> None:
     """Return the values in place of the attention's output."""
-    from halonet.integrations.timm_checkpoints import TimmHaloAttention
+    from halonet.layers.timm_attention import TimmHaloAttention
 
     for layer in network.modules():
         if isinstance(layer, TimmHaloAttention):

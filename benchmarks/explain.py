@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from halonet import HaloNet, load_model
+from halonet import Classifier, load_model
 from halonet.cli.parser import make_table
 from halonet.data.pixels import prepare_image
 from halonet.data.sources import load_data
@@ -26,7 +26,7 @@ from halonet.explain.relevance import METHODS, measure_relevance
 from halonet.files import write_text
 
 CELL_SIZES = (1, 8)  # pixels on a side of what is deleted and inserted as a whole
-Explainer = Callable[[HaloNet, Tensor, int], Tensor]
+Explainer = Callable[[Classifier, Tensor, int], Tensor]
 
 
 def list_explainers() -> dict[str, Explainer]:
@@ -43,12 +43,12 @@ def list_explainers() -> dict[str, Explainer]:
     return explainers | {"random order": order_at_random, "nearest the centre": order_by_centre}
 
 
-def order_at_random(model: HaloNet, image: Tensor, class_index: int) -> Tensor:
+def order_at_random(model: Classifier, image: Tensor, class_index: int) -> Tensor:
     """The same random order for every image."""
     return torch.rand(image.shape[1:], generator=torch.Generator().manual_seed(0))
 
 
-def order_by_centre(model: HaloNet, image: Tensor, class_index: int) -> Tensor:
+def order_by_centre(model: Classifier, image: Tensor, class_index: int) -> Tensor:
     """Pixels nearest the centre first."""
     rows, columns = (torch.arange(size) - (size - 1) / 2 for size in image.shape[1:])
     return -(rows[:, None] ** 2 + columns**2)

@@ -1,14 +1,14 @@
 """HaloNets in PyTorch: Scaling Local Self-Attention for Parameter Efficient Visual Backbones."""
 
 from halonet import openmp as _openmp  # noqa: F401 - before all that loads torch
-from halonet.creation import create_model
 from halonet.inference import LoadedRun, load_run
-from halonet.integrations.timm_checkpoints import replace_timm_layers, restore_timm_layers
 from halonet.layers.attention import HaloAttention
+from halonet.layers.timm_attention import replace_timm_layers, restore_timm_layers
+from halonet.models.classifier import Classifier, Preprocessing
+from halonet.models.creation import create_model
 from halonet.models.flops import count_flops
 from halonet.models.halonet import (
     HaloNet,
-    Preprocessing,
     get_variant,
     list_models,
 )
@@ -25,6 +25,7 @@ from halonet.ops.halo_attention import (
 __all__ = [
     "AttentionWeights",
     "BackendChoice",
+    "Classifier",
     "HaloAttention",
     "HaloNet",
     "LoadReport",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halonet.devices import AUTO, find_device
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 from halonet.models.pretrained import load_model
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class LoadedRun:
     Needs `pip install 'halonet[train]'`.
 
     Args:
-        model: a `HaloNet`, not fused.
+        model: a `HaloNet` or timm's, not fused.
         device: see `load_run`.
 
     Attributes:
@@ -67,7 +67,7 @@ class LoadedRun:
         device: that it runs on.
     """
 
-    def __init__(self, model: HaloNet, *, device: str = AUTO) -> None:
+    def __init__(self, model: Classifier, *, device: str = AUTO) -> None:
         self.device = find_device(device)
         self.model = model.eval().to(self.device)
         self.class_names = model.class_names or tuple(map(str, range(model.num_classes)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
-from halonet.models.halonet import SMALLEST_IMAGE, STRIDES, LabelTask
+from halonet.models.classifier import PARTS, SMALLEST_IMAGE, LabelTask
 from halonet.training.config import (
     RunConfig,
     check_run_config,
@@ -13,13 +13,6 @@ from halonet.training.config import (
     require_positive,
     require_shares,
 )
-
-# Parts of a model that can be frozen, and the modules that they are.
-PARTS = {
-    "stem": "stem",
-    **{f"stage{number + 1}": f"stages.{number}" for number in range(len(STRIDES))},
-    "final": "final",
-}
 
 
 @dataclass(frozen=True)
@@ -38,9 +31,9 @@ class TrainingConfig(RunConfig):
         validation_data: held-out tar files as shards:TAR_FILES, where `data` is of tar files too.
         model: one of `halonet models`.
         in_channels: 3 for colour images, 1 for grey ones.
-        image_size: pixels on a side of the images.
+        image_size: pixels on a side of the images; None takes the model's own.
         central_crop_share: share of an image's short side that the central crop of held-out images
-            keeps.
+            keeps; None takes the model's own.
         augmentation: of training images.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with mixup too, each batch takes one of them.
@@ -64,8 +57,8 @@ class TrainingConfig(RunConfig):
     validation_data: str | None = None
     model: str = "halonet_tiny"
     in_channels: Literal[1, 3] = 3
-    image_size: int = 96
-    central_crop_share: float = 0.95
+    image_size: int | None = None
+    central_crop_share: float | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -94,7 +87,7 @@ def make_config(fields: Mapping[str, Any]) -> TrainingConfig:
 
 
 def list_frozen(freeze: str | None) -> tuple[str, ...]:
-    """The modules of the parts that `freeze` names.
+    """The parts that `freeze` names, among those of `Classifier.parts`.
 
     Raises:
         ValueError: an unknown part.
@@ -102,12 +95,12 @@ def list_frozen(freeze: str | None) -> tuple[str, ...]:
     if freeze is None:
         return ()
     if freeze == "all":
-        return tuple(PARTS.values())
+        return PARTS
     names = [name.strip() for name in freeze.split(",")]
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         raise ValueError(f"freeze must be all or some of {', '.join(PARTS)}, got {unknown[0]!r}")
-    return tuple(PARTS[name] for name in names)
+    return tuple(names)
 
 
 def check_config(config: TrainingConfig) -> None:
@@ -125,9 +118,9 @@ def check_config(config: TrainingConfig) -> None:
         from halonet.data.splits import parse_fold  # with Pillow, which --help does without
 
         parse_fold(config.fold)
-    if config.image_size < SMALLEST_IMAGE:
+    if config.image_size is not None and config.image_size < SMALLEST_IMAGE:
         raise ValueError(f"image_size must be {SMALLEST_IMAGE} or more, got {config.image_size}")
-    if not 0 < config.central_crop_share <= 1:
+    if config.central_crop_share is not None and not 0 < config.central_crop_share <= 1:
         raise ValueError(
             f"central_crop_share must be above 0, at most 1, got {config.central_crop_share}"
         )

@@ -13,7 +13,7 @@ from halonet.classification.predict import Mirrored
 from halonet.data.dataset import ImageDataset
 from halonet.data.loader import InOrder, make_loader
 from halonet.data.splits import LabelledImages, Split
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 
 LARGEST_CONFUSION = 200  # classes
 
@@ -198,7 +198,7 @@ def choose_images(data: LabelledImages, part: str | None) -> tuple[LabelledImage
 
 
 def evaluate_on(
-    model: HaloNet,
+    model: Classifier,
     data: LabelledImages,
     *,
     batch_size: int = 64,
@@ -240,7 +240,7 @@ def evaluate_on(
 
 
 def make_validation_dataset(
-    model: HaloNet, split: Split, broken_share: float = 0.0
+    model: Classifier, split: Split, broken_share: float = 0.0
 ) -> ImageDataset:
     """A split as the model wants to see it, without random changes."""
     return ImageDataset(

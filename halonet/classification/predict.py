@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from halonet.data.pixels import prepare_image
 from halonet.data.splits import Source
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 
 
 class Mirrored(nn.Module):
@@ -23,7 +23,7 @@ class Mirrored(nn.Module):
 
 
 def predict(
-    model: HaloNet, sources: Sequence[Source], *, batch_size: int = 32, mirror: bool = False
+    model: Classifier, sources: Sequence[Source], *, batch_size: int = 32, mirror: bool = False
 ) -> Iterator[tuple[Source, Tensor | str]]:
     """Class probabilities [classes] of each image, or what is wrong with it, in order.
 
@@ -39,7 +39,7 @@ def predict(
 
 
 def embed(
-    model: HaloNet, sources: Sequence[Source], *, batch_size: int = 32
+    model: Classifier, sources: Sequence[Source], *, batch_size: int = 32
 ) -> Iterator[tuple[Source, Tensor | str]]:
     """Pooled features [num_features] of each image, or what is wrong with it, in order."""
 
@@ -50,7 +50,7 @@ def embed(
 
 
 def compute(
-    model: HaloNet,
+    model: Classifier,
     sources: Sequence[Source],
     function: Callable[[Tensor], Tensor],
     *,

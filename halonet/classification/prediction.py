@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from halonet.classification.multilabel import THRESHOLD
-from halonet.models.halonet import LabelTask
+from halonet.models.classifier import LabelTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

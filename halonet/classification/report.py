@@ -24,7 +24,7 @@ from halonet.classification.report_pictures import (
 from halonet.data.pixels import read_image
 from halonet.data.splits import LabelledImages
 from halonet.files import write_text
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 
 GALLERY = 24  # mistakes shown
 LARGEST_DIAGRAMS = 20  # classes
@@ -33,7 +33,7 @@ THUMBNAIL = 160  # pixels of the longer side
 
 def write_report(
     folder: Path,
-    model: HaloNet,
+    model: Classifier,
     data: LabelledImages,
     evaluation: Evaluation | MultilabelEvaluation,
     rows: Sequence[dict[str, Any]] = (),
@@ -76,7 +76,7 @@ def write_report(
 
 
 def summarize(
-    model: HaloNet,
+    model: Classifier,
     data: LabelledImages,
     predictions: ImagePredictions,
     *,

@@ -30,10 +30,12 @@ from halonet.data.dataset import ImageDataset
 from halonet.data.listing import Listing, list_images
 from halonet.data.sources import load_data
 from halonet.data.splits import LabelledImages
+from halonet.models.building import build_classifier
+from halonet.models.classifier import Classifier
+from halonet.models.creation import find_variant, load_pretrained
 from halonet.models.flops import count_flops
-from halonet.models.halonet import HaloNet, get_variant
 from halonet.models.metadata import find_checkpoint
-from halonet.models.pretrained import load_model, load_weights, save_model
+from halonet.models.pretrained import LoadReport, load_model, load_weights, save_model
 from halonet.training.run import RunResult, resume_run, start_run
 
 
@@ -74,9 +76,9 @@ class Classification:
         if accelerator.is_main_process:
             print(self.data.describe(), flush=True)
         torch.manual_seed(config.seed)
-        self.model = make_model(config, self.data)
+        self.model = make_model(config, self.data, quiet=not accelerator.is_main_process)
         for name in list_frozen(config.freeze):
-            self.model.get_submodule(name).requires_grad_(False)
+            self.model.parts[name].requires_grad_(False)
         self.layer_rates = {
             "layer_decay": config.layer_decay,
             "classifier_rate": config.classifier_rate,
@@ -133,7 +135,7 @@ class Classification:
         """Operations of one image's forward pass."""
         return count_flops(
             self.model.variant,
-            self.config.image_size,
+            self.model.preprocessing.image_size,
             num_classes=self.model.num_classes,
             in_channels=self.model.in_channels,
         )
@@ -156,13 +158,12 @@ class Classification:
 
     def save(self, model: nn.Module, path: Path) -> None:
         """Write the weights with all that `halonet.load_model` needs."""
-        assert isinstance(model, HaloNet)
         save_model(model, path)
 
     def write_report(
         self,
         folder: Path,
-        model: HaloNet,
+        model: Classifier,
         evaluation: Evaluation | MultilabelEvaluation,
         rows: list[dict],
         *,
@@ -172,38 +173,65 @@ class Classification:
         write_report(folder, model, self.data, evaluation, rows, minutes=minutes)
 
 
-def make_model(config: TrainingConfig, data: LabelledImages) -> HaloNet:
+def make_model(config: TrainingConfig, data: LabelledImages, *, quiet: bool = True) -> Classifier:
     """The model that a configuration asks for, for the classes of the data.
 
+    Unless it is quiet, a line says which weights it starts from, and what of them was replaced.
+
     Raises:
-        ValueError: options that don't fit. FileNotFoundError: no checkpoint to start from.
+        ValueError: options that don't fit. FileNotFoundError: no weights to start from.
+        ConnectionError: public weights can't be fetched.
     """
-    options: dict[str, Any] = {"image_size": config.image_size, **config.model_options}
+    options: dict[str, Any] = dict(config.model_options)
+    if config.image_size is not None:
+        options = {"image_size": config.image_size, **options}
     try:
-        model = HaloNet(
-            get_variant(config.model, **options),
+        model = build_classifier(
+            find_variant(config.model, **options),
             num_classes=len(data.class_names),
             in_channels=config.in_channels,
             backend=config.backend,
         )
     except TypeError as error:  # text in place of a number
         raise ValueError(f"model_options {config.model_options} don't fit: {error}") from None
-    model.preprocessing = dataclasses.replace(
-        model.preprocessing, crop_share=config.central_crop_share
-    )
+    if config.central_crop_share is not None:
+        model.preprocessing = dataclasses.replace(
+            model.preprocessing, crop_share=config.central_crop_share
+        )
     if config.in_channels == 1:
         model.preprocessing = dataclasses.replace(model.preprocessing, mean=(0.45,), std=(0.225,))
     if config.init is not None:
         checkpoint = find_checkpoint(Path(config.init))
-        load_weights(model, checkpoint)
+        report = load_weights(model, checkpoint)
         # The number of classes may be the same though the classes are others.
         # A softmax's weights are no sigmoid's.
         start = load_model(checkpoint)
-        if (start.class_names, start.task) != (data.class_names, config.task):
+        known = (start.class_names, start.task)
+    elif config.pretrained is not False:
+        report = load_pretrained(model, config.pretrained)
+        known = (model.class_names, model.task)
+    else:
+        report = known = None
+    if report is not None:
+        from_zero = bool(report.started_from_zero)
+        if known != (data.class_names, config.task):
             model.reset_classifier(len(data.class_names))
+            from_zero = True
+        if not quiet:
+            print(_describe_start(config, report, from_zero), flush=True)
     model.class_names = data.class_names
     model.task = config.task
-    return model.to(memory_format=torch.channels_last)
+    return model.use_channels_last()
+
+
+def _describe_start(config: TrainingConfig, report: LoadReport, from_zero: bool) -> str:
+    start = config.init or config.pretrained
+    parts = [f"starting from {f'public weights of {config.model}' if start is True else start}"]
+    if report.interpolated:
+        parts.append(f"{len(report.interpolated)} tables interpolated")
+    if from_zero:
+        parts.append("the classifier starts from zero")
+    return "; ".join(parts)
 
 
 def make_mix(config: TrainingConfig, num_classes: int) -> v2.Transform | None:

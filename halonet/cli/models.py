@@ -1,12 +1,14 @@
 """halonet models: the variants, with parameters and FLOPs."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from halonet.cli.parser import CommandParser, make_table, parse_number
 from halonet.models.flops import count_flops
-from halonet.models.variants import VARIANTS
+from halonet.models.timm_variants import TIMM_CHECKPOINTS
+from halonet.models.variants import VARIANTS, TimmVariant
 
 PURPOSE = "list the models with parameters and FLOPs"
 
@@ -25,20 +27,37 @@ def models_command(words: Sequence[str]) -> None:
     found: list[dict[str, Any]] = []
     for variant in VARIANTS.values():
         size = options.image_size or variant.image_size
-        entry = {
-            "name": variant.name,
-            "parameters": variant.parameters,
-            "flops": count_flops(variant, size),
-            "image_size": size,
-            "source": variant.source,
-        }
-        too_large = (
-            (variant.parameters or 0) > most_parameters
-            or entry["flops"] > most_flops
-            or (options.max_image_size is not None and size > options.max_image_size)
+        found.append(
+            {
+                "name": variant.name,
+                "parameters": variant.parameters,
+                "flops": count_flops(variant, size),
+                "image_size": size,
+                "source": variant.source,
+            }
         )
-        if not too_large:
-            found.append(entry)
+    for name, checkpoint in TIMM_CHECKPOINTS.items():
+        size = options.image_size or checkpoint.image_size
+        flops = checkpoint.flops
+        if size != checkpoint.image_size:  # counted on the model itself
+            flops = count_flops(TimmVariant(name, size), size)
+        found.append(
+            {
+                "name": name,
+                "parameters": checkpoint.parameters,
+                "flops": flops,
+                "image_size": size,
+                "source": f"timm, {checkpoint.tag}",
+            }
+        )
+    largest = options.max_image_size or math.inf
+    found = [
+        entry
+        for entry in found
+        if (entry["parameters"] or 0) <= most_parameters
+        and entry["flops"] <= most_flops
+        and entry["image_size"] <= largest
+    ]
     if options.format == "json":
         print(json.dumps(found, indent=2))
         return

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -59,7 +59,9 @@ class CommandParser(ArgumentParser):
             if option not in kinds and full in kinds:
                 option = full
             following = words[place + 1].lower() if place + 1 < len(words) else ""
-            if kinds.get(option) is bool and is_flag and following not in BOOLEANS:
+            takes_bool = bool in (kinds.get(option), *get_args(kinds.get(option)))
+            is_alone = not following or following[:2] == "--" or kinds.get(option) is bool
+            if takes_bool and is_alone and is_flag and following not in BOOLEANS:
                 equals, value = "=", "true"
             completed.append(option + equals + os.path.expanduser(value))
         return self.parse_args(completed)

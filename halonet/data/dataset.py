@@ -17,7 +17,7 @@ from halonet.data.pixels import finish_pixels, normalize, read_image, read_pixel
 from halonet.data.randomness import mix_seed, own_random_state, seed_everything
 from halonet.data.splits import Split
 from halonet.data.transforms import least_side_for_crops, make_augmentation
-from halonet.models.halonet import Preprocessing
+from halonet.models.classifier import Preprocessing
 
 CACHE_LIMIT_BYTES = 2 * 2**30
 SAMPLE_SIZE = 32  # images by which the size of all is estimated

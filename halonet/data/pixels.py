@@ -1,17 +1,21 @@
 """From an image file to a model's input."""
 
 import io
+import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import Resize
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from halonet.data.splits import Source
-from halonet.models.halonet import Preprocessing
+from halonet.models.classifier import Preprocessing
 
 LONGEST_SHAPE = 8  # long to short side of what is enlarged; the central crop sees a square of it
 NO_VALUE = 1e30  # from here on a float is infinite, or stands for "no value", as float32's largest
@@ -149,25 +153,9 @@ def _scale_to_bytes(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
 
 
 def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
-    """Scale an image so that its shorter side has `short_side` pixels."""
-    size = _scale_size(image.size, short_side)
-    if size == image.size:
-        return image
-    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-
-
-def _scale_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """Width and height in proportion, the shorter one `short_side`."""
-    factor = short_side / min(size)
-    width, height = (max(1, round(one * factor)) for one in size)
-    return (
-        (width, height)
-        if min(width, height) == short_side
-        else (
-            max(width, short_side),
-            max(height, short_side),
-        )
-    )
+    """Scale an image so that its shorter side has `short_side` pixels, as torchvision and timm."""
+    to_short_side: Any = Resize([short_side], InterpolationMode.BICUBIC)
+    return to_short_side(image)
 
 
 def find_crop(
@@ -180,11 +168,12 @@ def find_crop(
         preprocessing: the model's.
     """
     kept = tuple(min(one, LONGEST_SHAPE * min(size)) for one in size)
-    scaled = _scale_size((kept[0], kept[1]), short_side(preprocessing))
+    # Rounded down, as `resize_short_side` does it.
+    scaled = [short_side(preprocessing) * one // min(kept) for one in kept]
     starts, ends = [], []
     for whole, strip, resized in zip(size, kept, scaled, strict=True):
         start = (whole - strip) // 2
-        offset = (resized - preprocessing.image_size) // 2
+        offset = round((resized - preprocessing.image_size) / 2)  # torchvision's
         starts.append(start + offset * strip / resized)
         ends.append(start + (offset + preprocessing.image_size) * strip / resized)
     return starts[0], starts[1], ends[0], ends[1]
@@ -211,7 +200,7 @@ def _crop_strip(image: Image.Image) -> Image.Image:
 
 def short_side(preprocessing: Preprocessing) -> int:
     """Pixels of a resized image's short side, of which the central crop keeps `crop_share`."""
-    return round(preprocessing.image_size / preprocessing.crop_share)
+    return math.floor(preprocessing.image_size / preprocessing.crop_share)
 
 
 def prepare_image(
@@ -227,13 +216,7 @@ def prepare_image(
 
 def finish_pixels(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The central crop of what `read_pixels` gives, normalized."""
-    return normalize(crop_center(pixels, preprocessing.image_size), preprocessing)
-
-
-def crop_center(pixels: Tensor, size: int) -> Tensor:
-    """The central square of an image [channels, height, width]."""
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
-    return pixels[:, top : top + size, left : left + size]
+    return normalize(center_crop(pixels, [preprocessing.image_size]), preprocessing)
 
 
 def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
-from halonet.models.halonet import Preprocessing
+from halonet.models.classifier import Preprocessing
 
 CROP_RATIOS = (3 / 4, 4 / 3)  # width to height of a random crop: torchvision's, after Inception
 

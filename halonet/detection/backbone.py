@@ -9,13 +9,15 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from halonet.detection.options import STAGES
-from halonet.models.halonet import STRIDES, HaloNet, get_variant
+from halonet.models.building import build_classifier
+from halonet.models.classifier import STRIDES, Classifier
+from halonet.models.creation import find_variant, load_pretrained
 from halonet.models.metadata import read_weights
 from halonet.models.pretrained import ModelDescription, load_weights
 
 
 class PyramidBackbone(nn.Module):
-    """A HaloNet under torchvision's feature pyramid (FPN).
+    """A HaloNet, ours or timm's, under torchvision's feature pyramid (FPN).
 
     Args:
         body: the network; its classifier and the layers right before it are removed.
@@ -26,10 +28,9 @@ class PyramidBackbone(nn.Module):
         out_channels: channels of each level; torchvision's detectors read it.
     """
 
-    def __init__(self, body: HaloNet, *, channels: int = 256) -> None:
+    def __init__(self, body: Classifier, *, channels: int = 256) -> None:
         super().__init__()
-        body.reset_classifier(0)
-        body.final = nn.Identity()
+        body.remove_head()
         self.body = body
         self.fpn = FeaturePyramidNetwork(
             [body.feature_channels[stride] for stride in STRIDES],
@@ -52,16 +53,17 @@ def make_backbone(
     name: str,
     *,
     init: str | os.PathLike[str] | None = None,
+    pretrained: bool | str | os.PathLike[str] = False,
     trainable_stages: int = STAGES,
     frozen_norms: bool = False,
     pyramid_channels: int = 256,
     backend: str | None = None,
     **changes: Any,
 ) -> PyramidBackbone:
-    """A variant as a backbone.
+    """A model as a backbone.
 
     Args:
-        name: one of `halonet.list_models()`; the paper's are `resnet_50_se`,
+        name: a model of `halonet.create_model`; the paper's are `resnet_50_se`,
             `resnet_50_se_halo8`, `resnet_50_se_halo32`, `resnet_101_se` and `resnet_101_se_halo8`
             (paper, detection). Their squeeze-and-excitation comes after the 3x3 convolution or
             the attention and before the last 1x1, with ReLU as in the paper's ablation, which has
@@ -69,10 +71,11 @@ def make_backbone(
         init: a classification checkpoint of ours to start from; its classifier is dropped, and
             its relative tables are interpolated to the block and halo wanted. None starts from
             fresh weights.
+        pretrained: start from public weights, or those in a file, as `create_model` does.
         trainable_stages: stages that learn, counted from the last; the fifth is the stem. The
-            others keep their weights and norms, so that fewer than 5 need `init`.
+            others keep their weights and norms, so that fewer than 5 need weights to start from.
         frozen_norms: batch norms keep the statistics, scales and shifts that they start from, and
-            need `init`: with fresh weights the last scale of each bottleneck is 0, and would stay.
+            need such weights: in fresh ones the last scale of each bottleneck is 0, and would stay.
         pyramid_channels: of each level of the pyramid.
         backend: name of the operator's backend; None takes the fastest.
         **changes: fields of `Variant` to change, such as `block_size`.
@@ -81,18 +84,23 @@ def make_backbone(
         ValueError: an unknown name or option, or a checkpoint of another architecture.
         FileNotFoundError: there is no such checkpoint.
     """
-    if init is None and frozen_norms:
-        raise ValueError("frozen_norms needs init: norms of fresh weights have nothing to keep")
-    if init is None and trainable_stages < STAGES:
+    is_fresh = init is None and pretrained is False
+    if is_fresh and frozen_norms:
         raise ValueError(
-            f"trainable_stages below {STAGES} needs init: fresh weights must learn, "
+            "frozen_norms needs init or pretrained: norms of fresh weights have nothing to keep"
+        )
+    if is_fresh and trainable_stages < STAGES:
+        raise ValueError(
+            f"trainable_stages below {STAGES} needs init or pretrained: fresh weights must learn, "
             f"got {trainable_stages}"
         )
-    body = HaloNet(get_variant(name, **changes), num_classes=0, backend=backend)
+    body = build_classifier(find_variant(name, **changes), num_classes=0, backend=backend)
     if init is not None:
         load_weights(body, init)
         _, description = read_weights(init, ModelDescription)
         body.preprocessing = description.preprocessing
+    elif pretrained is not False:
+        load_pretrained(body, pretrained)
     backbone = PyramidBackbone(body, channels=pyramid_channels)
     freeze(backbone, trainable_stages=trainable_stages, frozen_norms=frozen_norms)
     return backbone

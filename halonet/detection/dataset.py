@@ -15,7 +15,7 @@ from halonet.data.randomness import mix_seed
 from halonet.detection.annotations import Annotation
 from halonet.detection.data import AnnotatedImage, AnnotatedImages
 from halonet.detection.masks import decode_masks, find_box
-from halonet.models.halonet import Preprocessing
+from halonet.models.classifier import Preprocessing
 
 NO_JITTER = (1.0, 1.0)
 

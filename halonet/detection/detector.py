@@ -20,7 +20,8 @@ from torchvision.ops.poolers import LevelMapper
 
 from halonet.detection.backbone import PyramidBackbone, freeze, make_backbone
 from halonet.detection.options import STAGES, DetectorOptions, make_options
-from halonet.models.halonet import STRIDES, HaloNet
+from halonet.models.building import build_classifier
+from halonet.models.classifier import STRIDES
 from halonet.models.metadata import (
     Description,
     find_misfit,
@@ -178,16 +179,18 @@ def create_detector(
     *,
     num_classes: int = 80,
     init: str | os.PathLike[str] | None = None,
+    pretrained: bool | str | os.PathLike[str] = False,
     backend: str | None = None,
     model_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Detector:
-    """Mask R-CNN or Faster R-CNN with a feature pyramid on any of our variants.
+    """Mask R-CNN or Faster R-CNN with a feature pyramid on any of our models, or timm's HaloNets.
 
     Args:
-        backbone: one of `halonet.list_models()`; see `make_backbone` for the paper's.
+        backbone: a model of `halonet.create_model`; see `make_backbone` for the paper's.
         num_classes: classes, without the background.
         init: a classification checkpoint of ours that the backbone starts from.
+        pretrained: start from public weights, or those in a file, as `create_model` does.
         backend: name of the operator's backend; None takes the fastest.
         model_options: fields of `Variant` to change in the backbone, such as `block_size`.
         **options: fields of `DetectorOptions`; `mask_channels=0` makes it Faster R-CNN.
@@ -206,6 +209,7 @@ def create_detector(
     pyramid = make_backbone(
         backbone,
         init=init,
+        pretrained=pretrained,
         trainable_stages=chosen.trainable_stages,
         frozen_norms=chosen.frozen_norms,
         pyramid_channels=chosen.pyramid_channels,
@@ -249,7 +253,7 @@ def _create(
     backend: str | None = None,
 ) -> Detector:
     """The detector that a description describes, with fresh weights."""
-    body = HaloNet(description.variant, num_classes=0, backend=backend)
+    body = build_classifier(description.variant, num_classes=0, backend=backend)
     body.preprocessing = description.preprocessing
     backbone = PyramidBackbone(body, channels=options.pyramid_channels)
     freeze(backbone, trainable_stages=options.trainable_stages, frozen_norms=options.frozen_norms)

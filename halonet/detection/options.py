@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from halonet.models.halonet import STRIDES
+from halonet.models.classifier import STRIDES
 
 STAGES = 5  # of a backbone: the stem and the four that give feature maps
 

@@ -213,6 +213,7 @@ def make_detector(config: DetectionConfig, data: DetectionData) -> Detector:
         config.model,
         num_classes=len(data.categories),
         init=init,
+        pretrained=config.pretrained,
         backend=config.backend,
         model_options=config.model_options,
         **asdict(config.detector) | ({} if data.masks else {"mask_channels": 0}),

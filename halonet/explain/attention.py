@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from halonet.layers.attention import HaloAttention
-from halonet.models.halonet import STRIDES, HaloNet
+from halonet.models.classifier import STRIDES, Classifier
 
 
 class AttentionLayer(NamedTuple):
@@ -44,7 +44,7 @@ class AttentionView:
         return vars(self) | {"weights": rows}
 
 
-def list_attention_layers(model: HaloNet) -> list[AttentionLayer]:
+def list_attention_layers(model: Classifier) -> list[AttentionLayer]:
     """The attention layers of a model, in the order in which they run."""
     found = []
     for stage, layers in enumerate(model.stages.children(), start=1):
@@ -54,7 +54,7 @@ def list_attention_layers(model: HaloNet) -> list[AttentionLayer]:
 
 
 def find_attention_layer(
-    model: HaloNet, stage: int | None = None, layer: int | None = None
+    model: Classifier, stage: int | None = None, layer: int | None = None
 ) -> AttentionLayer:
     """An attention layer by its place; without a stage in the last, without a layer the last there.
 
@@ -68,11 +68,11 @@ def find_attention_layer(
     counts = {one.stage: one.layer for one in layers}
     there = ", ".join(f"stage {stage} has layers 1 to {count}" for stage, count in counts.items())
     asked = f"stage {stage if stage is not None else 'any'}, layer {layer or 'any'}"
-    raise ValueError(f"no attention at {asked}: {there or 'the model has none'}")
+    raise ValueError(f"no attention at {asked}: {there or 'the model has no HaloAttention'}")
 
 
 def view_attention(
-    model: HaloNet,
+    model: Classifier,
     image: Tensor,
     point: tuple[float, float],
     *,

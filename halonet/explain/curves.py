@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from halonet.explain.relevance import BATCH_SIZE
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 
 STEPS = 32
 BLUR_SHARE = 1 / 16  # standard deviation of the blur, of the image's shorter side
@@ -39,7 +39,7 @@ class Curves:
 
 @torch.no_grad()
 def measure_curves(
-    model: HaloNet,
+    model: Classifier,
     image: Tensor,
     relevance: Tensor,
     class_index: int,
@@ -85,7 +85,7 @@ def _average_cells(relevance: Tensor, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def find_probabilities(model: HaloNet, images: Tensor) -> Tensor:
+def find_probabilities(model: Classifier, images: Tensor) -> Tensor:
     """Class probabilities [batch, classes] of images as the model takes them."""
     logits = torch.cat([model(batch) for batch in images.split(BATCH_SIZE)]).float()
     return logits.sigmoid() if model.task == "multilabel" else logits.softmax(1)

@@ -14,7 +14,7 @@ from halonet.explain.attention import AttentionView, view_attention
 from halonet.explain.curves import Curves, find_probabilities, measure_curves
 from halonet.explain.relevance import DEFAULT_METHOD, measure_relevance
 from halonet.files import write_atomically
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +128,7 @@ class ImageAttention:
 
 
 def explain_image(
-    model: HaloNet,
+    model: Classifier,
     source: Source | str,
     *,
     name: str | None = None,
@@ -177,7 +177,7 @@ def explain_image(
 
 
 def view_image_attention(
-    model: HaloNet,
+    model: Classifier,
     source: Source | str,
     at: tuple[float, float],
     *,
@@ -218,12 +218,12 @@ def view_image_attention(
     )
 
 
-def name_classes(model: HaloNet) -> tuple[str, ...]:
+def name_classes(model: Classifier) -> tuple[str, ...]:
     """The names of a model's classes, their numbers where it has none."""
     return model.class_names or tuple(str(index) for index in range(model.num_classes))
 
 
-def _prepare(model: HaloNet, picture: Image.Image) -> Tensor:
+def _prepare(model: Classifier, picture: Image.Image) -> Tensor:
     device = next(model.parameters()).device
     return prepare_image(lambda: picture, model.preprocessing, model.in_channels).to(device)
 

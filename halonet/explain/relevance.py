@@ -8,7 +8,7 @@ from torch import Tensor
 
 from halonet.explain.attention import keep_outputs
 from halonet.explain.rollout import roll_attention
-from halonet.models.halonet import STRIDES, HaloNet
+from halonet.models.classifier import STRIDES, Classifier
 
 Method = Literal["gradcam", "rollout", "integrated_gradients", "occlusion"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -20,7 +20,7 @@ GRADIENT_BATCH_SIZE = 4  # a gradient keeps the maps of all layers
 
 
 def measure_relevance(
-    model: HaloNet,
+    model: Classifier,
     image: Tensor,
     class_index: int,
     *,
@@ -67,7 +67,7 @@ def _enlarge(coarse: Tensor, image: Tensor) -> Tensor:
     return F.interpolate(coarse[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
-def grad_cam(model: HaloNet, image: Tensor, class_index: int, stage: int) -> Tensor:
+def grad_cam(model: Classifier, image: Tensor, class_index: int, stage: int) -> Tensor:
     """The stage's channels, added with the means of their gradients as weights."""
     kept: list[Tensor] = []
     module = model.stages[stage - 1]
@@ -78,7 +78,7 @@ def grad_cam(model: HaloNet, image: Tensor, class_index: int, stage: int) -> Ten
     return (gradients.mean((2, 3), keepdim=True) * maps).sum(1)[0].detach()
 
 
-def integrate_gradients(model: HaloNet, image: Tensor, class_index: int) -> Tensor:
+def integrate_gradients(model: Classifier, image: Tensor, class_index: int) -> Tensor:
     """The image times the mean gradient on the way to it from the mean colour, which is 0."""
     steps = (torch.arange(INTEGRATION_STEPS, device=image.device) + 0.5) / INTEGRATION_STEPS
     total = torch.zeros_like(image)
@@ -91,7 +91,7 @@ def integrate_gradients(model: HaloNet, image: Tensor, class_index: int) -> Tens
 
 
 @torch.no_grad()
-def occlude(model: HaloNet, image: Tensor, class_index: int) -> Tensor:
+def occlude(model: Classifier, image: Tensor, class_index: int) -> Tensor:
     """What the logit loses by squares over a pixel, on the mean."""
     height, width = image.shape[1:]
     side = max(1, round(OCCLUDED_SHARE * min(height, width)))

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from halonet.explain.attention import keep_inputs, keep_outputs, list_attention_layers
 from halonet.layers.attention import HaloAttention
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 from halonet.ops import reference
 from halonet.ops.halo_attention import resolve_arguments
 from halonet.ops.window import gather_windows, split_into_blocks
 
 
-def roll_attention(model: HaloNet, image: Tensor, class_index: int) -> Tensor:
+def roll_attention(model: Classifier, image: Tensor, class_index: int) -> Tensor:
     """The relevance of each pixel of the map before the first attention layer, [rows, columns].
 
     Starts from what each pixel of the last map adds to the class's logit, where that is positive,
@@ -38,7 +38,7 @@ def roll_attention(model: HaloNet, image: Tensor, class_index: int) -> Tensor:
     """
     layers = [found.module for found in list_attention_layers(model)]
     if not layers:
-        raise ValueError("method rollout needs attention; the model has none")
+        raise ValueError("method rollout needs HaloAttention layers; the model has none")
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
     with ExitStack() as hooks, torch.enable_grad():

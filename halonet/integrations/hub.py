@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from halonet.files import write_text
+from halonet.models.building import build_classifier
+from halonet.models.classifier import Classifier
 from halonet.models.flops import count_flops
 from halonet.models.halonet import HaloNet
 from halonet.models.metadata import HUB_NAME, find_misfit, unwrap
@@ -64,8 +66,8 @@ Classes, in order: {{ class_names | join(", ") }}.
 {% endif %}"""
 
 
-class HubHaloNet(
-    HaloNet,
+class HubClassifier(
+    Classifier,
     PyTorchModelHubMixin,
     library_name="halonet",
     pipeline_tag="image-classification",
@@ -73,7 +75,7 @@ class HubHaloNet(
     paper_url=PAPER_URL,
     model_card_template=CARD,
 ):
-    """A `HaloNet` with the Hub's `save_pretrained`, `push_to_hub` and `from_pretrained`.
+    """A classifier with the Hub's `save_pretrained`, `push_to_hub` and `from_pretrained`.
 
     A repository holds model.safetensors, which is a file of `halonet.save_model` and says
     everything, config.json, which repeats it for people, and the card. Nothing is unpickled.
@@ -88,16 +90,16 @@ class HubHaloNet(
     """
 
     @classmethod
-    def from_model(cls, model: nn.Module, *, backend: str | None = None) -> "HubHaloNet":
+    def from_model(cls, model: nn.Module, *, backend: str | None = None) -> "HubClassifier":
         """The same model for the Hub; parameters share their memory with `model`'s.
 
         Raises:
-            TypeError: `model` is no `HaloNet`, nor the wrapper of one.
+            TypeError: `model` is no `Classifier`, nor the wrapper of one.
             ValueError: its tensors aren't those of its variant, as those of a fused model.
         """
-        model = unwrap(model, HaloNet)
+        model = unwrap(model, Classifier)
         with torch.device("meta"):
-            ours = cls(
+            ours: Any = build_classifier(
                 model.variant,
                 num_classes=model.num_classes,
                 in_channels=model.in_channels,
@@ -110,6 +112,7 @@ class HubHaloNet(
                 f"{misfit}; of a fused or changed model, take the one that it was made from"
             )
         ours.load_state_dict(model.state_dict(), assign=True)
+        ours.__class__ = _find_class(type(ours))
         ours.preprocessing = model.preprocessing
         ours.class_names = model.class_names
         ours.task = model.task
@@ -124,7 +127,7 @@ class HubHaloNet(
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, **options: Any
-    ) -> "HubHaloNet":
+    ) -> "HubClassifier":
         """The mixin's: a model of the Hub or of a folder, in eval mode.
 
         Args:
@@ -156,7 +159,7 @@ class HubHaloNet(
         strict: bool = True,
         backend: str | None = None,
         **changes: Any,
-    ) -> "HubHaloNet":
+    ) -> "HubClassifier":
         """`changes` are `load_model`'s: num_classes, fields of `Variant`."""
         if not strict:
             raise ValueError("strict must be True: load_model resamples what may differ, got False")
@@ -204,8 +207,8 @@ class HubHaloNet(
             paper_url=info.paper_url,
             name=variant.name,
             source=variant.source,
-            block_size=variant.block_size,
-            halo_size=variant.halo_size,
+            block_size=_or_timms(variant.block_size),
+            halo_size=_or_timms(variant.halo_size),
             parameters=f"{sum(parameter.numel() for parameter in self.parameters()):,}",
             flops=f"{operations / 1e9:.2f} billion",
             image_size=size,
@@ -219,6 +222,21 @@ class HubHaloNet(
             command=command,
             repo_id=repo_id,
         )
+
+
+class HubHaloNet(HubClassifier, HaloNet):
+    """A `HaloNet` for the Hub; its `from_model` and `from_pretrained` take timm's models too."""
+
+
+def _find_class(kind: type[Classifier]) -> type[Classifier]:
+    """The class for the Hub of a kind of classifier."""
+    if issubclass(kind, HaloNet):
+        return HubHaloNet
+    return type(f"Hub{kind.__name__}", (HubClassifier, kind), {"__doc__": kind.__doc__})
+
+
+def _or_timms(size: int | None) -> str:
+    return "timm's" if size is None else str(size)
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from halonet.integrations.timm_checkpoints import import_timm
 from halonet.layers.attention import HaloAttention
-from halonet.models.halonet import STRIDES, HaloNet, Preprocessing, get_variant
+from halonet.layers.timm_attention import import_timm
+from halonet.models.classifier import STRIDES, Preprocessing
+from halonet.models.halonet import HaloNet, get_variant
 from halonet.models.pretrained import fit_tables
 from halonet.models.variants import VARIANTS, Variant
 

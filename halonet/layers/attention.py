@@ -215,6 +215,16 @@ class HaloAttention(nn.Module):
         )
 
 
+def interpolate_table(table: Tensor, length: int) -> Tensor:
+    """Resample a relative table [2 (b + h) - 1, channels] linearly to `length` offsets.
+
+    Offset 0 stays offset 0, and the largest offsets stay the largest (`align_corners=True`): a row
+    stands for a distance, not for a pixel of a map as in `interpolate_vectors`.
+    """
+    resampled = F.interpolate(table.T[None].float(), size=length, mode="linear", align_corners=True)
+    return resampled[0].T.to(table.dtype)
+
+
 def interpolate_vectors(vectors: Tensor, length: int) -> Tensor:
     """Resample absolute vectors [length before, channels] linearly to [length, channels].
 

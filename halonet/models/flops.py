@@ -1,11 +1,14 @@
 """Floating-point operations of a model, by formula."""
 
-from halonet.models.halonet import STRIDES
-from halonet.models.variants import Variant
+import torch
+
+from halonet.models.building import build_classifier
+from halonet.models.classifier import STRIDES
+from halonet.models.variants import TimmVariant, Variant
 
 
 def count_flops(
-    variant: Variant,
+    variant: Variant | TimmVariant,
     image_size: int | None = None,
     *,
     num_classes: int = 1000,
@@ -17,6 +20,8 @@ def count_flops(
     (4 (b + 2h)^2 c for a pixel, section 2.1; cells outside the image too), relative logits and
     the classifier; not norms, activations, softmax and pooling.
 
+    A model of timm's runs on the meta device, and torch counts its products.
+
     Args:
         variant: the architecture, from `get_variant`.
         image_size: pixels on a side of a square image; None means the variant's.
@@ -24,6 +29,8 @@ def count_flops(
         in_channels: channels of the image.
     """
     size = variant.image_size if image_size is None else image_size
+    if isinstance(variant, TimmVariant):
+        return _count_products(variant, size, num_classes, in_channels)
     kernel, stride = (7, 2) if variant.stem == "convolution" else (4, 4)
     total = _convolution(_divide(size, stride), in_channels * kernel**2, variant.stem_width)
     channels = variant.stem_width
@@ -51,6 +58,17 @@ def count_flops(
         total += _convolution(_divide(size, STRIDES[-1]), channels, variant.final_width)
         channels = variant.final_width
     return total + 2 * channels * num_classes
+
+
+def _count_products(variant: TimmVariant, size: int, num_classes: int, in_channels: int) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # here, as it imports Triton
+
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = build_classifier(
+            variant, num_classes=num_classes, in_channels=in_channels, backend="reference"
+        )
+        model.eval()(torch.empty(1, in_channels, size, size))
+    return counter.get_total_flops()
 
 
 def _attention(variant: Variant, width: int, value_width: int, side: int, stride: int) -> int:

@@ -1,13 +1,10 @@
 """The network: stem, four stages of bottlenecks, classifier; and how it is created by name."""
 
 import copy
-import dataclasses
 import math
-from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,26 +16,11 @@ from halonet.layers.bottleneck import Bottleneck, average_pixels, make_activatio
 from halonet.layers.fusion import fuse_bottleneck, fuse_sequential
 from halonet.layers.normalization import NormalizedSequence, keep_running_statistics
 from halonet.layers.pointwise import PointwiseConvolution
-from halonet.models.variants import VARIANTS, Variant
-
-STRIDES = (4, 8, 16, 32)
-SMALLEST_IMAGE = 32
-
-# One label for each image, or any number.
-LabelTask = Literal["multiclass", "multilabel"]
+from halonet.models.classifier import STRIDES, Classifier, LabelTask, Preprocessing
+from halonet.models.variants import VARIANTS, Variant, change_variant
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """What an image goes through before it reaches the model."""
-
-    image_size: int  # pixels of the square crop
-    crop_share: float = 0.95  # of the resized image's short side that the crop keeps
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # by channel, of values from 0 to 1
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-
-
-class HaloNet(nn.Module):
+class HaloNet(Classifier):
     """A ResNet whose 3x3 convolutions are halo attention (paper table 2).
 
     Takes images [batch, in_channels, height, width] of any size and aspect from 32 pixels on.
@@ -49,18 +31,15 @@ class HaloNet(nn.Module):
         in_channels: channels of the images.
         backend: name of the operator's backend in every layer; None takes the fastest.
 
-    Attributes:
-        variant, num_classes, in_channels: as given.
-        num_features: channels of `forward_features`.
-        feature_channels: channels of the map at each stride, {4: .., 8: .., 16: .., 32: ..}.
-        preprocessing: what its images go through; saved with the weights.
-        class_names: names of the classes in order, or None; saved with the weights.
-        task: multiclass, of one class for each image (softmax), or multilabel, of any number
-            (sigmoid); saved with the weights.
+    Attributes: as `Classifier` has them.
 
     Raises:
         ValueError: an option of the variant that doesn't fit; the message names it.
     """
+
+    classifier_name: ClassVar[str] = "classifier"
+    final_name: ClassVar[str] = "final"
+    variant: Variant
 
     def __init__(
         self,
@@ -126,19 +105,6 @@ class HaloNet(nn.Module):
         blocks = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"
         return {"stem": r"^stem", "blocks": [(blocks, None), (r"^final", (99999,))]}
 
-    @property
-    def pretrained_cfg(self) -> dict[str, Any]:
-        """The preprocessing by timm's names, as `timm.data.resolve_model_data_config` reads it."""
-        size = self.preprocessing.image_size
-        return {
-            "num_classes": self.num_classes,
-            "input_size": (self.in_channels, size, size),
-            "interpolation": "bicubic",
-            "crop_pct": self.preprocessing.crop_share,
-            "mean": self.preprocessing.mean,
-            "std": self.preprocessing.std,
-        }
-
     def reset_parameters(self) -> None:
         """Initialize the weights; each bottleneck starts as its shortcut (last gamma 0)."""
         for module in self.modules():
@@ -171,30 +137,6 @@ class HaloNet(nn.Module):
         features = self.dropout(average_pixels(maps))
         return features if pre_logits else self.classifier(features)
 
-    def feature_maps(self, images: Tensor, strides: Iterable[int] = STRIDES) -> dict[int, Tensor]:
-        """The stages' maps at the strides asked for, for a feature pyramid.
-
-        The map at stride s is [batch, feature_channels[s], ceil(height / s), ceil(width / s)];
-        stages beyond the largest stride asked for don't run.
-        """
-        wanted = tuple(strides)
-        unknown = [stride for stride in wanted if stride not in STRIDES]
-        if unknown or not wanted:
-            raise ValueError(f"strides must be some of {STRIDES}, got {wanted}")
-        maps = self.stem(self._check_images(images))
-        found = {}
-        for stride, stage in zip(STRIDES, self.stages, strict=True):
-            if stride > max(wanted):
-                break
-            maps = self._run_stage(stage, maps)
-            if stride in wanted:
-                found[stride] = maps
-        return {stride: found[stride] for stride in wanted}
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer, or an identity where num_classes is 0."""
-        return self.classifier
-
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by one of `num_classes` classes, all zeros; 0 for none."""
         if num_classes < 0:
@@ -205,6 +147,11 @@ class HaloNet(nn.Module):
         self.classifier = make_classifier(self.num_features, num_classes).to(reference)
         for parameter in self.classifier.parameters():
             nn.init.zeros_(parameter)
+
+    def remove_head(self) -> None:
+        """Leave out the classifier and what stands right before it, for a backbone."""
+        self.reset_classifier(0)
+        self.final = nn.Identity()
 
     def set_gradient_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in training: keep only the bottlenecks' inputs."""
@@ -229,19 +176,6 @@ class HaloNet(nn.Module):
         """Names of the relative tables and absolute vectors, which aren't decayed."""
         positions = RELATIVE_TABLES + ABSOLUTE_VECTORS
         return {name for name, _ in self.named_parameters() if name.endswith(positions)}
-
-    def _check_images(self, images: Tensor) -> Tensor:
-        if images.dim() != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(
-                f"images must have shape [batch, {self.in_channels}, height, width], "
-                f"got {list(images.shape)}"
-            )
-        if min(images.shape[2:]) < SMALLEST_IMAGE:
-            raise ValueError(
-                f"images must have {SMALLEST_IMAGE} pixels or more on a side, "
-                f"got {list(images.shape)}"
-            )
-        return images
 
     def _run_stage(self, stage: nn.Module, maps: Tensor) -> Tensor:
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
@@ -335,31 +269,6 @@ def get_variant(name: str, **changes: Any) -> Variant:
     if name not in VARIANTS:
         raise ValueError(f"model must be one of {', '.join(VARIANTS)}, got {name!r}")
     return change_variant(VARIANTS[name], changes)
-
-
-def change_variant(variant: Variant, changes: Mapping[str, Any]) -> Variant:
-    """A variant with some of its fields changed, lists for tuples.
-
-    Raises:
-        ValueError: there is no such field; its message lists them.
-    """
-    values = dict(changes)
-    fields = {field.name for field in dataclasses.fields(Variant)} - {
-        "name",
-        "source",
-        "parameters",
-    }
-    unknown = sorted(values.keys() - fields)
-    if unknown:
-        raise ValueError(f"options of a model are {', '.join(sorted(fields))}; got {unknown[0]!r}")
-    if isinstance(values.get("squeeze_excitation"), bool):
-        values["squeeze_excitation"] = (values["squeeze_excitation"],) * 4
-    for field, value in values.items():
-        if isinstance(value, list):
-            values[field] = tuple(value)
-    if any(getattr(variant, field) != value for field, value in values.items()):
-        return dataclasses.replace(variant, parameters=None, **values)
-    return variant
 
 
 def list_models() -> list[str]:

@@ -17,8 +17,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from halonet.files import write_atomically
-from halonet.models.halonet import Preprocessing
-from halonet.models.variants import Variant
+from halonet.models.classifier import Preprocessing
+from halonet.models.variants import TimmVariant, Variant
 
 LAST_NAME = "last.safetensors"  # in a run folder
 HUB_NAME = "model.safetensors"  # in a folder of save_pretrained, or of the Hub
@@ -42,7 +42,7 @@ class Description:
     model_kind: ClassVar[str]
     added: ClassVar[dict[str, Any]] = {}
 
-    variant: Variant
+    variant: Variant | TimmVariant
     num_classes: int
     preprocessing: Preprocessing
     class_names: tuple[str, ...] | None
@@ -203,8 +203,10 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
         return kind(
             **{field: _parse(annotations[field], value[field], prefix + field) for field in fields}
         )
-    if isinstance(kind, types.UnionType):  # a type or None
-        return None if value is None else _parse(typing.get_args(kind)[0], value, name)
+    if isinstance(kind, types.UnionType):  # a type or None, or two dataclasses
+        kinds = [one for one in typing.get_args(kind) if one is not type(None)]
+        chosen = [one for one in kinds if _has_fields(one, value)]
+        return None if value is None else _parse([*chosen, *kinds][0], value, name)
     if typing.get_origin(kind) is typing.Literal and value in typing.get_args(kind):
         return value
     if typing.get_origin(kind) is tuple and isinstance(value, list):
@@ -220,3 +222,10 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
         return kind(value)
     expected = kind if typing.get_origin(kind) else kind.__name__
     raise ValueError(f"{name or 'it'} must be {expected}, got {reprlib.repr(value)}")
+
+
+def _has_fields(kind: Any, value: Any) -> bool:
+    """Whether all of an object's keys are fields of a dataclass."""
+    if not dataclasses.is_dataclass(kind) or not isinstance(value, dict):
+        return False
+    return value.keys() <= {field.name for field in dataclasses.fields(kind)}

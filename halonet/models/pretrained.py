@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halonet.layers.attention import ABSOLUTE_VECTORS, RELATIVE_TABLES, interpolate_vectors
-from halonet.models.halonet import HaloNet, LabelTask, change_variant
+from halonet.layers.attention import (
+    ABSOLUTE_VECTORS,
+    RELATIVE_TABLES,
+    interpolate_table,
+    interpolate_vectors,
+)
+from halonet.layers.timm_attention import TIMM_TABLES, import_timm
+from halonet.models.building import build_classifier
+from halonet.models.classifier import Classifier, LabelTask
 from halonet.models.metadata import Description, read_weights, unwrap, write_weights
-from halonet.models.variants import Variant
+from halonet.models.timm_variants import TIMM_CHECKPOINTS
+from halonet.models.variants import TimmVariant, Variant, change_variant
 
 # Fields in which a model may differ from the weights that it loads: images and tables are resampled
 # to fit, and dropout and stochastic depth act in training only. The others decide what the weights
@@ -24,12 +31,12 @@ _OF_ATTENTION = (
     *("block_size", "halo_size", "kernel_size", "position", "mask_padding"),
     *("value_ratio", "query_key_ratio"),
 )
-_RESAMPLED = RELATIVE_TABLES + ABSOLUTE_VECTORS
+_RESAMPLED = RELATIVE_TABLES + ABSOLUTE_VECTORS + TIMM_TABLES
 
 
 @dataclass(frozen=True)
 class ModelDescription(Description):
-    """What is needed beside the weights of a `HaloNet`."""
+    """What is needed beside the weights of a classifier."""
 
     key: ClassVar[str] = "halonet"
     model_kind: ClassVar[str] = "classifier"
@@ -61,25 +68,28 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
     The file appears under its name only when it is complete.
 
     Args:
-        model: a `HaloNet`, or one inside the wrapper of torch.compile, DDP or DataParallel.
+        model: a `HaloNet`, or one of timm's models that `create_model` made; also inside the
+            wrapper of torch.compile, DDP or DataParallel.
         path: of the file.
 
     Raises:
         OSError: the file can't be written.
-        TypeError: there is no `HaloNet` in it.
+        TypeError: there is no such model in it.
         ValueError: `load_model` couldn't read it again: something that describes the model is of
             a wrong type, as a class name that is a number, or its tensors aren't those of its
             variant, as those of a fused model.
     """
-    plain = unwrap(model, HaloNet)
+    plain = unwrap(model, Classifier)
     description = describe_model(plain)
     write_weights(path, plain, description, lambda: _create(description))
 
 
-def _create(description: ModelDescription, backend: str | None = None, **changes: Any) -> HaloNet:
+def _create(
+    description: ModelDescription, backend: str | None = None, **changes: Any
+) -> Classifier:
     """The model that a description describes, with its own weights; `changes` as `load_model`'s."""
     classes = changes.pop("num_classes", description.num_classes)
-    return HaloNet(
+    return build_classifier(
         change_variant(description.variant, changes),
         num_classes=classes,
         in_channels=description.in_channels,
@@ -87,7 +97,7 @@ def _create(description: ModelDescription, backend: str | None = None, **changes
     )
 
 
-def describe_model(model: HaloNet) -> ModelDescription:
+def describe_model(model: Classifier) -> ModelDescription:
     """What `load_model` needs beside the weights."""
     return ModelDescription(
         variant=model.variant,
@@ -105,7 +115,7 @@ def load_model(
     num_classes: int | None = None,
     backend: str | None = None,
     **changes: Any,
-) -> HaloNet:
+) -> Classifier:
     """Create the model that a file describes and load its weights. Nothing is unpickled.
 
     Args:
@@ -113,10 +123,11 @@ def load_model(
             `save_pretrained`.
         num_classes: another class count starts the classifier from zero.
         backend: name of the operator's backend; None takes the fastest.
-        **changes: fields of `Variant` to change. With `block_size`, `halo_size` and `image_size`
-            relative tables and absolute vectors are interpolated. Others are allowed as long as
-            every weight keeps its shape; with `activation`, `heads`, `kernel_size` or
-            `mask_padding` the weights then compute something that they weren't trained for.
+        **changes: fields of the architecture to change, as of `create_model`. With
+            `block_size`, `halo_size` and `image_size` relative tables and absolute vectors are
+            interpolated. Others are allowed as long as every weight keeps its shape; with
+            `activation`, `heads`, `kernel_size` or `mask_padding` the weights then compute
+            something that they weren't trained for.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -128,7 +139,7 @@ def load_model(
         model = _create(description, backend, num_classes=classes, **changes)
     except ValueError as error:
         raise ValueError(f"can't create the model of {path}: {error}") from None
-    report = _load(model, tensors, str(path))
+    report = _load(model, _fit_timm(tensors, description.variant, model), str(path))
     if report.started_from_zero and classes == description.num_classes:
         raise ValueError(f"{path} has no {report.started_from_zero[0]} for its {classes} classes")
     model.preprocessing = description.preprocessing
@@ -142,7 +153,7 @@ def load_model(
     return model
 
 
-def load_weights(model: HaloNet, path: str | os.PathLike[str]) -> LoadReport:
+def load_weights(model: Classifier, path: str | os.PathLike[str]) -> LoadReport:
     """Load weights into a model that computes the same function of them.
 
     The model may differ from the file's in `image_size`, `block_size` and `halo_size` (relative
@@ -158,6 +169,10 @@ def load_weights(model: HaloNet, path: str | os.PathLike[str]) -> LoadReport:
             field.
     """
     tensors, description = read_weights(path, ModelDescription)
+    if type(description.variant) is not type(model.variant):
+        raise ValueError(
+            f"{path} is a {description.variant.name} and doesn't fit {model.variant.name}"
+        )
     stored, wanted = (_decisive_fields(variant) for variant in (description.variant, model.variant))
     stored["in_channels"], wanted["in_channels"] = description.in_channels, model.in_channels
     differing = [name for name in wanted if stored[name] != wanted[name]]
@@ -167,12 +182,58 @@ def load_weights(model: HaloNet, path: str | os.PathLike[str]) -> LoadReport:
                 f"{path} is a {description.variant.name} and doesn't fit {model.variant.name}: "
                 f"{name} is {stored[name]} there, {wanted[name]} here"
             )
-    report = _load(model, tensors, str(path))
+    report = _load(model, _fit_timm(tensors, description.variant, model), str(path))
     return dataclasses.replace(report, changed_fields=tuple(differing))
 
 
-def _decisive_fields(variant: Variant) -> dict[str, Any]:
+def load_timm_weights(model: Classifier, path: str | os.PathLike[str] | None) -> LoadReport:
+    """Load timm's weights into one of its models: from the Hub by timm, or from a file of timm's.
+
+    Differences are fitted as by `load_weights`; channels of the images as timm does it.
+
+    Raises:
+        ConnectionError: they can't be fetched. FileNotFoundError: there is no such file.
+        ValueError: the file isn't one of this model's weights.
+    """
+    variant = model.variant
+    assert isinstance(variant, TimmVariant)
+    checkpoint = TIMM_CHECKPOINTS[variant.architecture]
+    timm = import_timm()
+    if path is not None and not os.path.isfile(path):
+        raise FileNotFoundError(f"no file of weights at {path}")
+    try:
+        if path is None:
+            tensors = timm.create_model(variant.architecture, pretrained=True).state_dict()
+        else:
+            tensors = dict(timm.models.load_state_dict(os.fspath(path)))
+    except Exception as error:  # of any of the Hub's layers, or the unpickler's
+        reason = str(error).partition("\n")[0]
+        if path is None:
+            raise ConnectionError(
+                f"can't fetch the weights {variant.architecture}.{checkpoint.tag} from the Hub: "
+                f"{reason}; without a network name their file (pretrained PATH)"
+            ) from None
+        raise ValueError(f"{path} can't be read as weights of timm's: {reason}") from None
+    stored = TimmVariant(variant.architecture, checkpoint.image_size)
+    where = f"{variant.architecture}.{checkpoint.tag}" if path is None else str(path)
+    return _load(model, _fit_timm(tensors, stored, model), where)
+
+
+def _fit_timm(
+    tensors: dict[str, Tensor], stored: Variant | TimmVariant, model: Classifier
+) -> dict[str, Tensor]:
+    """Weights of timm's with another block, halo or number of channels; ours as they are."""
+    if isinstance(stored, Variant):
+        return tensors
+    from halonet.models.byob_halonet import ByobHaloNet, fit_timm_tensors
+
+    return fit_timm_tensors(tensors, stored, model) if isinstance(model, ByobHaloNet) else tensors
+
+
+def _decisive_fields(variant: Variant | TimmVariant) -> dict[str, Any]:
     """The fields of a variant that decide what its weights compute; the kinds of stages first."""
+    if isinstance(variant, TimmVariant):
+        return {"architecture": variant.architecture, **vars(variant)}
     values = {"spatial": variant.spatial, **vars(variant)}
     for name in _LABELS:
         del values[name]
@@ -186,17 +247,7 @@ def _decisive_fields(variant: Variant) -> dict[str, Any]:
     return values
 
 
-def interpolate_table(table: Tensor, length: int) -> Tensor:
-    """Resample a relative table [2 (b + h) - 1, channels] linearly to `length` offsets.
-
-    Offset 0 stays offset 0, and the largest offsets stay the largest (`align_corners=True`): a row
-    stands for a distance, not for a pixel of a map as in `interpolate_vectors`.
-    """
-    resampled = F.interpolate(table.T[None].float(), size=length, mode="linear", align_corners=True)
-    return resampled[0].T.to(table.dtype)
-
-
-def fit_tables(tensors: Mapping[str, Tensor], model: HaloNet) -> dict[str, Tensor]:
+def fit_tables(tensors: Mapping[str, Tensor], model: Classifier) -> dict[str, Tensor]:
     """The tensors of a state dict, relative tables and absolute vectors resampled for `model`."""
     expected = model.state_dict()
     return {
@@ -212,10 +263,11 @@ def _resample(name: str, tensor: Tensor, length: int) -> Tensor:
     return resample(tensor, length)
 
 
-def _load(model: HaloNet, tensors: Mapping[str, Tensor], path: str) -> LoadReport:
+def _load(model: Classifier, tensors: Mapping[str, Tensor], path: str) -> LoadReport:
     expected = model.state_dict()
-    missing = [name for name in expected if name not in tensors and "classifier" not in name]
-    unexpected = [name for name in tensors if name not in expected and "classifier" not in name]
+    head = model.classifier_name + "."
+    missing = [name for name in expected if name not in tensors and not name.startswith(head)]
+    unexpected = [name for name in tensors if name not in expected and not name.startswith(head)]
     if missing or unexpected:
         raise ValueError(
             f"{path} doesn't fit {model.variant.name}: missing {missing[:3]}, "
@@ -226,7 +278,7 @@ def _load(model: HaloNet, tensors: Mapping[str, Tensor], path: str) -> LoadRepor
         source = tensors.get(name)
         if source is not None and source.shape == target.shape:
             loaded[name] = source
-        elif name.startswith("classifier."):
+        elif name.startswith(head):
             loaded[name] = torch.zeros_like(target)
             zeros.append(name)
         elif (

@@ -1,6 +1,8 @@
 """The family: what a variant is made of, and the table of all of them."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,31 @@ class Variant:
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     parameters: int | None = None  # counted with 1000 classes and 3 input channels
+
+
+@dataclass(frozen=True)
+class TimmVariant:
+    """The architecture of one of timm's HaloNets, by timm's name.
+
+    A block and a halo that are None are timm's, which may differ between stages.
+    """
+
+    architecture: str
+    image_size: int  # pixels
+    block_size: int | None = None
+    halo_size: int | None = None
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """timm's name, as `create_model` takes it."""
+        return self.architecture
+
+    @property
+    def source(self) -> str:
+        """Who made it."""
+        return "timm"
 
 
 _H7 = Variant(
@@ -122,3 +149,29 @@ _TABLE = (
 # fmt: on
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _TABLE}
+
+AnyVariant = TypeVar("AnyVariant", bound=Variant | TimmVariant)
+_LABELS = {"name", "source", "parameters", "architecture"}
+
+
+def change_variant(variant: AnyVariant, changes: Mapping[str, Any]) -> AnyVariant:
+    """A variant with some of its fields changed, lists for tuples.
+
+    Raises:
+        ValueError: there is no such field; its message lists them.
+    """
+    values = dict(changes)
+    names = {field.name for field in fields(variant)} - _LABELS
+    unknown = sorted(values.keys() - names)
+    if unknown:
+        raise ValueError(f"options of a model are {', '.join(sorted(names))}; got {unknown[0]!r}")
+    if isinstance(values.get("squeeze_excitation"), bool):
+        values["squeeze_excitation"] = (values["squeeze_excitation"],) * 4
+    for field, value in values.items():
+        if isinstance(value, list):
+            values[field] = tuple(value)
+    if all(getattr(variant, field) == value for field, value in values.items()):
+        return variant
+    if isinstance(variant, Variant):
+        values["parameters"] = None
+    return replace(variant, **values)

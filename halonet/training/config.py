@@ -33,6 +33,8 @@ class RunConfig:
         backend: of the attention, as sdpa; None takes the fastest.
         init: a checkpoint or a run folder to start from; a classifier of other classes starts
             from zero.
+        pretrained: true starts from the model's public weights; a path from those in a file, of
+            timm's for its models.
         broken_share: largest share of images that can't be read: those to train on are replaced
             by their neighbours, held-out ones aren't scored; more stop the run.
         epochs: passes over the training images.
@@ -67,6 +69,7 @@ class RunConfig:
     model_options: dict[str, int | float | str | bool | list] = field(default_factory=dict)
     backend: str | None = None
     init: str | None = None
+    pretrained: bool | str = False
     broken_share: float = 0.0
     epochs: int = 30
     batch_size: int = 32
@@ -162,6 +165,11 @@ def flatten_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_run_config(config: RunConfig) -> None:
     """Raise ValueError for a value that no run can have; the message names the field."""
+    if config.init is not None and config.pretrained is not False:
+        raise ValueError(
+            f"init and pretrained are two weights to start from, got {config.init} and "
+            f"{config.pretrained}"
+        )
     require_positive(
         config,
         *("epochs", "batch_size", "accumulation_steps", "learning_rate", "evaluate_epochs"),

@@ -61,8 +61,8 @@ def make_optimizer(
         groups = make_groups(model)
         if classifier_rate == 1:
             return groups
-        classifier: Any = model.get_submodule("classifier")
-        return _scale(groups, {*classifier.parameters()}, classifier_rate)
+        find_classifier: Any = model.get_classifier
+        return _scale(groups, {*find_classifier().parameters()}, classifier_rate)
 
     optimizer = create_optimizer_v2(
         model, opt=config.optimizer, lr=config.learning_rate, param_group_fn=make_scaled_groups

@@ -49,6 +49,7 @@ TRAIN_OPTIONS = [
     "image_size",
     "in_channels",
     "init",
+    "pretrained",
     "label_smoothing",
     "layer_decay",
     "learning_rate",

@@ -1,13 +1,17 @@
 """Backbones: the paper's counts, shapes at any size, and what starts from a checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torchvision.ops import FrozenBatchNorm2d
 
 import halonet
 from halonet.detection.backbone import make_backbone
+from halonet.detection.detector import create_detector, load_detector, save_detector
 from halonet.layers.bottleneck import SqueezeExcitation
 from halonet.models.pretrained import interpolate_table
 from tests.detection.pictures import NARROW
@@ -126,3 +130,31 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         make_backbone("resnet_50_se", trainable_stages=3)
     with pytest.raises(ValueError, match="trainable_stages must be from 0 to 5, got 6"):
         make_backbone("resnet_50", init=path, trainable_stages=6, **NARROW)
+
+
+def test_timms_models_are_backbones_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = tmp_path / "halonet26t.safetensors"
+    theirs = timm.create_model("halonet26t")
+    save_file(theirs.state_dict(), weights)
+    small: dict[str, Any] = {"pyramid_channels": 16, "box_channels": 32, "mask_channels": 0}
+    detector = create_detector(
+        "halonet26t", num_classes=2, pretrained=weights, image_size=96, frozen_norms=True, **small
+    ).eval()
+    body = detector.backbone.body
+    held = theirs.state_dict()
+    for name, parameter in body.named_parameters():
+        assert torch.equal(parameter, held[name]), name
+    assert detector.transform.image_mean == list(theirs.pretrained_cfg["mean"])
+    path = tmp_path / "detector.safetensors"
+    save_detector(detector, path)
+    again = load_detector(path).eval()
+    image = torch.rand(3, 70, 96)
+    with torch.inference_mode():
+        maps = detector.backbone(image[None])
+        for other in (again, detector.fuse()):
+            for name, found in other.backbone(image[None]).items():
+                assert (found - maps[name]).abs().max() < 2e-5 * maps[name].abs().max()
+    assert again.backbone.body.variant == body.variant
+    with pytest.raises(ValueError, match="lamhalobotnet50ts_256 can't be a backbone: its last"):
+        make_backbone("lamhalobotnet50ts_256")

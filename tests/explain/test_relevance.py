@@ -133,5 +133,14 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="stage is for method gradcam, not rollout"):
         measure_relevance(model, image, 0, method="rollout", stage=2)
     plain = make_model(spatial=["convolution"] * 4)
-    with pytest.raises(ValueError, match="method rollout needs attention"):
+    with pytest.raises(ValueError, match="method rollout needs HaloAttention"):
         measure_relevance(plain, image, 0, method="rollout")
+
+
+def test_timms_models_are_explained_but_for_their_attention():
+    model, image = halonet.create_model("halonet26t", num_classes=2).eval(), draw_image(64, 64)
+    for stage in (1, 4):
+        found = measure_relevance(model, image, 0, method="gradcam", stage=stage)
+        assert found.shape == (64, 64)
+    with pytest.raises(ValueError, match="method rollout needs HaloAttention"):
+        measure_relevance(model, image, 0, method="rollout")

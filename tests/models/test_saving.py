@@ -87,7 +87,7 @@ def test_what_could_not_be_loaded_is_not_saved(name: str, tmp_path: Path) -> Non
 
 def test_what_is_no_model_is_named(tmp_path: Path) -> None:
     model: Any = nn.Linear(2, 2)
-    with pytest.raises(TypeError, match="model must be a HaloNet, got Linear"):
+    with pytest.raises(TypeError, match="model must be a Classifier, got Linear"):
         halonet.save_model(model, tmp_path / "model.safetensors")
 
 

@@ -1,27 +1,20 @@
-"""timm's HaloNets with our operator: its layer, replaced in any model, and its seven checkpoints.
+"""timm's halo attention by our operator: its layer, replaced in any model.
 
 timm is imported only when a function here needs it.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halonet.layers.attention import interpolate_table
 from halonet.layers.pointwise import PointwiseConvolution
-from halonet.ops.halo_attention import check_backend_name, halo_attention
+from halonet.ops.halo_attention import check_backend_name, check_geometry, halo_attention
 
-TimmCheckpoint = Literal[
-    "halonet26t",
-    "halonet50ts",
-    "sehalonet33ts",
-    "eca_halonext26ts",
-    "haloregnetz_b",
-    "halo2botnet50ts_256",
-    "lamhalobotnet50ts_256",
-]
-TIMM_CHECKPOINTS: tuple[str, ...] = get_args(TimmCheckpoint)
+TIMM_TABLES = ("height_rel", "width_rel")
 
 
 class TimmHaloAttention(nn.Module):
@@ -116,6 +109,22 @@ class TimmHaloAttention(nn.Module):
         unread = 2 * self.halo_size
         return tables.height_rel[unread:], tables.width_rel[unread:]
 
+    @torch.no_grad()
+    def change_window(self, block_size: int, halo_size: int) -> None:
+        """Take another block and halo; the tables are interpolated linearly between distances.
+
+        Raises:
+            ValueError: a block or halo that doesn't fit.
+        """
+        check_geometry(block_size, halo_size, self.stride, None)
+        length = 2 * (block_size + halo_size) - 1
+        resampled = [interpolate_table(table, length) for table in self.tables()]
+        self.block_size, self.halo_size = block_size, halo_size
+        tables: Any = self.pos_embed
+        tables.block_size = block_size
+        for name, table in zip(TIMM_TABLES, resampled, strict=True):
+            setattr(tables, name, nn.Parameter(F.pad(table, (0, 0, 2 * halo_size, 0))))
+
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, heads={self.heads}, block_size={self.block_size}, "
@@ -176,40 +185,6 @@ def restore_timm_layers(model: nn.Module) -> nn.Module:
     if exchanged is None:
         raise ValueError(f"model must have layers to restore, {type(model).__name__} has none")
     return exchanged
-
-
-def create_timm_checkpoint(
-    name: str,
-    *,
-    pretrained: bool = False,
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    backend: str | None = None,
-    **options: Any,
-) -> nn.Module:
-    """Create one of timm's HaloNets, with its weights if wanted, and our operator in it.
-
-    Args:
-        name: one of `TIMM_CHECKPOINTS`.
-        pretrained: load timm's weights, through its own hub code and cache.
-        num_classes: width of the classifier; another than 1000 starts it afresh; 0 for none.
-        in_channels: channels of the images; timm adapts the first convolution's weights.
-        backend: name of the operator's backend; None takes the fastest.
-        **options: more of `timm.create_model`'s, such as `drop_path_rate`, `features_only`,
-            `cache_dir`, or `pretrained_cfg_overlay={"file": path}` for weights in a file.
-
-    Raises:
-        ValueError: an unknown name or backend.
-        ModuleNotFoundError: timm is not installed.
-    """
-    if name not in TIMM_CHECKPOINTS:
-        raise ValueError(f"model must be one of {', '.join(TIMM_CHECKPOINTS)}, got {name!r}")
-    check_backend_name(backend)
-    timm = import_timm()
-    model = timm.create_model(
-        name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options
-    )
-    return replace_timm_layers(model, backend=backend)
 
 
 def import_timm() -> Any:

@@ -15,8 +15,9 @@ from timm.layers.halo_attn import HaloAttn
 from torch import Tensor, nn
 
 import halonet
-from halonet.integrations.timm_checkpoints import TIMM_CHECKPOINTS, TimmHaloAttention
 from halonet.layers.pointwise import PointwiseConvolution
+from halonet.layers.timm_attention import TimmHaloAttention
+from halonet.models.timm_variants import TIMM_CHECKPOINTS
 
 # A halonet26t of seconds: every stage and kind of layer, an eighth of its channels.
 NARROW = {"width_factor": 0.125, "num_classes": 5}
@@ -347,7 +348,7 @@ def test_each_of_the_seven_has_weights_to_load(name: str) -> None:
 
 def test_bad_models_are_named() -> None:
     with pytest.raises(
-        ValueError, match="pretrained must be False for halonet_h1: only halonet26t"
+        ValueError, match="pretrained must be False or a file for halonet_h1: only halonet26t"
     ):
         halonet.create_model("halonet_h1", pretrained=True)
     with pytest.raises(ValueError, match=r"model must be one of .*halonet50ts.* got 'resnet50'"):
