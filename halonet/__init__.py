@@ -1,6 +1,7 @@
 """HaloNets in PyTorch: Scaling Local Self-Attention for Parameter Efficient Visual Backbones."""
 
 from halonet import openmp as _openmp  # noqa: F401 - before all that loads torch
+from halonet.inference import LoadedRun, load_run
 from halonet.layers.attention import HaloAttention
 from halonet.layers.timm_attention import replace_timm_layers, restore_timm_layers
 from halonet.models.classifier import Classifier, Preprocessing
@@ -13,6 +14,7 @@ from halonet.models.halonet import (
 )
 from halonet.models.pretrained import LoadReport, load_model, load_weights, save_model
 from halonet.models.variants import Variant
+from halonet.ops.attention_weights import AttentionWeights, attention_weights
 from halonet.ops.halo_attention import (
     BackendChoice,
     explain_backend,
@@ -21,13 +23,16 @@ from halonet.ops.halo_attention import (
 )
 
 __all__ = [
+    "AttentionWeights",
     "BackendChoice",
     "Classifier",
     "HaloAttention",
     "HaloNet",
     "LoadReport",
+    "LoadedRun",
     "Preprocessing",
     "Variant",
+    "attention_weights",
     "count_flops",
     "create_model",
     "explain_backend",
@@ -36,6 +41,7 @@ __all__ = [
     "list_backends",
     "list_models",
     "load_model",
+    "load_run",
     "load_weights",
     "replace_timm_layers",
     "restore_timm_layers",

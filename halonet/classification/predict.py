@@ -1,12 +1,12 @@
-"""Predictions for images without labels."""
+"""Predictions and embeddings of images without labels."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from halonet.data.pixels import prepare_image
+from halonet.data.splits import Source
 from halonet.models.classifier import Classifier
 
 
@@ -23,32 +23,64 @@ class Mirrored(nn.Module):
 
 
 def predict(
-    model: Classifier, paths: Sequence[Path], *, batch_size: int = 32, mirror: bool = False
-) -> Iterator[tuple[Path, Tensor | str]]:
+    model: Classifier, sources: Sequence[Source], *, batch_size: int = 32, mirror: bool = False
+) -> Iterator[tuple[Source, Tensor | str]]:
     """Class probabilities [classes] of each image, or what is wrong with it, in order.
 
     With `mirror` the logits are the mean of those of the image and of its mirror image.
     """
-    model.eval()
     network = Mirrored(model) if mirror else model
+
+    def find_probabilities(images: Tensor) -> Tensor:
+        logits = network(images).float()
+        return logits.sigmoid() if model.task == "multilabel" else logits.softmax(1)
+
+    return compute(model, sources, find_probabilities, batch_size=batch_size)
+
+
+def embed(
+    model: Classifier, sources: Sequence[Source], *, batch_size: int = 32
+) -> Iterator[tuple[Source, Tensor | str]]:
+    """Pooled features [num_features] of each image, or what is wrong with it, in order."""
+
+    def find_features(images: Tensor) -> Tensor:
+        return model.forward_head(model.forward_features(images), pre_logits=True).float()
+
+    return compute(model, sources, find_features, batch_size=batch_size)
+
+
+def compute(
+    model: Classifier,
+    sources: Sequence[Source],
+    function: Callable[[Tensor], Tensor],
+    *,
+    batch_size: int = 32,
+) -> Iterator[tuple[Source, Tensor | str]]:
+    """A row of a function's result for each image, or what is wrong with it, in order.
+
+    Args:
+        model: whose preprocessing and device are taken; it is set to eval mode.
+        sources: paths or other stored images, or functions that give one.
+        function: of images as the model takes them [batch, channels, height, width].
+        batch_size: images at once.
+    """
+    model.eval()
     device = next(model.parameters()).device
-    for start in range(0, len(paths), batch_size):
-        batch = paths[start : start + batch_size]
+    for start in range(0, len(sources), batch_size):
+        batch = sources[start : start + batch_size]
         pixels: list[Tensor] = []
-        found: list[Tensor | str | None] = []
-        for path in batch:
+        found: list[str | None] = []
+        for source in batch:
             try:
-                pixels.append(prepare_image(path, model.preprocessing, model.in_channels))
+                pixels.append(prepare_image(source, model.preprocessing, model.in_channels))
                 found.append(None)
             except (ValueError, FileNotFoundError) as error:
                 found.append(str(error))
-        probabilities = iter(())
+        rows = iter(())
         if pixels:
             images = torch.stack(pixels).to(device, memory_format=torch.channels_last)
             with torch.inference_mode():
-                logits = network(images)
-            logits = logits.float()
-            multilabel = model.task == "multilabel"
-            probabilities = iter((logits.sigmoid() if multilabel else logits.softmax(1)).cpu())
-        for path, problem in zip(batch, found, strict=True):
-            yield path, next(probabilities) if problem is None else problem
+                result = function(images)
+            rows = iter(result.cpu().clone())  # outside: an ordinary tensor
+        for source, problem in zip(batch, found, strict=True):
+            yield source, next(rows) if problem is None else problem

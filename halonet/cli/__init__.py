@@ -9,7 +9,18 @@ from typing import NamedTuple
 
 from torch import OutOfMemoryError
 
-from halonet.cli import check, classification, compare, detect, models, recipes, shards
+from halonet.cli import (
+    check,
+    classification,
+    compare,
+    demo,
+    detect,
+    embeddings,
+    explain,
+    models,
+    recipes,
+    shards,
+)
 from halonet.cli.parser import drop_output, fail, one_line, overview
 
 
@@ -61,7 +72,12 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 # The extras that install packages; those that aren't named are in train.
-EXTRAS = {"datasets": "data", "faster_coco_eval": "detection"}
+EXTRAS = {
+    "datasets": "data",
+    "pyarrow": "data",
+    "faster_coco_eval": "detection",
+    "gradio": "demo",
+}
 
 COMMANDS = {
     "train": Command(classification.PURPOSES["train"], classification.train_command),
@@ -70,6 +86,10 @@ COMMANDS = {
     "detect": Command(
         "Mask R-CNN and Faster R-CNN: train, evaluate, predict", detect.detect_command
     ),
+    "explain": Command(explain.PURPOSE, explain.explain_command),
+    "embed": Command(embeddings.PURPOSES["embed"], embeddings.embed_command),
+    "similar": Command(embeddings.PURPOSES["similar"], embeddings.similar_command),
+    "demo": Command(demo.PURPOSE, demo.demo_command),
     "shards": Command(shards.PURPOSE, shards.shards_command),
     "compare": Command(compare.PURPOSE, compare.compare_command),
     "models": Command(models.PURPOSE, models.models_command),

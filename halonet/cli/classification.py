@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from halonet.classification.prediction import TOP_K
 from halonet.cli.parser import (
     CommandParser,
     fail,
@@ -28,7 +29,6 @@ PURPOSES = {
 }
 
 FALSE = ("false", "no", "off")  # as YAML has it
-TOP_K = 3  # classes that predict shows for each image
 
 
 def train_command(words: Sequence[str]) -> None:
@@ -196,6 +196,7 @@ def predict_command(words: Sequence[str]) -> None:
         parser.error(f"--threshold must be between 0 and 1, got {options.threshold}")
     from halonet.classification.multilabel import THRESHOLD
     from halonet.classification.predict import predict
+    from halonet.classification.prediction import Prediction
     from halonet.files import require_no_input
     from halonet.models.metadata import find_checkpoint
 
@@ -225,13 +226,10 @@ def predict_command(words: Sequence[str]) -> None:
                     broken += 1
                     print(f"halonet: {probabilities}", file=sys.stderr)
                     continue
-                count = min(options.top_k or TOP_K, len(names))
-                if multilabel:
-                    count = int((probabilities >= (options.threshold or THRESHOLD)).sum())
-                entry = _make_entry(path, probabilities, names, count)
-                if multilabel:
-                    rounded = [round(probability, 6) for probability in probabilities.tolist()]
-                    entry["probabilities"] = dict(zip(names, rounded, strict=True))
+                prediction = Prediction(str(path), names, probabilities, model.task, path)
+                entry = prediction.to_dict(
+                    top_k=options.top_k or TOP_K, threshold=options.threshold or THRESHOLD
+                )
                 text = _make_line(entry["image"], _describe_entry(entry), width)
                 if as_json:
                     text = "\n" + textwrap.indent(json.dumps(entry, indent=2), "  ")
@@ -265,17 +263,6 @@ def _output(path: str | None) -> Iterator[Callable[[str], None]]:
     finally:
         if path is not None and parts:
             write_text(Path(path), "".join(parts))
-
-
-def _make_entry(path: Path, probabilities: Any, names: Sequence[str], count: int) -> dict[str, Any]:
-    top = zip(*(part.tolist() for part in probabilities.topk(count)), strict=True)
-    return {
-        "image": str(path),
-        "predictions": [
-            {"class": names[index], "probability": round(probability, 6)}
-            for probability, index in top
-        ],
-    }
 
 
 def _describe_entry(entry: Mapping[str, Any]) -> str:

@@ -12,8 +12,12 @@ from PIL import Image
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # Folders that systems and archives leave behind, whose images are copies or thumbnails.
 SYSTEM_FOLDERS = {"__MACOSX", "@eaDir"}
-# What the commands leave, besides runs: the files of evaluate and of detect evaluate.
-REPORTS = (("summary.json", "report.html"), ("summary.json", "results.json"))
+# What the commands leave, besides runs: the files of evaluate, of detect evaluate, of explain.
+REPORTS = (
+    ("summary.json", "report.html"),
+    ("summary.json", "results.json"),
+    ("explanations.json",),
+)
 OUTPUT = "halonet output folder"
 SHOWN = 8  # kinds in a line
 

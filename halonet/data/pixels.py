@@ -158,6 +158,27 @@ def resize_short_side(image: Image.Image, short_side: int) -> Image.Image:
     return to_short_side(image)
 
 
+def find_crop(
+    size: tuple[int, int], preprocessing: Preprocessing
+) -> tuple[float, float, float, float]:
+    """What a model sees of an image: left, top, right and bottom, in pixels of the image.
+
+    Args:
+        size: width and height of the image, upright.
+        preprocessing: the model's.
+    """
+    kept = tuple(min(one, LONGEST_SHAPE * min(size)) for one in size)
+    # Rounded down, as `resize_short_side` does it.
+    scaled = [short_side(preprocessing) * one // min(kept) for one in kept]
+    starts, ends = [], []
+    for whole, strip, resized in zip(size, kept, scaled, strict=True):
+        start = (whole - strip) // 2
+        offset = round((resized - preprocessing.image_size) / 2)  # torchvision's
+        starts.append(start + offset * strip / resized)
+        ends.append(start + (offset + preprocessing.image_size) * strip / resized)
+    return starts[0], starts[1], ends[0], ends[1]
+
+
 def read_pixels(source: Source | str, preprocessing: Preprocessing, in_channels: int = 3) -> Tensor:
     """An image as bytes [channels, height, width], its short side a little over the crop.
 

@@ -1,10 +1,14 @@
 """Halo attention as a layer: projections around the operator."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halonet.layers.pointwise import PointwiseConvolution
+from halonet.ops.attention_weights import AttentionWeights, attention_weights
 from halonet.ops.halo_attention import check_backend_name, check_geometry, halo_attention
 
 POSITIONS = ("relative", "absolute", "none")
@@ -145,6 +149,11 @@ class HaloAttention(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """[batch, in_channels, height, width] to
         [batch, out_channels, ceil(height / stride), ceil(width / stride)]."""
+        attended = halo_attention(**self.operator_arguments(maps), backend=self.backend)
+        return self.output(attended.flatten(3).permute(0, 3, 1, 2))
+
+    def operator_arguments(self, maps: Tensor) -> dict[str, Any]:
+        """What `halonet.halo_attention` is called with for a map, but for the backend."""
         if maps.dim() != 4 or maps.shape[1] != self.in_channels:
             raise ValueError(
                 f"maps must have shape [batch, {self.in_channels}, height, width], "
@@ -154,18 +163,35 @@ class HaloAttention(nn.Module):
             rows = interpolate_vectors(self.absolute_rows, maps.shape[2]).to(maps.dtype)
             columns = interpolate_vectors(self.absolute_columns, maps.shape[3]).to(maps.dtype)
             maps = maps + rows.T[:, :, None] + columns.T[:, None]
-        attended = halo_attention(
-            *self.project(maps),
-            self.row_table,
-            self.column_table,
-            block_size=self.block_size,
-            halo_size=self.halo_size,
-            stride=self.stride,
-            kernel_size=self.kernel_size,
-            mask_padding=self.mask_padding,
-            backend=self.backend,
-        )
-        return self.output(attended.flatten(3).permute(0, 3, 1, 2))
+        query, key, value = self.project(maps)
+        return {
+            "query": query,
+            "key": key,
+            "value": value,
+            "row_table": self.row_table,
+            "column_table": self.column_table,
+            "block_size": self.block_size,
+            "halo_size": self.halo_size,
+            "stride": self.stride,
+            "kernel_size": self.kernel_size,
+            "mask_padding": self.mask_padding,
+        }
+
+    def attention_weights(
+        self, maps: Tensor, pixels: Sequence[tuple[int, int]]
+    ) -> AttentionWeights:
+        """The weights by which pixels of the result attend to a map; see `AttentionWeights`.
+
+        Args:
+            maps: as for `forward`.
+            pixels: rows and columns in the result's map.
+
+        Raises:
+            ValueError: a pixel outside the map.
+        """
+        arguments = self.operator_arguments(maps)
+        del arguments["value"]
+        return attention_weights(**arguments, pixels=pixels)
 
     def project(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The queries, keys and values of a map, each [batch, height, width, heads, channels]."""

@@ -114,7 +114,7 @@ def halo_attention(
         ValueError: a shape or option that doesn't fit; the message names it.
         NotImplementedError: the named backend can't run these arguments; the message says why.
     """
-    problem, autocast = _resolve(
+    problem, autocast = resolve_arguments(
         query, key, value, row_table, column_table,
         block_size, halo_size, stride, kernel_size, position_stride, scale, position_scale,
         mask_padding,
@@ -147,7 +147,7 @@ def explain_backend(
 
     Takes the operator's arguments without `backend` and raises as it does; `print` the result.
     """
-    problem, _ = _resolve(
+    problem, _ = resolve_arguments(
         query, key, value, row_table, column_table,
         block_size, halo_size, stride, kernel_size, position_stride, scale, position_scale,
         mask_padding,
@@ -219,7 +219,7 @@ def _check_integer(name: str, number: object) -> None:
         raise TypeError(f"{name} must be an integer, got {number!r}")
 
 
-def _resolve(
+def resolve_arguments(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -227,12 +227,12 @@ def _resolve(
     column_table: Tensor | None,
     block_size: int,
     halo_size: int,
-    stride: int,
-    kernel_size: int | None,
-    position_stride: int | None,
-    scale: float | Tensor | None,
-    position_scale: float | Tensor | None,
-    mask_padding: bool,
+    stride: int = 1,
+    kernel_size: int | None = None,
+    position_stride: int | None = None,
+    scale: float | Tensor | None = None,
+    position_scale: float | Tensor | None = None,
+    mask_padding: bool = True,
 ) -> tuple[Problem, bool]:
     """Check the operator's arguments, fill in defaults, cast under autocast; whether it was on."""
     check_geometry(block_size, halo_size, stride, kernel_size)

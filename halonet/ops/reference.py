@@ -24,13 +24,25 @@ def why_not(problem: Problem) -> str | None:
 
 def run(problem: Problem) -> Tensor:
     """The output, [B, H', W', N, D]."""
-    query, key, value, row_table, column_table, window, scale, position_scale = problem
+    query, key, value, window = problem.query, problem.key, problem.value, problem.window
+    rows, columns = window.blocks(key.shape[1]), window.blocks(key.shape[2])
+    values = gather_windows(value, window, rows, columns)  # [B, Y, X, U, V, N, D]
+    weights = weigh_cells(problem)
+    blocks = torch.einsum("byxnijuv,byxuvnd->byxijnd", weights, values)
+    return merge_blocks(blocks, *query.shape[1:3])
+
+
+def weigh_cells(problem: Problem) -> Tensor:
+    """The attention weights, [B, Y, X, N, I, J, U, V]; they sum to 1 over the window's cells.
+
+    Those of queries that only fill up the last blocks have no meaning.
+    """
+    query, key, _, row_table, column_table, window, scale, position_scale = problem
     height, width = key.shape[1:3]
     rows, columns = window.blocks(height), window.blocks(width)
 
     queries = split_into_blocks(query, window, rows, columns)  # [B, Y, X, I, J, N, C]
     keys = gather_windows(key, window, rows, columns)  # [B, Y, X, U, V, N, C]
-    values = gather_windows(value, window, rows, columns)  # [B, Y, X, U, V, N, D]
 
     scores = torch.einsum("byxijnc,byxuvnc->byxnijuv", queries, keys) * scale
     if row_table is not None and column_table is not None:
@@ -47,10 +59,7 @@ def run(problem: Problem) -> Tensor:
         )
         # Not -inf: a padded query may see no cell, and its NaN would reach the gradients.
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-
-    weights = scores.flatten(-2).softmax(-1).view_as(scores)
-    blocks = torch.einsum("byxnijuv,byxuvnd->byxijnd", weights, values)
-    return merge_blocks(blocks, *query.shape[1:3])
+    return scores.flatten(-2).softmax(-1).view_as(scores)
 
 
 def relative_logits(

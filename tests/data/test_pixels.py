@@ -10,7 +10,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from halonet.data.pixels import prepare_image, read_image, read_pixels, resize_short_side
+from halonet.data.pixels import (
+    find_crop,
+    prepare_image,
+    read_image,
+    read_pixels,
+    resize_short_side,
+)
 from halonet.models.halonet import Preprocessing
 
 ROTATED_BY_90 = 6  # EXIF's orientation: the camera was turned
@@ -234,3 +240,25 @@ def test_more_pixels_than_the_limit_are_refused(tmp_path):
 @pytest.mark.parametrize("size", [(40, 100), (101, 33), (1, 300), (16, 16)])
 def test_short_side_is_exact(size):
     assert min(resize_short_side(Image.new("RGB", size), 16).size) == 16
+
+
+@pytest.mark.parametrize("size", [(400, 300), (300, 401), (96, 96), (90, 2000), (40, 30)])
+def test_find_crop_is_what_the_model_sees(size):
+    columns, rows = (np.linspace(0, 255, count, dtype=np.float32) for count in size)
+    pixels = np.stack(np.broadcast_arrays(columns[None], rows[:, None], np.float32(0)), 2)
+    image = Image.fromarray(pixels.round().astype(np.uint8))
+    preprocessing = Preprocessing(64, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    seen = 255 * prepare_image(lambda: image, preprocessing)
+    left, top, right, bottom = find_crop(size, preprocessing)
+    assert 0 <= left < right <= size[0]
+    assert 0 <= top < bottom <= size[1]
+    # The values of the outermost pixels' centers.
+    half = (right - left) / 128
+    for found, place, whole in (
+        (seen[0, 32, 0], left + half, size[0]),
+        (seen[0, 32, -1], right - half, size[0]),
+        (seen[1, 0, 32], top + half, size[1]),
+        (seen[1, -1, 32], bottom - half, size[1]),
+    ):
+        value = 255 * (place - 0.5) / (whole - 1)
+        assert abs(found - value) < 255 / whole + 2

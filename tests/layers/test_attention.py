@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from halonet import HaloAttention, halo_attention
 
@@ -120,3 +121,22 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_a_map_of_other_channels_is_named() -> None:
     with pytest.raises(ValueError, match=r"maps must have shape \[batch, 8, height, width\], got"):
         HaloAttention(8, heads=2)(torch.randn(1, 6, 8, 8))
+
+
+@pytest.mark.parametrize("position", ["relative", "absolute", "none"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weights_times_values_are_the_layer(position: str, stride: int) -> None:
+    layer = HaloAttention(
+        6, 12, heads=3, block_size=4, halo_size=2, stride=stride, position=position, map_size=(7, 9)
+    ).double()
+    maps = torch.randn(2, 6, 7, 9, dtype=torch.double)
+    pixels = [(0, 0), (2, 3), (3, 4)]
+    found = layer.attention_weights(maps, pixels)
+    value = layer.operator_arguments(maps)["value"]
+    padded = F.pad(value, (0, 0, 0, 0, 8, 8, 8, 8))
+    result = layer(maps)
+    for place, (row, column) in enumerate(pixels):
+        top, left = (found.corners[place] + 8).tolist()
+        window = padded[:, top : top + 8, left : left + 8]
+        sums = torch.einsum("bnuv,buvnd->bnd", found.weights[:, place], window)
+        torch.testing.assert_close(sums.flatten(1), result[:, :, row, column])

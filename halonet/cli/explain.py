@@ -1,0 +1,126 @@
+"""halonet explain: what a classifier looked at."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from halonet.cli.detect import name_pictures
+from halonet.cli.parser import CommandParser, fail, list_given_images, make_table, one_line
+from halonet.devices import find_device
+from halonet.models.pretrained import load_model
+
+PURPOSE = "show what a classifier looked at in images"
+
+
+def explain_command(words: Sequence[str]) -> None:
+    """Write pictures of relevance or attention and their numbers, and print where they are."""
+    parser = make_explain_parser()
+    options = parser.parse_words(words)
+    at = None if options.at is None else _parse_point(parser, options.at)
+    for name in ("layer", "head") if at is None else ("class", "method"):
+        if options[name] is not None:
+            parser.error(f"--{name} goes {'with' if at is None else 'without'} --at")
+    from halonet.data.pixels import read_image
+    from halonet.explain.explanation import Explanation, explain_image, view_image_attention
+    from halonet.explain.relevance import DEFAULT_METHOD
+    from halonet.files import make_free_folder, require_empty, write_text
+
+    device = find_device(options.device)
+    if options.output is not None:
+        require_empty(Path(options.output))
+    model = load_model(options.checkpoint).eval().to(device)
+    pictures = name_pictures(options.images, list_given_images(options.images))
+    if at is not None and len(pictures) > 1:
+        parser.error(f"--at is a place in one image, got {len(pictures)} images")
+    output: Path | None = None
+    entries, rows = [], []
+    for path, picture in pictures.items():
+        try:
+            image = read_image(path, model.in_channels)
+        except (ValueError, FileNotFoundError) as error:
+            print(f"halonet: {one_line(error)}", file=sys.stderr)
+            continue
+        # From here on an error is of the options, and nothing is written yet.
+        if at is None:
+            found = explain_image(
+                model,
+                lambda image=image: image,
+                name=str(path),
+                class_name=options["class"],
+                method=options.method or DEFAULT_METHOD,
+                stage=options.stage,
+                curves=options.curves,
+            )
+        else:
+            found = view_image_attention(
+                model,
+                lambda image=image: image,
+                at,
+                name=str(path),
+                stage=options.stage,
+                layer=options.layer,
+                head=options.head,
+            )
+        if output is None:
+            output = Path(options.output or make_free_folder(Path("explanations")))
+            output.mkdir(parents=True, exist_ok=True)
+        drawn = output / picture
+        drawn.parent.mkdir(parents=True, exist_ok=True)
+        found.plot(drawn)
+        entries.append(found.to_dict())
+        if isinstance(found, Explanation):
+            probability = f"{100 * found.probability:.1f} %"
+            rows.append([path, found.class_name, probability, found.method, drawn])
+        else:
+            view = found.view
+            rows.append([path, view.stage, view.layer, view.head or "mean", drawn])
+    if output is not None:
+        write_text(output / "explanations.json", json.dumps(entries) + "\n")
+        kinds = ["class", "probability", "method"] if at is None else ["stage", "layer", "head"]
+        print(make_table(["image", *kinds, "picture"], rows))
+        print(f"the numbers: {output / 'explanations.json'}")
+    if len(entries) < len(pictures):
+        fail(f"{len(pictures) - len(entries)} of {len(pictures)} images can't be read", 1)
+
+
+def _parse_point(parser: CommandParser, text: str) -> tuple[float, float]:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)\s*", text)
+    if match is None:
+        parser.error(f"--at must be X,Y in pixels of the image, as 120,80, got {text!r}")
+    return float(match[1]), float(match[2])
+
+
+def make_explain_parser() -> CommandParser:
+    """The options of `halonet explain`."""
+    parser = CommandParser(prog="halonet explain", description=PURPOSE)
+    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
+    parser.add_argument("--class", type=str | None, help="the most probable unless it says")
+    parser.add_argument(
+        "--method",
+        type=Literal["gradcam", "rollout", "integrated_gradients", "occlusion"] | None,
+        help="docs/explain.md compares them; without it the default there",
+    )
+    parser.add_argument(
+        "--curves", type=bool, default=False, help="measure deletion and insertion too"
+    )
+    parser.add_argument(
+        "--at",
+        type=str | None,
+        help="X,Y in pixels of the image: show where this place looks, not a class's relevance",
+    )
+    parser.add_argument(
+        "--stage", type=int | None, help="1 to 4: of gradcam's map; with --at of the attention"
+    )
+    parser.add_argument(
+        "--layer", type=int | None, help="attention layer of the stage, from 1; the last"
+    )
+    parser.add_argument("--head", type=int | None, help="from 1; the mean of all")
+    parser.add_argument(
+        "--output", type=str | None, help="a new or empty folder; explanations, explanations-2, ..."
+    )
+    parser.add_device()
+    return parser

@@ -1,0 +1,53 @@
+"""docs/explain.md: its commands and its Python, on a small run."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from halonet import cli
+
+PAGE = (Path(__file__).parents[2] / "docs" / "explain.md").read_text()
+SHELL, PYTHON, _ = re.findall(r"```(?:python)?\n(.*?)```", PAGE, re.DOTALL)
+COMMANDS = [line.partition("#")[0].split()[1:] for line in SHELL.splitlines()]
+
+
+@pytest.fixture
+def place(whole_run, images, monkeypatch, tmp_path):
+    """A folder with all that the page names."""
+    shutil.copytree(whole_run.folder, tmp_path / "runs" / "small")
+    shutil.copytree(images, tmp_path / "photos")
+    with Image.open(images / "red" / "0.png") as image:
+        image.resize((200, 160)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def fit(text):
+    """The run's own class, and the one head that its layers have."""
+    return text.replace("roses", "red").replace("--head 2", "--head 1").replace("head=2", "head=1")
+
+
+def test_commands_run(capsys, place):
+    assert len(COMMANDS) == 6
+    for words in COMMANDS:
+        if words[0] != "demo":  # which waits for visitors; test_demo.py has it
+            cli.main(fit(" ".join(words)).split())
+    assert capsys.readouterr().err == ""
+    for name in (
+        "explanations",
+        "explanations-2",
+        "explanations-3",
+        "embeddings.npz",
+        "similar.png",
+    ):
+        assert (place / name).exists()
+
+
+def test_python_runs(capsys, place):
+    exec(fit(PYTHON), {})
+    assert "torch.Size([32, 32])" in capsys.readouterr().out
+    assert (place / "prediction.png").is_file()
+    assert (place / "why.png").is_file()
