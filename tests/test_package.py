@@ -26,6 +26,7 @@ ORDER = [
     "detection",
     "integrations",
     "creation",
+    "export",
     "cli",
     "__main__",
 ]
@@ -110,6 +111,8 @@ def test_the_core_imports_torch_and_little_else() -> None:
         "accelerate",
         "huggingface_hub",
         "matplotlib",
+        "onnx",
+        "onnxruntime",
         "numpy.testing",
         "PIL",
         "timm",
