@@ -2,6 +2,7 @@
 
 from halonet import openmp as _openmp  # noqa: F401 - before all that loads torch
 from halonet.creation import create_model
+from halonet.export.formats import ExportReport, export_model
 from halonet.integrations.timm_checkpoints import replace_timm_layers, restore_timm_layers
 from halonet.layers.attention import HaloAttention
 from halonet.models.flops import count_flops
@@ -22,6 +23,7 @@ from halonet.ops.halo_attention import (
 
 __all__ = [
     "BackendChoice",
+    "ExportReport",
     "HaloAttention",
     "HaloNet",
     "LoadReport",
@@ -30,6 +32,7 @@ __all__ = [
     "count_flops",
     "create_model",
     "explain_backend",
+    "export_model",
     "get_variant",
     "halo_attention",
     "list_backends",

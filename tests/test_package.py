@@ -42,6 +42,7 @@ LEAVES = {
 def test_public_list_is_frozen() -> None:
     assert sorted(halonet.__all__) == [
         "BackendChoice",
+        "ExportReport",
         "HaloAttention",
         "HaloNet",
         "LoadReport",
@@ -50,6 +51,7 @@ def test_public_list_is_frozen() -> None:
         "count_flops",
         "create_model",
         "explain_backend",
+        "export_model",
         "get_variant",
         "halo_attention",
         "list_backends",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import OutOfMemoryError
 
-from halonet.cli import check, classification, compare, detect, models, recipes, shards
+from halonet.cli import check, classification, compare, detect, export, models, recipes, shards
 from halonet.cli.parser import drop_output, fail, one_line, overview
 
 
@@ -61,12 +61,18 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 # The extras that install packages; those that aren't named are in train.
-EXTRAS = {"datasets": "data", "faster_coco_eval": "detection"}
+EXTRAS = {
+    "datasets": "data",
+    "faster_coco_eval": "detection",
+    "onnx": "export",
+    "onnxruntime": "export",
+}
 
 COMMANDS = {
     "train": Command(classification.PURPOSES["train"], classification.train_command),
     "evaluate": Command(classification.PURPOSES["evaluate"], classification.evaluate_command),
     "predict": Command(classification.PURPOSES["predict"], classification.predict_command),
+    "export": Command(export.PURPOSE, export.export_command),
     "detect": Command(
         "Mask R-CNN and Faster R-CNN: train, evaluate, predict", detect.detect_command
     ),

@@ -16,6 +16,8 @@ class OnnxClassifier(nn.Module):
     Attributes:
         path: of the file.
         description: what the file says of its model.
+        name: of the model's variant.
+        parameter_count: of the model; the object has no parameters.
         num_classes, in_channels, preprocessing, class_names, task: as of a `HaloNet`.
     """
 
@@ -23,6 +25,8 @@ class OnnxClassifier(nn.Module):
         super().__init__()
         self.path = path
         self.description = description
+        self.name = description.model
+        self.parameter_count = description.parameters
         self.num_classes = description.num_classes
         self.in_channels = description.in_channels
         self.preprocessing = description.preprocessing
@@ -33,20 +37,35 @@ class OnnxClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [batch, num_classes] of images [batch, in_channels, height, width].
 
+        A file for one batch size runs as often as it takes, the last time on some blank images.
+
         Raises:
-            ValueError: the file is for another number or size of images.
+            ValueError: the file is for images of another shape.
         """
         (wanted,) = self._session.get_inputs()
-        fits = len(wanted.shape) == images.dim() and all(
+        count, *shape = wanted.shape
+        fits = len(shape) == images.dim() - 1 and all(
             isinstance(expected, str) or expected == size
-            for expected, size in zip(wanted.shape, images.shape, strict=True)
+            for expected, size in zip(shape, images.shape[1:], strict=True)
         )
         if not fits:
             raise ValueError(
-                f"{self.path} takes {wanted.name} of shape {wanted.shape}, got {list(images.shape)}"
+                f"{self.path} takes {wanted.name} of shape {shape}, got {list(images.shape[1:])}"
             )
+        if isinstance(count, str):
+            return self._run(images)
+        missing = -len(images) % count
+        blank = images.new_zeros(missing, *images.shape[1:])
+        parts = torch.cat([images, blank]).split(count)
+        return torch.cat([self._run(part) for part in parts])[: len(images)]
+
+    def _run(self, images: Tensor) -> Tensor:
+        (wanted,) = self._session.get_inputs()
         given = {wanted.name: images.contiguous().numpy()}
-        return torch.from_numpy(self._session.run(None, given)[0])
+        try:
+            return torch.from_numpy(self._session.run(None, given)[0])
+        except Exception as error:  # onnxruntime's own, which have no base of theirs
+            raise ValueError(f"{self.path} can't be run by onnxruntime: {error}") from None
 
 
 def load_onnx(path: str | os.PathLike[str]) -> OnnxClassifier:
@@ -75,12 +94,11 @@ def open_session(path: Path) -> Any:
         ValueError: onnxruntime can't read the file.
     """
     import onnxruntime
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidGraph, InvalidProtobuf
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors only: they are raised
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except (Fail, InvalidGraph, InvalidProtobuf) as error:
+    except Exception as error:  # as above
         raise ValueError(f"{path} can't be read by onnxruntime: {error}") from None

@@ -19,7 +19,8 @@ from halonet.models.halonet import HaloNet
 # Height and width of the images that a file for any size is checked with, after the model's own.
 CHECKED_SIZES = ((97, 131), (160, 64))
 LARGEST_CHECKED = 256  # pixels; the model's own size may be larger, and takes long then
-CHECKED_PHOTOS = ((120, 160), (211, 97), (300, 300))
+# The same of photos, as multiples of the model's size. From six on Pillow shrinks in two steps.
+CHECKED_PHOTOS = ((1.25, 1.7), (2.2, 1.0), (3.1, 3.1))
 CHECKED_BATCHES = (1, 2)
 DTYPES: dict[str, type[np.floating]] = {"float32": np.float32, "float16": np.float16}
 
@@ -91,13 +92,13 @@ def compare_onnx(
     """
     session = open_session(path)
     numbers = torch.Generator().manual_seed(0)
+    own = description.preprocessing.image_size
     if description.with_preprocessing:
-        sizes = CHECKED_PHOTOS
+        sizes = [(round(own * height), round(own * width)) for height, width in CHECKED_PHOTOS]
     elif size is not None:
-        sizes = (size,)
+        sizes = [size]
     else:
-        own = min(description.preprocessing.image_size, LARGEST_CHECKED)
-        sizes = ((own, own), *CHECKED_SIZES)
+        sizes = [(min(own, LARGEST_CHECKED),) * 2, *CHECKED_SIZES]
     differences = {}
     for (height, width), count in itertools.product(sizes, [batch] if batch else CHECKED_BATCHES):
         if description.with_preprocessing:

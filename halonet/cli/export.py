@@ -1,0 +1,79 @@
+"""halonet export: a model for other runtimes."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from halonet.cli.parser import CommandParser
+
+PURPOSE = "write a model for other runtimes, as ONNX, checked beside it"
+
+
+def export_command(words: Sequence[str]) -> None:
+    """Write the file, and print how far its logits are from the model's."""
+    parser = make_export_parser()
+    options = parser.parse_words(words)
+    size = _parse_numbers(parser, "size", options.size, 2)
+    batch = _parse_numbers(parser, "batch", options.batch, 1)
+    from halonet.export.formats import export_model
+    from halonet.models.metadata import find_checkpoint
+    from halonet.models.pretrained import load_model
+
+    checkpoint = find_checkpoint(Path(options.checkpoint))
+    report = export_model(
+        load_model(checkpoint),
+        options.output or checkpoint.with_suffix(f".{options.format}"),
+        format=options.format,
+        size=None if size is None else (size[0], size[1]),
+        batch=None if batch is None else batch[0],
+        precision=options.precision,
+        with_preprocessing=options.with_preprocessing,
+        command=shlex.join(["halonet", "export", *words]),
+    )
+    differences = ", ".join(f"{one:.1e} ({shape})" for shape, one in report.differences.items())
+    print(f"{report.path}: {report.bytes / 1e6:.1f} MB, written in {report.seconds:.1f} s")
+    print(f"difference from the model, of the largest logit: {differences}")
+
+
+def make_export_parser() -> CommandParser:
+    """The options of `halonet export`."""
+    parser = CommandParser(prog="halonet export", description=PURPOSE)
+    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument("--format", type=Literal["onnx"], default="onnx", help="of the file")
+    parser.add_argument(
+        "--size",
+        type=str,
+        default="any",
+        help="any, or height and width of all images in pixels, as 224,320",
+    )
+    parser.add_argument("--batch", type=str, default="any", help="any, or the number of images")
+    parser.add_argument(
+        "--precision",
+        type=Literal["float32", "float16"],
+        default="float32",
+        help="of weights and activations; images and logits are float32",
+    )
+    parser.add_argument(
+        "--with_preprocessing",
+        type=bool,
+        default=False,
+        help="take photos as bytes, of any size; resize and normalize them in the graph",
+    )
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        help="the file, a new one; beside the checkpoint unless it says",
+    )
+    return parser
+
+
+def _parse_numbers(parser: CommandParser, name: str, text: str, count: int) -> list[int] | None:
+    """So many whole numbers between commas; None for any."""
+    if text == "any":
+        return None
+    parts = text.split(",")
+    if len(parts) != count or not all(part.strip().isdecimal() for part in parts):
+        expected = "a height and a width, as 224,320" if count == 2 else "a number"
+        parser.error(f"--{name} must be any, or {expected}; got {text!r}")
+    return [int(part) for part in parts]

@@ -1,0 +1,146 @@
+"""Export: which formats there are, what is refused, and a file that appears when it is right."""
+
+import copy
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from halonet.export.description import describe
+from halonet.files import write_atomically
+from halonet.layers.bottleneck import Bottleneck
+from halonet.models.halonet import SMALLEST_IMAGE, HaloNet
+
+FORMATS = ("onnx",)
+# The largest difference of logits from the model's, relative to the largest logit. Rounding alone
+# makes about 1e-6 in float32, 1e-3 in float16.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
+# Of photos, whose resized pixels may differ by a level of 255 from Pillow's.
+PHOTO_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_model` did.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        seconds: that the writing took, without the check.
+        differences: by batch and size, as "2 x 97 x 131", of the file's logits from the model's,
+            relative to the largest logit.
+    """
+
+    path: Path
+    bytes: int
+    seconds: float
+    differences: dict[str, float]
+
+
+def export_model(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "onnx",  # noqa: A002 - the name that everybody uses
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    precision: str = "float32",
+    with_preprocessing: bool = False,
+    command: str = "halonet.export_model",
+) -> ExportReport:
+    """Write a classifier to a file that runs without torch and halonet, and check it.
+
+    The file holds the model as it is in evaluation mode, batch norms folded into the weights, and
+    in its metadata what `halonet predict` needs: preprocessing, class names and task. It is run
+    beside the model, at three sizes and two batches where it is for any, and appears under its
+    name only if its logits are the model's.
+
+    Args:
+        model: a `HaloNet`, neither fused nor compiled; it stays as it is.
+        path: of the file; there must be none yet.
+        format: "onnx" (opset 18).
+        size: height and width of the images, in pixels; None for any from 32 on.
+        batch: number of images; None for any.
+        precision: "float32", or "float16" for half the size; images and logits are float32.
+        with_preprocessing: the file takes photos as bytes [batch, height, width, channels], of any
+            size, and resizes and normalizes them itself.
+        command: that the metadata names.
+
+    Raises:
+        FileExistsError: there is a file at `path`.
+        ModuleNotFoundError: a package that the format needs is not installed.
+        OSError: the file can't be written.
+        TypeError: the model isn't a `HaloNet`.
+        ValueError: an argument that doesn't fit, a model that has no counterpart in the format, or
+            a file that would give other logits than the model.
+    """
+    path = Path(path)
+    plain = _copy_model(model)
+    _check_options(format, size, batch, precision, with_preprocessing)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another output")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder at {path.parent}")
+    import onnx  # noqa: F401 - missing packages are told before any work
+    import onnxruntime  # noqa: F401
+
+    from halonet.export.onnx_file import compare_onnx, write_onnx
+
+    description = describe(
+        plain, precision=precision, with_preprocessing=with_preprocessing, command=command
+    )
+    tolerance = max(TOLERANCES[precision], PHOTO_TOLERANCE if with_preprocessing else 0)
+    seconds = 0.0
+    differences: dict[str, float] = {}
+
+    def write(temporary: Path) -> None:
+        nonlocal seconds, differences
+        started = time.perf_counter()
+        write_onnx(plain.fuse(), temporary, description, size=size, batch=batch)
+        seconds = time.perf_counter() - started
+        differences = compare_onnx(plain, temporary, description, size=size, batch=batch)
+        for shape, difference in differences.items():
+            if not difference <= tolerance:  # nan is not
+                raise ValueError(
+                    f"{path} wasn't written: its logits differ by {difference:.2g} of the largest, "
+                    f"more than {tolerance:g}, from the model's for {shape}"
+                )
+
+    write_atomically(path, write)
+    return ExportReport(path, path.stat().st_size, seconds, differences)
+
+
+def _copy_model(model: nn.Module) -> HaloNet:
+    """A copy in evaluation mode, in float32 on the CPU."""
+    if not isinstance(model, HaloNet):
+        raise TypeError(
+            f"model must be a HaloNet, got {type(model).__name__}; of a compiled or wrapped model, "
+            "export the one that it was made from"
+        )
+    for module in model.modules():
+        if isinstance(module, Bottleneck) and not isinstance(module.reduce_norm, nn.BatchNorm2d):
+            raise ValueError("model is fused already: export the one that it was made from")
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def _check_options(
+    format: str,  # noqa: A002
+    size: tuple[int, int] | None,
+    batch: int | None,
+    precision: str,
+    with_preprocessing: bool,
+) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if precision not in TOLERANCES:
+        raise ValueError(f"precision must be one of {', '.join(TOLERANCES)}, got {precision!r}")
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch must be positive, got {batch}")
+    if size is not None and (len(size) != 2 or min(size) < SMALLEST_IMAGE):
+        raise ValueError(
+            f"size must be a height and a width of {SMALLEST_IMAGE} pixels or more, got {size}"
+        )
+    if size is not None and with_preprocessing:
+        raise ValueError("size doesn't go with with_preprocessing, which takes photos of any size")
