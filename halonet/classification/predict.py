@@ -22,6 +22,11 @@ class Mirrored(nn.Module):
         return (self.model(images) + self.model(images.flip(3))) / 2
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters; the CPU for one that has none, as an exported file's."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def predict(
     model: HaloNet, paths: Sequence[Path], *, batch_size: int = 32, mirror: bool = False
 ) -> Iterator[tuple[Path, Tensor | str]]:
@@ -31,7 +36,7 @@ def predict(
     """
     model.eval()
     network = Mirrored(model) if mirror else model
-    device = next(model.parameters()).device
+    device = device_of(model)
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]
         pixels: list[Tensor] = []
