@@ -1,8 +1,8 @@
 """Halo attention in standard ONNX operators, of plain parameters: no module of ours is needed.
 
-Letters of shapes as in `halonet/ops/window.py`; M is batch * Y * X. Padding and cropping are left
-out: pixels are gathered by indices that stay in the map, and what was attended for queries outside
-the map is never gathered back.
+Letters of shapes as in `halonet/ops/window.py`. Padding and cropping are left out: pixels are
+gathered by indices that stay in the map, and what was attended for queries outside the map is never
+gathered back.
 """
 
 from dataclasses import dataclass

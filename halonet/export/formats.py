@@ -1,12 +1,13 @@
 """Export: which formats there are, what is refused, and a file that appears when it is right."""
 
 import copy
+import math
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from halonet.export.description import describe
 from halonet.files import write_atomically
@@ -16,7 +17,8 @@ from halonet.models.halonet import SMALLEST_IMAGE, HaloNet
 FORMATS = ("onnx",)
 # The largest difference of logits from the model's, relative to the largest logit. Rounding alone
 # makes about 1e-6 in float32, 1e-3 in float16.
-TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
+# What eight bits may make of them, only the accuracy tells.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": math.inf}
 # Of photos, whose resized pixels may differ by a level of 255 from Pillow's.
 PHOTO_TOLERANCE = 1e-2
 
@@ -48,6 +50,7 @@ def export_model(
     batch: int | None = None,
     precision: str = "float32",
     with_preprocessing: bool = False,
+    calibration: Tensor | None = None,
     command: str = "halonet.export_model",
 ) -> ExportReport:
     """Write a classifier to a file that runs without torch and halonet, and check it.
@@ -63,9 +66,12 @@ def export_model(
         format: "onnx" (opset 18).
         size: height and width of the images, in pixels; None for any from 32 on.
         batch: number of images; None for any.
-        precision: "float32", or "float16" for half the size; images and logits are float32.
+        precision: "float32", "float16" for half the size, or "int8" for convolutions and products
+            with weights in eight bits and attention in float32; images and logits are float32.
         with_preprocessing: the file takes photos as bytes [batch, height, width, channels], of any
             size, and resizes and normalizes them itself.
+        calibration: for int8, images as the model takes them, [images, channels, height, width],
+            32 or more of those that it is for; their activations decide the ranges.
         command: that the metadata names.
 
     Raises:
@@ -79,6 +85,7 @@ def export_model(
     path = Path(path)
     plain = _copy_model(model)
     _check_options(format, size, batch, precision, with_preprocessing)
+    _check_calibration(calibration, plain, size, batch, precision)
     if path.exists():
         raise FileExistsError(f"{path} exists already; choose another output")
     if not path.parent.is_dir():
@@ -99,10 +106,16 @@ def export_model(
         nonlocal seconds, differences
         started = time.perf_counter()
         write_onnx(plain.fuse(), temporary, description, size=size, batch=batch)
+        if calibration is not None:
+            from halonet.export.quantization import quantize_onnx
+
+            quantize_onnx(temporary, temporary, calibration, batch)
         seconds = time.perf_counter() - started
-        differences = compare_onnx(plain, temporary, description, size=size, batch=batch)
+        differences = compare_onnx(
+            plain, temporary, description, size=size, batch=batch, calibration=calibration
+        )
         for shape, difference in differences.items():
-            if not difference <= tolerance:  # nan is not
+            if not (math.isfinite(difference) and difference <= tolerance):
                 raise ValueError(
                     f"{path} wasn't written: its logits differ by {difference:.2g} of the largest, "
                     f"more than {tolerance:g}, from the model's for {shape}"
@@ -144,3 +157,37 @@ def _check_options(
         )
     if size is not None and with_preprocessing:
         raise ValueError("size doesn't go with with_preprocessing, which takes photos of any size")
+    if precision == "int8" and with_preprocessing:
+        raise ValueError("precision int8 doesn't go with with_preprocessing")
+
+
+def _check_calibration(
+    calibration: Tensor | None,
+    model: HaloNet,
+    size: tuple[int, int] | None,
+    batch: int | None,
+    precision: str,
+) -> None:
+    if (calibration is not None) != (precision == "int8"):
+        raise ValueError(
+            f"calibration must be images for int8, and None else; got precision {precision!r} and "
+            f"{'none' if calibration is None else list(calibration.shape)}"
+        )
+    if calibration is None:
+        return
+    fits = (
+        calibration.dim() == 4
+        and len(calibration) >= (batch or 1)
+        and calibration.shape[1] == model.in_channels
+        and (
+            tuple(calibration.shape[2:]) == size
+            if size
+            else min(calibration.shape[2:]) >= SMALLEST_IMAGE
+        )
+    )
+    if not fits:
+        sides = "height, width" if size is None else f"{size[0]}, {size[1]}"
+        raise ValueError(
+            f"calibration must have shape [{batch or 1} or more, {model.in_channels}, {sides}], "
+            f"got {list(calibration.shape)}"
+        )

@@ -86,7 +86,7 @@ class Graph:
             return [name for name in kept if name is not None]
         # Numbered by the nodes: constants that come and go don't change the names.
         made = [f"{operator}_{len(self.nodes)}_{place}" for place in range(outputs)]
-        node = helper.make_node(operator, names, made, **attributes)
+        node = helper.make_node(operator, names, made, name=made[0], **attributes)
         if all(name in self.constants or not name for name in names):
             made = [self.constant(array, array.dtype) for array in self._compute(node)]
         else:

@@ -18,11 +18,11 @@ from halonet.models.halonet import HaloNet
 
 # Height and width of the images that a file for any size is checked with, after the model's own.
 CHECKED_SIZES = ((97, 131), (160, 64))
-LARGEST_CHECKED = 256  # pixels; the model's own size may be larger, and takes long then
+LARGEST_CHECKED = 128  # pixels; the model's own size may be larger, and takes long then
 # The same of photos, as multiples of the model's size. From six on Pillow shrinks in two steps.
 CHECKED_PHOTOS = ((1.25, 1.7), (2.2, 1.0), (3.1, 3.1))
 CHECKED_BATCHES = (1, 2)
-DTYPES: dict[str, type[np.floating]] = {"float32": np.float32, "float16": np.float16}
+DTYPES: dict[str, type[np.floating]] = {"float16": np.float16}  # of precisions; else float32
 
 
 def write_onnx(
@@ -44,7 +44,7 @@ def write_onnx(
     """
     import onnx
 
-    graph = Graph(DTYPES[description.precision])
+    graph = Graph(DTYPES.get(description.precision, np.float32))
     count = "batch" if batch is None else batch
     if description.with_preprocessing:
         shape = [count, "height", "width", model.in_channels]
@@ -76,8 +76,9 @@ def compare_onnx(
     *,
     size: tuple[int, int] | None,
     batch: int | None,
+    calibration: Tensor | None = None,
 ) -> dict[str, float]:
-    """Run a file beside its model, on images or photos that are drawn.
+    """Run a file beside its model, on images or photos that are drawn, or the first of those given.
 
     Args:
         model: in float32 on the CPU, in evaluation mode.
@@ -85,6 +86,7 @@ def compare_onnx(
         description: that was written with the model.
         size: as it was written.
         batch: as it was written.
+        calibration: images that the file was quantized by: noise is out of their range.
 
     Returns:
         For each batch and size, as "2 x 97 x 131", the largest difference of the logits, relative
@@ -95,6 +97,8 @@ def compare_onnx(
     own = description.preprocessing.image_size
     if description.with_preprocessing:
         sizes = [(round(own * height), round(own * width)) for height, width in CHECKED_PHOTOS]
+    elif calibration is not None:
+        sizes = [(calibration.shape[2], calibration.shape[3])]
     elif size is not None:
         sizes = [size]
     else:

@@ -51,6 +51,22 @@ def test_export_tells_the_differences(capsys, run, tmp_path):
     assert "--precision float16" in command
 
 
+def test_int8_tells_the_accuracy(capsys, fails, run, tmp_path):
+    path = tmp_path / "small.onnx"
+    cli.main(["export", str(run), "--precision", "int8", "--output", str(path)])
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert re.search(
+        r"^accuracy on 6 held-out images: [\d.]+ % of the model, [\d.]+ % of the file$",
+        shown.out,
+        re.MULTILINE,
+    )
+    assert path.stat().st_size < 0.8 * (run / "last.onnx").stat().st_size
+    shutil.copy(run / "last.safetensors", tmp_path)
+    said = fails(["export", tmp_path / "last.safetensors", "--precision", "int8"])
+    assert "lies in no run folder" in said
+
+
 @pytest.mark.parametrize("mirror", [(), ("--mirror",)])
 def test_predictions_are_the_checkpoints(capsys, run, images, mirror):
     of_checkpoint = predict(capsys, run, images, *mirror)
@@ -119,7 +135,7 @@ def test_script_of_the_page(capsys, run, images, tmp_path):
 
 def test_commands_of_the_page(monkeypatch, run, tmp_path, images):
     commands = re.findall(r"^halonet (\w+) (.+?)(?: +#.*)?$", PAGE, re.MULTILINE)
-    assert [name for name, _ in commands] == ["export"] * 4 + ["predict", "evaluate"]
+    assert [name for name, _ in commands] == ["export"] * 5 + ["predict", "evaluate"]
     shutil.copytree(run, tmp_path / "runs" / "small")
     (tmp_path / "runs" / "small" / "last.onnx").unlink()
     shutil.copytree(images / "red", tmp_path / "new_photos")

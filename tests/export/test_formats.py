@@ -84,6 +84,30 @@ def test_photos_are_prepared_in_the_graph(channels, precision, tmp_path) -> None
     assert max(report.differences.values()) <= (1e-3 if precision == "float32" else 5e-3)
 
 
+@pytest.mark.parametrize("batch", [None, 3])
+def test_eight_bits_leave_attention_alone(tmp_path, batch) -> None:
+    model = make_model("halonet_tiny")
+    images = torch.randn(17, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    halonet.export_model(
+        model, tmp_path / "model.onnx", precision="int8", calibration=images, batch=batch
+    )
+    written = onnx.load(tmp_path / "model.onnx")
+    assert {node.domain for node in written.graph.node} == {""}
+    makers = {name: node.op_type for node in written.graph.node for name in node.output}
+    for node in written.graph.node:
+        kinds = {makers.get(name) for name in node.input}
+        if node.op_type in ("Conv", "Gemm"):
+            assert kinds == {"DequantizeLinear"}
+        elif node.op_type == "Softmax":
+            assert "DequantizeLinear" not in kinds
+    halonet.export_model(model, tmp_path / "whole.onnx")
+    sizes = [(tmp_path / name).stat().st_size for name in ("model.onnx", "whole.onnx")]
+    assert sizes[0] < 0.3 * sizes[1]
+    with torch.inference_mode():
+        found = load_onnx(tmp_path / "model.onnx")(images)
+        assert onnx_file.relative_difference(found, model(images)) < 0.1
+
+
 def fused():
     return make_model("halonet_tiny", **NARROW).fuse()
 
@@ -100,8 +124,16 @@ def compiled():
         (None, {"format": "tflite"}, ValueError, "format must be one of onnx, got 'tflite'"),
         (None, {"size": (31, 64)}, ValueError, r"32 pixels or more, got \(31, 64\)"),
         (None, {"batch": 0}, ValueError, "batch must be positive, got 0"),
-        (None, {"precision": "int4"}, ValueError, "one of float32, float16, got 'int4'"),
+        (None, {"precision": "int4"}, ValueError, "one of float32, float16, int8, got 'int4'"),
         (None, {"size": (64, 64), "with_preprocessing": True}, ValueError, "photos of any size"),
+        (None, {"precision": "int8"}, ValueError, "calibration must be images for int8"),
+        (None, {"calibration": torch.zeros(8, 3, 64, 64)}, ValueError, "and None else"),
+        (
+            None,
+            {"precision": "int8", "calibration": torch.zeros(8, 3, 64, 48), "size": (48, 64)},
+            ValueError,
+            r"shape \[1 or more, 3, 48, 64\], got \[8, 3, 64, 48\]",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(model, make, options, error, said, tmp_path) -> None:
