@@ -1,5 +1,6 @@
 """An ONNX graph under construction: what is known is computed, what is there already is reused."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,8 +52,9 @@ class Graph:
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
         """The name of a constant: numbers, or an array, as a type."""
-        array = np.asarray(value).astype(dtype)
-        key = ("constant", str(array.dtype), array.shape, array.tobytes())
+        array = np.ascontiguousarray(value, dtype).reshape(np.shape(value))
+        content = hashlib.blake2b(array.data).digest()
+        key = ("constant", str(array.dtype), array.shape, content)
         if key not in self._names:
             self._names[key] = f"constant_{len(self.constants)}"
             self.constants[self._names[key]] = array
