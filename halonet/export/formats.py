@@ -5,6 +5,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,8 +17,7 @@ from halonet.models.halonet import SMALLEST_IMAGE, HaloNet
 
 FORMATS = ("onnx",)
 # The largest difference of logits from the model's, relative to the largest logit. Rounding alone
-# makes about 1e-6 in float32, 1e-3 in float16.
-# What eight bits may make of them, only the accuracy tells.
+# makes about 1e-6 in float32 and 1e-3 in float16; what eight bits may make, only accuracy tells.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": math.inf}
 # Of photos, whose resized pixels may differ by a level of 255 from Pillow's.
 PHOTO_TOLERANCE = 1e-2
@@ -93,7 +93,9 @@ def export_model(
     import onnx  # noqa: F401 - missing packages are told before any work
     import onnxruntime  # noqa: F401
 
-    from halonet.export.onnx_file import compare_onnx, write_onnx
+    from halonet.export.check import compare_with_model
+    from halonet.export.onnx_classifier import open_session, run_session
+    from halonet.export.onnx_file import write_onnx
 
     description = describe(
         plain, precision=precision, with_preprocessing=with_preprocessing, command=command
@@ -111,8 +113,14 @@ def export_model(
 
             quantize_onnx(temporary, temporary, calibration, batch)
         seconds = time.perf_counter() - started
-        differences = compare_onnx(
-            plain, temporary, description, size=size, batch=batch, calibration=calibration
+        session = open_session(temporary)
+        differences = compare_with_model(
+            plain,
+            partial(run_session, session),
+            description,
+            size=size,
+            batch=batch,
+            calibration=calibration,
         )
         for shape, difference in differences.items():
             if not (math.isfinite(difference) and difference <= tolerance):
@@ -177,7 +185,7 @@ def _check_calibration(
         return
     fits = (
         calibration.dim() == 4
-        and len(calibration) >= (batch or 1)
+        and len(calibration) >= (batch or 2)
         and calibration.shape[1] == model.in_channels
         and (
             tuple(calibration.shape[2:]) == size
@@ -188,6 +196,6 @@ def _check_calibration(
     if not fits:
         sides = "height, width" if size is None else f"{size[0]}, {size[1]}"
         raise ValueError(
-            f"calibration must have shape [{batch or 1} or more, {model.in_channels}, {sides}], "
+            f"calibration must have shape [{batch or 2} or more, {model.in_channels}, {sides}], "
             f"got {list(calibration.shape)}"
         )

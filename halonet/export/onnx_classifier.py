@@ -87,6 +87,12 @@ def load_onnx(path: str | os.PathLike[str]) -> OnnxClassifier:
     return OnnxClassifier(path, session, description)
 
 
+def run_session(session: Any, given: Any) -> Any:
+    """The one output of a session for its one input, both arrays."""
+    (result,) = session.run(None, {session.get_inputs()[0].name: given})
+    return result
+
+
 def open_session(path: Path) -> Any:
     """An onnxruntime session of a file, on the CPU, with as many threads as torch takes.
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import halonet
+from halonet.export.check import relative_difference
 from halonet.export.description import describe
 from halonet.export.onnx_classifier import open_session
-from halonet.export.onnx_file import relative_difference, write_onnx
+from halonet.export.onnx_file import write_onnx
 from tests.models.test_halonet import revive
 
 # Primes, smaller than a block at every stride, a strip.
