@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from halonet.cli.parser import CommandParser
 
-PURPOSE = "write a model for other runtimes, as ONNX, checked beside it"
+PURPOSE = "write a model as a file for other runtimes, checked beside it"
 CALIBRATION_IMAGES = 128
 
 
@@ -17,7 +17,7 @@ def export_command(words: Sequence[str]) -> None:
     options = parser.parse_words(words)
     size = _parse_numbers(parser, "size", options.size, 2)
     batch = _parse_numbers(parser, "batch", options.batch, 1)
-    from halonet.export.formats import export_model
+    from halonet.export.formats import SUFFIXES, export_model
     from halonet.models.metadata import find_checkpoint
     from halonet.models.pretrained import load_model
 
@@ -31,7 +31,7 @@ def export_command(words: Sequence[str]) -> None:
         calibration = choose_calibration_images(model, data.training, CALIBRATION_IMAGES)
     report = export_model(
         model,
-        options.output or checkpoint.with_suffix(f".{options.format}"),
+        options.output or checkpoint.with_suffix(SUFFIXES[options.format]),
         format=options.format,
         size=None if size is None else (size[0], size[1]),
         batch=None if batch is None else batch[0],
@@ -82,7 +82,12 @@ def make_export_parser() -> CommandParser:
     """The options of `halonet export`."""
     parser = CommandParser(prog="halonet export", description=PURPOSE)
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
-    parser.add_argument("--format", type=Literal["onnx"], default="onnx", help="of the file")
+    parser.add_argument(
+        "--format",
+        type=Literal["onnx", "torch-export"],
+        default="onnx",
+        help="of the file; torch-export's needs torch and halonet to run",
+    )
     parser.add_argument(
         "--size",
         type=str,

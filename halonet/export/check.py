@@ -12,7 +12,8 @@ from halonet.export.description import ExportDescription
 
 # Height and width of the images that a file for any size is checked with, after the model's own.
 CHECKED_SIZES = ((97, 131), (160, 64))
-LARGEST_CHECKED = 128  # pixels; the model's own size may be larger, and takes long then
+# Pixels of the model's own size there: larger takes long, and 32 isn't for every format.
+SMALLEST_CHECKED, LARGEST_CHECKED = 33, 128
 # The same of photos, as multiples of the model's size. From six on Pillow shrinks in two steps.
 CHECKED_PHOTOS = ((1.25, 1.7), (2.2, 1.0), (3.1, 3.1))
 CHECKED_BATCHES = (1, 2)
@@ -50,7 +51,8 @@ def compare_with_model(
     elif size is not None:
         sizes = [size]
     else:
-        sizes = [(min(own, LARGEST_CHECKED),) * 2, *CHECKED_SIZES]
+        own = min(max(own, SMALLEST_CHECKED), LARGEST_CHECKED)
+        sizes = [(own, own), *CHECKED_SIZES]
     differences = {}
     for (height, width), count in itertools.product(sizes, [batch] if batch else CHECKED_BATCHES):
         if description.with_preprocessing:

@@ -4,18 +4,20 @@ import copy
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from halonet.export.description import describe
+from halonet.export.description import ExportDescription, describe
 from halonet.files import write_atomically
 from halonet.layers.bottleneck import Bottleneck
 from halonet.models.halonet import SMALLEST_IMAGE, HaloNet
 
-FORMATS = ("onnx",)
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}  # of the formats
 # The largest difference of logits from the model's, relative to the largest logit. Rounding alone
 # makes about 1e-6 in float32 and 1e-3 in float16; what eight bits may make, only accuracy tells.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": math.inf}
@@ -53,7 +55,7 @@ def export_model(
     calibration: Tensor | None = None,
     command: str = "halonet.export_model",
 ) -> ExportReport:
-    """Write a classifier to a file that runs without torch and halonet, and check it.
+    """Write a classifier to a file that other runtimes run, and check it.
 
     The file holds the model as it is in evaluation mode, batch norms folded into the weights, and
     in its metadata what `halonet predict` needs: preprocessing, class names and task. It is run
@@ -63,8 +65,10 @@ def export_model(
     Args:
         model: a `HaloNet`, neither fused nor compiled; it stays as it is.
         path: of the file; there must be none yet.
-        format: "onnx" (opset 18).
-        size: height and width of the images, in pixels; None for any from 32 on.
+        format: "onnx" (opset 18), or "torch-export", a program of `torch.export` for where torch
+            and halonet are, without the model's classes.
+        size: height and width of the images, in pixels; None for any from 32 on, with torch-export
+            from 33 on.
         batch: number of images; None for any.
         precision: "float32", "float16" for half the size, or "int8" for convolutions and products
             with weights in eight bits and attention in float32; images and logits are float32.
@@ -90,12 +94,8 @@ def export_model(
         raise FileExistsError(f"{path} exists already; choose another output")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder at {path.parent}")
-    import onnx  # noqa: F401 - missing packages are told before any work
-    import onnxruntime  # noqa: F401
-
+    _require_packages(format)
     from halonet.export.check import compare_with_model
-    from halonet.export.onnx_classifier import open_session, run_session
-    from halonet.export.onnx_file import write_onnx
 
     description = describe(
         plain, precision=precision, with_preprocessing=with_preprocessing, command=command
@@ -107,16 +107,11 @@ def export_model(
     def write(temporary: Path) -> None:
         nonlocal seconds, differences
         started = time.perf_counter()
-        write_onnx(plain.fuse(), temporary, description, size=size, batch=batch)
-        if calibration is not None:
-            from halonet.export.quantization import quantize_onnx
-
-            quantize_onnx(temporary, temporary, calibration, batch)
+        _write_file(format, plain.fuse(), temporary, description, size, batch, calibration)
         seconds = time.perf_counter() - started
-        session = open_session(temporary)
         differences = compare_with_model(
             plain,
-            partial(run_session, session),
+            _open_file(format, temporary),
             description,
             size=size,
             batch=batch,
@@ -131,6 +126,47 @@ def export_model(
 
     write_atomically(path, write)
     return ExportReport(path, path.stat().st_size, seconds, differences)
+
+
+def _require_packages(format: str) -> None:  # noqa: A002
+    """Raise ModuleNotFoundError for a package that is missing, before any work."""
+    if format == "onnx":
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+
+
+def _write_file(
+    format: str,  # noqa: A002
+    fused: HaloNet,
+    path: Path,
+    description: ExportDescription,
+    size: tuple[int, int] | None,
+    batch: int | None,
+    calibration: Tensor | None,
+) -> None:
+    if format == "torch-export":
+        from halonet.export.torch_program import write_program
+
+        write_program(fused, path, description, size=size, batch=batch)
+        return
+    from halonet.export.onnx_file import write_onnx
+
+    write_onnx(fused, path, description, size=size, batch=batch)
+    if calibration is not None:
+        from halonet.export.quantization import quantize_onnx
+
+        quantize_onnx(path, path, calibration, batch)
+
+
+def _open_file(format: str, path: Path) -> Callable[[Any], Any]:  # noqa: A002
+    """What the file makes of an array, as an array."""
+    if format == "torch-export":
+        from halonet.export.torch_program import run_program
+
+        return run_program(path)
+    from halonet.export.onnx_classifier import open_session, run_session
+
+    return partial(run_session, open_session(path))
 
 
 def _copy_model(model: nn.Module) -> HaloNet:
@@ -153,8 +189,8 @@ def _check_options(
     precision: str,
     with_preprocessing: bool,
 ) -> None:
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if format not in SUFFIXES:
+        raise ValueError(f"format must be one of {', '.join(SUFFIXES)}, got {format!r}")
     if precision not in TOLERANCES:
         raise ValueError(f"precision must be one of {', '.join(TOLERANCES)}, got {precision!r}")
     if batch is not None and batch < 1:
@@ -165,6 +201,8 @@ def _check_options(
         )
     if size is not None and with_preprocessing:
         raise ValueError("size doesn't go with with_preprocessing, which takes photos of any size")
+    if format == "torch-export" and (precision != "float32" or with_preprocessing):
+        raise ValueError("format torch-export takes precision float32 and no with_preprocessing")
     if precision == "int8" and with_preprocessing:
         raise ValueError("precision int8 doesn't go with with_preprocessing")
 

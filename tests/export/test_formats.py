@@ -85,6 +85,19 @@ def test_photos_are_prepared_in_the_graph(channels, precision, tmp_path) -> None
     assert max(report.differences.values()) <= (1e-3 if precision == "float32" else 5e-3)
 
 
+def test_program_of_torch_export(model, tmp_path) -> None:
+    path = tmp_path / "model.pt2"
+    report = halonet.export_model(model, path, format="torch-export")
+    assert len(report.differences) == 6
+    assert max(report.differences.values()) <= 3e-6
+    facts = {"halonet.class_names": ""}
+    program = torch.export.load(path, extra_files=facts).module()
+    assert json.loads(facts["halonet.class_names"]) == list("abcdefg")
+    images = torch.randn(3, 3, 40, 56)
+    with torch.no_grad():
+        assert relative_difference(program(images), model(images)) <= 3e-6
+
+
 @pytest.mark.parametrize("batch", [None, 3])
 def test_eight_bits_leave_attention_alone(tmp_path, batch) -> None:
     model = make_model("halonet_tiny")
@@ -122,11 +135,17 @@ def compiled():
     [
         (fused, {}, ValueError, "model is fused already"),
         (compiled, {}, TypeError, "must be a HaloNet, got OptimizedModule; of a compiled"),
-        (None, {"format": "tflite"}, ValueError, "format must be one of onnx, got 'tflite'"),
+        (None, {"format": "tflite"}, ValueError, "one of onnx, torch-export, got 'tflite'"),
         (None, {"size": (31, 64)}, ValueError, r"32 pixels or more, got \(31, 64\)"),
         (None, {"batch": 0}, ValueError, "batch must be positive, got 0"),
         (None, {"precision": "int4"}, ValueError, "one of float32, float16, int8, got 'int4'"),
         (None, {"size": (64, 64), "with_preprocessing": True}, ValueError, "photos of any size"),
+        (
+            None,
+            {"format": "torch-export", "precision": "float16"},
+            ValueError,
+            "takes precision fl",
+        ),
         (None, {"precision": "int8"}, ValueError, "calibration must be images for int8"),
         (None, {"calibration": torch.zeros(8, 3, 64, 64)}, ValueError, "and None else"),
         (
