@@ -1,6 +1,7 @@
 """HaloNets in PyTorch: Scaling Local Self-Attention for Parameter Efficient Visual Backbones."""
 
 from halonet import openmp as _openmp  # noqa: F401 - before all that loads torch
+from halonet.export.formats import ExportReport, export_model
 from halonet.inference import LoadedRun, load_run
 from halonet.layers.attention import HaloAttention
 from halonet.layers.timm_attention import replace_timm_layers, restore_timm_layers
@@ -26,6 +27,7 @@ __all__ = [
     "AttentionWeights",
     "BackendChoice",
     "Classifier",
+    "ExportReport",
     "HaloAttention",
     "HaloNet",
     "LoadReport",
@@ -36,6 +38,7 @@ __all__ = [
     "count_flops",
     "create_model",
     "explain_backend",
+    "export_model",
     "get_variant",
     "halo_attention",
     "list_backends",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from halonet.classification.multilabel import MultilabelEvaluation, score_multilabel
-from halonet.classification.predict import Mirrored
+from halonet.classification.predict import Mirrored, device_of
 from halonet.data.dataset import ImageDataset
 from halonet.data.loader import InOrder, make_loader
 from halonet.data.splits import LabelledImages, Split
@@ -234,9 +234,10 @@ def evaluate_on(
     dataset = make_validation_dataset(model, data.validation, broken_share)
     dataset.prepare("held-out images")
     loader = make_loader(dataset, InOrder(len(dataset)), batch_size, workers)
-    device = next(model.parameters()).device
     network = Mirrored(model) if mirror else model
-    return evaluate(network, loader, len(data.class_names), device, keep_probabilities=True)
+    return evaluate(
+        network, loader, len(data.class_names), device_of(model), keep_probabilities=True
+    )
 
 
 def make_validation_dataset(

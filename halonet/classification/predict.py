@@ -22,6 +22,11 @@ class Mirrored(nn.Module):
         return (self.model(images) + self.model(images.flip(3))) / 2
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters; the CPU for one that has none, as an exported file's."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def predict(
     model: Classifier, sources: Sequence[Source], *, batch_size: int = 32, mirror: bool = False
 ) -> Iterator[tuple[Source, Tensor | str]]:
@@ -65,7 +70,7 @@ def compute(
         batch_size: images at once.
     """
     model.eval()
-    device = next(model.parameters()).device
+    device = device_of(model)
     for start in range(0, len(sources), batch_size):
         batch = sources[start : start + batch_size]
         pixels: list[Tensor] = []

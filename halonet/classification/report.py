@@ -75,6 +75,17 @@ def write_report(
     return summary
 
 
+def _name_model(model: Any) -> str:
+    return model.variant.name if isinstance(model, Classifier) else model.name
+
+
+def _count_parameters(model: Any) -> int:
+    """Of an exported model, which has no parameters in torch, as its file says."""
+    if isinstance(model, Classifier):
+        return sum(parameter.numel() for parameter in model.parameters())
+    return model.parameter_count
+
+
 def summarize(
     model: Classifier,
     data: LabelledImages,
@@ -98,8 +109,8 @@ def summarize(
         "data": data.name,
         "scored": scored,
         "task": model.task,
-        "model": model.variant.name,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "model": _name_model(model),
+        "parameters": _count_parameters(model),
         "image_size": model.preprocessing.image_size,
         "validation_images": evaluation.images,
         "broken_validation_images": evaluation.broken,

@@ -17,6 +17,7 @@ from halonet.cli import (
     detect,
     embeddings,
     explain,
+    export,
     models,
     recipes,
     shards,
@@ -77,12 +78,15 @@ EXTRAS = {
     "pyarrow": "data",
     "faster_coco_eval": "detection",
     "gradio": "demo",
+    "onnx": "export",
+    "onnxruntime": "export",
 }
 
 COMMANDS = {
     "train": Command(classification.PURPOSES["train"], classification.train_command),
     "evaluate": Command(classification.PURPOSES["evaluate"], classification.evaluate_command),
     "predict": Command(classification.PURPOSES["predict"], classification.predict_command),
+    "export": Command(export.PURPOSE, export.export_command),
     "detect": Command(
         "Mask R-CNN and Faster R-CNN: train, evaluate, predict", detect.detect_command
     ),

@@ -19,6 +19,7 @@ from halonet.cli.parser import (
 )
 from halonet.cli.training import make_training_parser, parse_training, run_training
 from halonet.devices import find_device
+from halonet.models.classifier import Classifier
 from halonet.models.creation import PACKAGED
 from halonet.models.pretrained import load_model
 
@@ -29,6 +30,7 @@ PURPOSES = {
 }
 
 FALSE = ("false", "no", "off")  # as YAML has it
+CHECKPOINT = "a run folder, a safetensors file, or an ONNX file of halonet export"
 
 
 def train_command(words: Sequence[str]) -> None:
@@ -109,7 +111,7 @@ def evaluate_command(words: Sequence[str]) -> None:
             given.setdefault("validation_share", 1.0)
     elif "validation_share" in given:
         given["fold"] = None
-    model = load_model(checkpoint)
+    model = _load(checkpoint, options.device)
     config = dataclasses.replace(config, **given)
     data = load_data(
         config.data,
@@ -129,7 +131,7 @@ def evaluate_command(words: Sequence[str]) -> None:
     if model.class_names is not None:
         data = data.with_classes(model.class_names)
     evaluation = evaluate_on(
-        model.fuse().to(device),
+        _prepare(model, device),
         data,
         workers=config.workers,
         broken_share=config.broken_share,
@@ -142,6 +144,28 @@ def evaluate_command(words: Sequence[str]) -> None:
     print(f"loss {evaluation.loss:.3f}")
     print(make_table(*make_class_rows(summary)))
     print(f"open {output / 'report.html'}; all predictions are in {predictions}")
+
+
+def _load(checkpoint: Path, device: str) -> Any:
+    """The model of a checkpoint, or of a file that `halonet export` wrote."""
+    if checkpoint.suffix != ".onnx":
+        return load_model(checkpoint)
+    from halonet.export.onnx_classifier import load_onnx
+
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"device must be auto or cpu for an exported file, got {device!r}")
+    model = load_onnx(checkpoint)
+    if model.description.with_preprocessing:
+        raise ValueError(
+            f"{checkpoint} prepares photos itself; give the checkpoint that it was exported from, "
+            "or a file exported without preprocessing"
+        )
+    return model
+
+
+def _prepare(model: Any, device: Any) -> Any:
+    """A model as it is run: fused, on the device; an exported one is both, on the CPU."""
+    return model.fuse().to(device) if isinstance(model, Classifier) else model
 
 
 def _print_scores(evaluation: Any, data: Any, kind: str) -> None:
@@ -157,7 +181,7 @@ def _print_scores(evaluation: Any, data: Any, kind: str) -> None:
 def make_evaluate_parser() -> CommandParser:
     """The options of `halonet evaluate`."""
     parser = CommandParser(prog="halonet evaluate", description=PURPOSES["evaluate"])
-    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument("checkpoint", type=str, help=CHECKPOINT)
     parser.add_argument(
         "--data", type=str | None, help="as for train; without it, the data that the run trained on"
     )
@@ -202,7 +226,7 @@ def predict_command(words: Sequence[str]) -> None:
 
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
-    model = load_model(checkpoint).fuse().to(device)
+    model = _prepare(_load(checkpoint, options.device), device)
     multilabel = model.task == "multilabel"
     unused = "top_k" if multilabel else "threshold"
     if options[unused] is not None:
@@ -277,7 +301,7 @@ def _make_line(image: str, predictions: str, width: int) -> str:
 def make_predict_parser() -> CommandParser:
     """The options of `halonet predict`."""
     parser = CommandParser(prog="halonet predict", description=PURPOSES["predict"])
-    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument("checkpoint", type=str, help=CHECKPOINT)
     parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
     parser.add_argument(
         "--top_k", type=int | None, help=f"classes for each image, {TOP_K} unless it says"

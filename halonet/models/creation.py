@@ -135,7 +135,9 @@ def load_pretrained(model: Classifier, source: bool | str | os.PathLike[str]) ->
     return report
 
 
-def find_weights(variant: Variant, source: bool | str | os.PathLike[str]) -> str | os.PathLike[str]:
+def find_weights(
+    variant: Variant | TimmVariant, source: bool | str | os.PathLike[str]
+) -> str | os.PathLike[str]:
     """The file of the weights that come with the package (True), or the one named.
 
     Raises:

@@ -160,9 +160,9 @@ def load_weights(model: Classifier, path: str | os.PathLike[str]) -> LoadReport:
     tables and absolute vectors are interpolated linearly, paper section 4.4), in its classes (the
     classifier starts from zero), in one grey channel in place of three (the first convolution is
     summed over them, as timm does it), and in `dropout` and `stochastic_depth`, which act in
-    training only. Every other field of `Variant` must be the same, also where the shapes would fit, as for
-    `activation`, `heads`, `kernel_size`, `position` and `mask_padding`; to load weights with such a
-    change nonetheless, name it in `load_model`.
+    training only. Every other field of `Variant` must be the same, also where the shapes would
+    fit, as for `activation`, `heads`, `kernel_size`, `position` and `mask_padding`; to load weights
+    with such a change nonetheless, name it in `load_model`.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -1,0 +1,126 @@
+"""halonet export: a model for other runtimes."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from halonet.cli.parser import CommandParser
+
+PURPOSE = "write a model as a file for other runtimes, checked beside it"
+CALIBRATION_IMAGES = 128
+
+
+def export_command(words: Sequence[str]) -> None:
+    """Write the file, and print how far its logits are from the model's."""
+    parser = make_export_parser()
+    options = parser.parse_words(words)
+    size = _parse_numbers(parser, "size", options.size, 2)
+    batch = _parse_numbers(parser, "batch", options.batch, 1)
+    from halonet.export.formats import SUFFIXES, export_model
+    from halonet.models.metadata import find_checkpoint
+    from halonet.models.pretrained import load_model
+
+    checkpoint = find_checkpoint(Path(options.checkpoint))
+    model = load_model(checkpoint)
+    data = calibration = None
+    if options.precision == "int8":
+        from halonet.export.quantization import choose_calibration_images
+
+        data = _load_data(checkpoint, model)
+        calibration = choose_calibration_images(model, data.training, CALIBRATION_IMAGES)
+    report = export_model(
+        model,
+        options.output or checkpoint.with_suffix(SUFFIXES[options.format]),
+        format=options.format,
+        size=None if size is None else (size[0], size[1]),
+        batch=None if batch is None else batch[0],
+        precision=options.precision,
+        with_preprocessing=options.with_preprocessing,
+        calibration=calibration,
+        command=shlex.join(["halonet", "export", *words]),
+    )
+    differences = ", ".join(f"{one:.1e} ({shape})" for shape, one in report.differences.items())
+    print(f"{report.path}: {report.bytes / 1e6:.1f} MB, written in {report.seconds:.1f} s")
+    print(f"difference from the model, of the largest logit: {differences}")
+    if data is not None:
+        _print_accuracies(model, report.path, data)
+
+
+def _load_data(checkpoint: Path, model: Any) -> Any:
+    """The data of the run that a checkpoint lies in."""
+    from halonet.classification.config import make_config
+    from halonet.data.sources import load_data
+    from halonet.training.checkpoint import find_run, read_config
+
+    run = find_run(checkpoint)
+    if run is None:
+        raise ValueError(f"{checkpoint} lies in no run folder, whose images int8 is calibrated on")
+    config = read_config(run, make_config)
+    names = ("data_root", "validation_share", "validation_data", "fold", "fold_seed", "group")
+    options = {name: getattr(config, name) for name in names}
+    data = load_data(config.data, task=model.task, **options)
+    return data if model.class_names is None else data.with_classes(model.class_names)
+
+
+def _print_accuracies(model: Any, path: Path, data: Any) -> None:
+    """What the held-out images say of the model, and of its file."""
+    from halonet.classification.evaluate import evaluate_on
+    from halonet.export.onnx_classifier import load_onnx
+
+    both: list[Any] = [model.fuse(), load_onnx(path)]
+    before, after = (evaluate_on(one, data).figures for one in both)
+    for name, value in before.items():
+        if name != "loss":
+            print(
+                f"{name.replace('_', ' ')} on {len(data.validation)} held-out images: "
+                f"{100 * value:.2f} % of the model, {100 * after[name]:.2f} % of the file"
+            )
+
+
+def make_export_parser() -> CommandParser:
+    """The options of `halonet export`."""
+    parser = CommandParser(prog="halonet export", description=PURPOSE)
+    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument(
+        "--format",
+        type=Literal["onnx", "torch-export"],
+        default="onnx",
+        help="of the file; torch-export's needs torch and halonet to run",
+    )
+    parser.add_argument(
+        "--size",
+        type=str,
+        default="any",
+        help="any, or height and width of all images in pixels, as 224,320",
+    )
+    parser.add_argument("--batch", type=str, default="any", help="any, or the number of images")
+    parser.add_argument(
+        "--precision",
+        type=Literal["float32", "float16", "int8"],
+        default="float32",
+        help="of weights and activations; int8 is calibrated on the run's own images",
+    )
+    parser.add_argument(
+        "--with_preprocessing",
+        type=bool,
+        default=False,
+        help="take photos as bytes, of any size; resize and normalize them in the graph",
+    )
+    parser.add_argument(
+        "--output",
+        type=str | None,
+        help="the file, a new one; beside the checkpoint unless it says",
+    )
+    return parser
+
+
+def _parse_numbers(parser: CommandParser, name: str, text: str, count: int) -> list[int] | None:
+    """So many whole numbers between commas; None for any."""
+    if text == "any":
+        return None
+    parts = text.split(",")
+    if len(parts) != count or not all(part.strip().isdecimal() for part in parts):
+        expected = "a height and a width, as 224,320" if count == 2 else "a number"
+        parser.error(f"--{name} must be any, or {expected}; got {text!r}")
+    return [int(part) for part in parts]

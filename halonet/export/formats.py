@@ -1,0 +1,240 @@
+"""Export: which formats there are, what is refused, and a file that appears when it is right."""
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from halonet.export.description import ExportDescription, describe
+from halonet.files import write_atomically
+from halonet.layers.bottleneck import Bottleneck
+from halonet.models.classifier import SMALLEST_IMAGE
+from halonet.models.halonet import HaloNet
+
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}  # of the formats
+# The largest difference of logits from the model's, relative to the largest logit. Rounding alone
+# makes about 1e-6 in float32 and 1e-3 in float16; what eight bits may make, only accuracy tells.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": math.inf}
+# Of photos, whose resized pixels may differ by a level of 255 from Pillow's.
+PHOTO_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_model` did.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        seconds: that the writing took, without the check.
+        differences: by batch and size, as "2 x 97 x 131", of the file's logits from the model's,
+            relative to the largest logit.
+    """
+
+    path: Path
+    bytes: int
+    seconds: float
+    differences: dict[str, float]
+
+
+def export_model(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "onnx",  # noqa: A002 - the name that everybody uses
+    size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    precision: str = "float32",
+    with_preprocessing: bool = False,
+    calibration: Tensor | None = None,
+    command: str = "halonet.export_model",
+) -> ExportReport:
+    """Write a classifier to a file that other runtimes run, and check it.
+
+    The file holds the model as it is in evaluation mode, batch norms folded into the weights, and
+    in its metadata what `halonet predict` needs: preprocessing, class names and task. It is run
+    beside the model, at three sizes and two batches where it is for any, and appears under its
+    name only if its logits are the model's.
+
+    Args:
+        model: a `HaloNet`, neither fused nor compiled; it stays as it is.
+        path: of the file; there must be none yet.
+        format: "onnx" (opset 18), or "torch-export", a program of `torch.export` for where torch
+            and halonet are, without the model's classes.
+        size: height and width of the images, in pixels; None for any from 32 on, with torch-export
+            from 33 on.
+        batch: number of images; None for any.
+        precision: "float32", "float16" for half the size, or "int8" for convolutions and products
+            with weights in eight bits and attention in float32; images and logits are float32.
+        with_preprocessing: the file takes photos as bytes [batch, height, width, channels], of any
+            size, and resizes and normalizes them itself.
+        calibration: for int8, images as the model takes them, [images, channels, height, width],
+            32 or more of those that it is for; their activations decide the ranges.
+        command: that the metadata names.
+
+    Raises:
+        FileExistsError: there is a file at `path`.
+        ModuleNotFoundError: a package that the format needs is not installed.
+        OSError: the file can't be written.
+        TypeError: the model isn't a `HaloNet`.
+        ValueError: an argument that doesn't fit, a model that has no counterpart in the format, or
+            a file that would give other logits than the model.
+    """
+    path = Path(path)
+    plain = _copy_model(model)
+    _check_options(format, size, batch, precision, with_preprocessing)
+    _check_calibration(calibration, plain, size, batch, precision)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another output")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder at {path.parent}")
+    _require_packages(format)
+    from halonet.export.check import compare_with_model
+
+    description = describe(
+        plain, precision=precision, with_preprocessing=with_preprocessing, command=command
+    )
+    tolerance = max(TOLERANCES[precision], PHOTO_TOLERANCE if with_preprocessing else 0)
+    seconds = 0.0
+    differences: dict[str, float] = {}
+
+    def write(temporary: Path) -> None:
+        nonlocal seconds, differences
+        started = time.perf_counter()
+        _write_file(format, plain.fuse(), temporary, description, size, batch, calibration)
+        seconds = time.perf_counter() - started
+        differences = compare_with_model(
+            plain,
+            _open_file(format, temporary),
+            description,
+            size=size,
+            batch=batch,
+            calibration=calibration,
+        )
+        for shape, difference in differences.items():
+            if not (math.isfinite(difference) and difference <= tolerance):
+                raise ValueError(
+                    f"{path} wasn't written: its logits differ by {difference:.2g} of the largest, "
+                    f"more than {tolerance:g}, from the model's for {shape}"
+                )
+
+    write_atomically(path, write)
+    return ExportReport(path, path.stat().st_size, seconds, differences)
+
+
+def _require_packages(format: str) -> None:  # noqa: A002
+    """Raise ModuleNotFoundError for a package that is missing, before any work."""
+    if format == "onnx":
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+
+
+def _write_file(
+    format: str,  # noqa: A002
+    fused: HaloNet,
+    path: Path,
+    description: ExportDescription,
+    size: tuple[int, int] | None,
+    batch: int | None,
+    calibration: Tensor | None,
+) -> None:
+    if format == "torch-export":
+        from halonet.export.torch_program import write_program
+
+        write_program(fused, path, description, size=size, batch=batch)
+        return
+    from halonet.export.onnx_file import write_onnx
+
+    write_onnx(fused, path, description, size=size, batch=batch)
+    if calibration is not None:
+        from halonet.export.quantization import quantize_onnx
+
+        quantize_onnx(path, path, calibration, batch)
+
+
+def _open_file(format: str, path: Path) -> Callable[[Any], Any]:  # noqa: A002
+    """What the file makes of an array, as an array."""
+    if format == "torch-export":
+        from halonet.export.torch_program import run_program
+
+        return run_program(path)
+    from halonet.export.onnx_classifier import open_session, run_session
+
+    return partial(run_session, open_session(path))
+
+
+def _copy_model(model: nn.Module) -> HaloNet:
+    """A copy in evaluation mode, in float32 on the CPU."""
+    if not isinstance(model, HaloNet):
+        raise TypeError(
+            f"model must be a HaloNet, got {type(model).__name__}; of a compiled or wrapped model, "
+            "export the one that it was made from"
+        )
+    for module in model.modules():
+        if isinstance(module, Bottleneck) and not isinstance(module.reduce_norm, nn.BatchNorm2d):
+            raise ValueError("model is fused already: export the one that it was made from")
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def _check_options(
+    format: str,  # noqa: A002
+    size: tuple[int, int] | None,
+    batch: int | None,
+    precision: str,
+    with_preprocessing: bool,
+) -> None:
+    if format not in SUFFIXES:
+        raise ValueError(f"format must be one of {', '.join(SUFFIXES)}, got {format!r}")
+    if precision not in TOLERANCES:
+        raise ValueError(f"precision must be one of {', '.join(TOLERANCES)}, got {precision!r}")
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch must be positive, got {batch}")
+    if size is not None and (len(size) != 2 or min(size) < SMALLEST_IMAGE):
+        raise ValueError(
+            f"size must be a height and a width of {SMALLEST_IMAGE} pixels or more, got {size}"
+        )
+    if size is not None and with_preprocessing:
+        raise ValueError("size doesn't go with with_preprocessing, which takes photos of any size")
+    if format == "torch-export" and (precision != "float32" or with_preprocessing):
+        raise ValueError("format torch-export takes precision float32 and no with_preprocessing")
+    if precision == "int8" and with_preprocessing:
+        raise ValueError("precision int8 doesn't go with with_preprocessing")
+
+
+def _check_calibration(
+    calibration: Tensor | None,
+    model: HaloNet,
+    size: tuple[int, int] | None,
+    batch: int | None,
+    precision: str,
+) -> None:
+    if (calibration is not None) != (precision == "int8"):
+        raise ValueError(
+            f"calibration must be images for int8, and None else; got precision {precision!r} and "
+            f"{'none' if calibration is None else list(calibration.shape)}"
+        )
+    if calibration is None:
+        return
+    fits = (
+        calibration.dim() == 4
+        and len(calibration) >= (batch or 2)
+        and calibration.shape[1] == model.in_channels
+        and (
+            tuple(calibration.shape[2:]) == size
+            if size
+            else min(calibration.shape[2:]) >= SMALLEST_IMAGE
+        )
+    )
+    if not fits:
+        sides = "height, width" if size is None else f"{size[0]}, {size[1]}"
+        raise ValueError(
+            f"calibration must have shape [{batch or 2} or more, {model.in_channels}, {sides}], "
+            f"got {list(calibration.shape)}"
+        )

@@ -1,0 +1,157 @@
+"""An ONNX graph under construction: what is known is computed, what is there already is reused."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+OPSET = 18
+IR_VERSION = 8  # the oldest that opset 18 goes with, so that older runtimes read the file
+
+
+class Graph:
+    """Nodes and constants of an ONNX graph, in order.
+
+    A value is known by its name. Equal constants, and nodes of one kind with the same inputs, are
+    written once; a node of which all inputs are constants becomes a constant itself. So a writer
+    may ask for the geometry of a map wherever it needs it, and a graph for one image size holds
+    the geometry as numbers.
+
+    Args:
+        dtype: of weights and activations, float32 or float16.
+
+    Attributes:
+        dtype: as given.
+        nodes, inputs, outputs: of `onnx`, as they will stand in the file.
+        constants: arrays by name.
+    """
+
+    def __init__(self, dtype: type[np.floating] = np.float32) -> None:
+        self.dtype = dtype
+        self.nodes: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self._names: dict[tuple, str] = {}
+
+    def add_input(self, name: str, dtype: type[np.generic], shape: list[int | str]) -> str:
+        """Declare an input; a dimension with a name is free."""
+        self.inputs.append(_declare(name, dtype, shape))
+        return name
+
+    def add_output(
+        self, value: str, name: str, dtype: type[np.generic], shape: list[int | str]
+    ) -> None:
+        """Declare a value that no other node reads as an output, cast to the type given."""
+        if dtype is not self.dtype:
+            value = self.cast(value, dtype)
+        (node,) = (node for node in self.nodes if value in node.output)
+        node.output[list(node.output).index(value)] = name
+        self.outputs.append(_declare(name, dtype, shape))
+
+    def constant(self, value: Any, dtype: Any = np.int64) -> str:
+        """The name of a constant: numbers, or an array, as a type."""
+        array = np.ascontiguousarray(value, dtype).reshape(np.shape(value))
+        content = hashlib.blake2b(array.data).digest()
+        key = ("constant", str(array.dtype), array.shape, content)
+        if key not in self._names:
+            self._names[key] = f"constant_{len(self.constants)}"
+            self.constants[self._names[key]] = array
+        return self._names[key]
+
+    def weight(self, value: Any) -> str:
+        """The name of a constant in the graph's own type."""
+        return self.constant(value, self.dtype)
+
+    def add(self, operator: str, *inputs: str | int | list[int], **attributes: Any) -> str:
+        """Add a node of one output and return the output's name.
+
+        Args:
+            operator: of ONNX, as "MatMul".
+            inputs: names of values; whole numbers and lists of them stand for constants; "" for an
+                input that is left out.
+            attributes: of the operator.
+        """
+        return self.add_node(operator, *inputs, **attributes)[0]
+
+    def add_node(
+        self, operator: str, *inputs: str | int | list[int], outputs: int = 1, **attributes: Any
+    ) -> list[str]:
+        """Add a node and return its outputs' names."""
+        from onnx import helper
+
+        names = [one if isinstance(one, str) else self.constant(one) for one in inputs]
+        key = (operator, *names, repr(sorted(attributes.items())))
+        kept = [self._names.get((*key, place)) for place in range(outputs)]
+        if None not in kept:
+            return [name for name in kept if name is not None]
+        # Numbered by the nodes: constants that come and go don't change the names.
+        made = [f"{operator}_{len(self.nodes)}_{place}" for place in range(outputs)]
+        node = helper.make_node(operator, names, made, name=made[0], **attributes)
+        if all(name in self.constants or not name for name in names):
+            made = [self.constant(array, array.dtype) for array in self._compute(node)]
+        else:
+            self.nodes.append(node)
+        for place, name in enumerate(made):
+            self._names[(*key, place)] = name
+        return made
+
+    def shape(self, *sizes: str | int) -> str:
+        """A one-dimensional constant or value of sizes, which are numbers or names of scalars."""
+        parts = [self.add("Reshape", self._scalar(size), [1]) for size in sizes]
+        return self.add("Concat", *parts, axis=0)
+
+    def reshape(self, value: str, *sizes: str | int) -> str:
+        """Reshape a value; one of the sizes may be -1."""
+        return self.add("Reshape", value, self.shape(*sizes))
+
+    def cast(self, value: str, dtype: Any) -> str:
+        """A value as another type."""
+        from onnx import helper
+
+        return self.add("Cast", value, to=helper.np_dtype_to_tensor_dtype(_of(dtype)))
+
+    def finish(self, metadata: Mapping[str, str]) -> Any:
+        """The whole as `onnx.ModelProto`, without what no output needs."""
+        from onnx import helper, numpy_helper
+
+        used, nodes = {output.name for output in self.outputs}, []
+        for node in reversed(self.nodes):
+            if used.intersection(node.output):
+                used.update(node.input)
+                nodes.insert(0, node)
+        weights = [
+            numpy_helper.from_array(array, name)
+            for name, array in self.constants.items()
+            if name in used
+        ]
+        graph = helper.make_graph(nodes, "halonet", self.inputs, self.outputs, weights)
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="halonet",
+        )
+        helper.set_model_props(model, dict(metadata))
+        return model
+
+    def _scalar(self, size: str | int) -> str:
+        return size if isinstance(size, str) else self.constant(size)
+
+    def _compute(self, node: Any) -> list[np.ndarray]:
+        from onnx.reference import ReferenceEvaluator
+
+        known = {name: self.constants[name] for name in node.input if name}
+        evaluator: Any = ReferenceEvaluator(node)
+        return [np.asarray(one) for one in evaluator.run(None, known)]
+
+
+def _of(dtype: Any) -> np.dtype:
+    return np.dtype(dtype)
+
+
+def _declare(name: str, dtype: Any, shape: list[int | str]) -> Any:
+    from onnx import helper
+
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(_of(dtype)), shape)

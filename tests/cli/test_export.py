@@ -1,0 +1,198 @@
+"""halonet export, and predict and evaluate of what it wrote; docs/export.md."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from halonet import cli
+from halonet.cli import export
+
+PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+# Nothing of torch and ours can be imported after this.
+BLOCKED = "import sys; sys.modules.update(torch=None, halonet=None{})\n"
+
+
+@pytest.fixture(scope="module")
+def run(whole_run, tmp_path_factory):
+    """A copy of a run, with its files for any size and for photos."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    shutil.copytree(whole_run.folder, folder)
+    cli.main(["export", str(folder)])
+    photos = str(folder / "photos.onnx")
+    cli.main(["export", str(folder), "--with-preprocessing", "--output", photos])
+    return folder
+
+
+def predict(capsys, *words) -> list:
+    capsys.readouterr()
+    cli.main(["predict", *map(str, words), "--format", "json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_export_tells_the_differences(capsys, run, tmp_path):
+    words = ["export", str(run), "--size", "40,64", "--batch", "1", "--precision", "float16"]
+    cli.main([*words, "--output", str(tmp_path / "half.onnx")])
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r".*half\.onnx: [\d.]+ MB, written in [\d.]+ s", first)
+    assert re.fullmatch(
+        r"difference from the model, of the largest logit: \d\.\de-\d+ \(1 x 40 x 64\)", second
+    )
+    from halonet.export.onnx_classifier import load_onnx
+
+    command = load_onnx(tmp_path / "half.onnx").description.command
+    assert command.startswith("halonet export ")
+    assert "--precision float16" in command
+
+
+def test_int8_tells_the_accuracy(capsys, fails, run, tmp_path):
+    path = tmp_path / "small.onnx"
+    cli.main(["export", str(run), "--precision", "int8", "--output", str(path)])
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert re.search(
+        r"^accuracy on 6 held-out images: [\d.]+ % of the model, [\d.]+ % of the file$",
+        shown.out,
+        re.MULTILINE,
+    )
+    assert path.stat().st_size < 0.8 * (run / "last.onnx").stat().st_size
+    shutil.copy(run / "last.safetensors", tmp_path)
+    said = fails(["export", tmp_path / "last.safetensors", "--precision", "int8"])
+    assert "lies in no run folder" in said
+
+
+@pytest.mark.parametrize("mirror", [(), ("--mirror",)])
+def test_predictions_are_the_checkpoints(capsys, run, images, mirror):
+    of_checkpoint = predict(capsys, run, images, *mirror)
+    of_file = predict(capsys, run / "last.onnx", images, *mirror)
+    assert len(of_file) == 24
+    for one, other in zip(of_checkpoint, of_file, strict=True):
+        assert one["image"] == other["image"]
+        for before, after in zip(one["predictions"], other["predictions"], strict=True):
+            assert after["class"] == before["class"]
+            assert after["probability"] == pytest.approx(before["probability"], abs=2e-6)
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["of_the_run", "other"])
+def test_scores_are_the_checkpoints(capsys, run, images, tmp_path, data):
+    shown, summaries = [], []
+    for number, checkpoint in enumerate((run, run / "last.onnx")):
+        words = ["evaluate", str(checkpoint), "--output", str(tmp_path / str(number))]
+        capsys.readouterr()
+        cli.main([*words, *(["--data", f"folder:{images}"] if data else [])])
+        shown.append(capsys.readouterr().out.replace(str(tmp_path / str(number)), ""))
+        summaries.append(json.loads((tmp_path / str(number) / "summary.json").read_text()))
+    assert shown[0] == shown[1]
+    for name in ("model", "parameters", "accuracy", "task", "image_size"):
+        assert summaries[0][name] == summaries[1][name]
+    assert summaries[1]["loss"] == pytest.approx(summaries[0]["loss"], rel=1e-5)
+
+
+def test_files_run_without_torch_and_halonet(capsys, run, images, tmp_path):
+    """onnxruntime and NumPy alone, on three photos of different sizes."""
+    paths = [images / "red" / "0.png", images / "green" / "5.png", images / "red" / "11.png"]
+    expected = [
+        entry["predictions"][0]["class"] for entry in predict(capsys, run, *paths, "--top-k", 1)
+    ]
+    for number, path in enumerate(paths):
+        np.save(tmp_path / f"{number}.npy", np.asarray(Image.open(path).convert("RGB")))
+    script = BLOCKED.format(", PIL=None") + (
+        "import json, numpy, onnxruntime\n"
+        f"session = onnxruntime.InferenceSession({str(run / 'photos.onnx')!r})\n"
+        "facts = session.get_modelmeta().custom_metadata_map\n"
+        "names = json.loads(facts['halonet.class_names'])\n"
+        "for number in range(3):\n"
+        f"    photo = numpy.load(f'{tmp_path}/{{number}}.npy')\n"
+        "    print(names[session.run(None, {'photos': photo[None]})[0].argmax()])\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == expected
+    assert found.stderr == ""
+
+
+def test_script_of_the_page(capsys, run, images, tmp_path):
+    (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    shutil.copy(run / "photos.onnx", tmp_path)
+    shutil.copy(images / "green" / "3.png", tmp_path / "photo.jpg")
+    found = subprocess.run(
+        [sys.executable, "-c", BLOCKED.format("") + script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (entry,) = predict(capsys, run, tmp_path / "photo.jpg")
+    assert found.stdout.strip() == entry["predictions"][0]["class"]
+
+
+def test_commands_of_the_page(monkeypatch, run, tmp_path, images):
+    commands = re.findall(r"^halonet (\w+) (.+?)(?: +#.*)?$", PAGE, re.MULTILINE)
+    assert [name for name, _ in commands] == ["export"] * 6 + ["predict", "evaluate"]
+    shutil.copytree(run, tmp_path / "runs" / "small")
+    (tmp_path / "runs" / "small" / "last.onnx").unlink()
+    shutil.copytree(images / "red", tmp_path / "new_photos")
+    monkeypatch.chdir(tmp_path)
+    for name, words in commands:
+        if "torch-export" not in words:  # takes long, and test_formats.py has it
+            cli.main([name, *words.split()])
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ([], 1, "last.onnx exists already; choose another output"),
+        (["--output", "absent/model.onnx"], 1, "no folder at absent"),
+        (["--size", "31,40"], 1, "a height and a width of 32 pixels or more, got (31, 40)"),
+        (["--size", "large"], 2, "--size must be any, or a height and a width, as 224,320; got"),
+        (["--size", "64"], 2, "got '64'"),
+        (["--batch", "-1"], 2, "--batch must be any, or a number; got '-1'"),
+        (["--batch", "0"], 1, "batch must be positive, got 0"),
+        (["--format", "tflite"], 2, "'onnx'"),
+    ],
+)
+def test_mistake_is_one_line(fails, run, words, status, said):
+    before = sorted(run.iterdir())
+    assert said in fails(["export", run, *words], status)
+    assert sorted(run.iterdir()) == before
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_missing_package_is_one_line(fails, monkeypatch, run, tmp_path, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    said = fails(["export", run, "--output", tmp_path / "model.onnx"])
+    assert said == f"halonet: {package} is not installed: pip install 'halonet[export]'"
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_with_a_file_are_one_line(fails, run, images, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"broken")
+    assert "can't be read by onnxruntime" in fails(["predict", broken, images])
+    assert "no checkpoint at" in fails(["evaluate", tmp_path / "absent.onnx"])
+    assert "prepares photos itself" in fails(["predict", run / "photos.onnx", images])
+    assert "lies in no run folder" in fails(["evaluate", broken], 2)
+    assert "no checkpoint in" in fails(["export", tmp_path])
+    assert "not a safetensors file" in fails(["export", run / "last.onnx"])
+    fixed = tmp_path / "fixed.onnx"
+    cli.main(["export", str(run), "--size", "40,64", "--output", str(fixed)])
+    assert "takes images of shape [3, 40, 64], got [3, 32, 32]" in fails(["predict", fixed, images])
+
+
+def test_options_are_frozen():
+    found = {
+        option.removeprefix("--")
+        for action in export.make_export_parser()._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
+    assert found == {
+        *("batch", "format", "help", "output", "precision", "size", "with_preprocessing")
+    }

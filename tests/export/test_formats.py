@@ -1,0 +1,204 @@
+"""export_model: what it leaves, and what it refuses, with one line and without a file."""
+
+import json
+import math
+
+import onnx
+import pytest
+import torch
+
+import halonet
+from halonet.export import onnx_file
+from halonet.export.check import relative_difference
+from halonet.export.onnx_classifier import load_onnx
+from halonet.models.halonet import Preprocessing
+from tests.export.test_network import NARROW, make_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = make_model("halonet_tiny", **NARROW)
+    model.class_names = tuple("abcdefg")
+    model.preprocessing = Preprocessing(64, 0.8)
+    return model
+
+
+def test_file_says_what_it_is(model, tmp_path) -> None:
+    report = halonet.export_model(model, tmp_path / "model.onnx", command="made here")
+    assert list(tmp_path.iterdir()) == [report.path]
+    assert report.bytes == report.path.stat().st_size
+    assert list(report.differences) == [
+        *("1 x 64 x 64", "2 x 64 x 64", "1 x 97 x 131", "2 x 97 x 131"),
+        *("1 x 160 x 64", "2 x 160 x 64"),
+    ]
+    assert max(report.differences.values()) <= 3e-6
+    written = onnx.load(report.path)
+    assert [entry.version for entry in written.opset_import] == [18]
+    assert not written.functions
+    facts = {entry.key: json.loads(entry.value) for entry in written.metadata_props}
+    assert facts == {
+        "halonet.model": "halonet_tiny",
+        "halonet.num_classes": 7,
+        "halonet.in_channels": 3,
+        "halonet.preprocessing": {
+            "image_size": 64,
+            "crop_share": 0.8,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        },
+        "halonet.class_names": list("abcdefg"),
+        "halonet.task": "multiclass",
+        "halonet.parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "halonet.precision": "float32",
+        "halonet.with_preprocessing": False,
+        "halonet.command": "made here",
+    }
+
+
+def test_the_model_stays_as_it_is(tmp_path) -> None:
+    model = make_model("halonet_tiny", **NARROW).train().bfloat16()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    halonet.export_model(model, tmp_path / "model.onnx")
+    assert model.training
+    assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
+
+
+def test_classifier_of_one_batch_size_takes_any(model, tmp_path) -> None:
+    halonet.export_model(model, tmp_path / "model.onnx", size=(40, 56), batch=2)
+    classifier = load_onnx(tmp_path / "model.onnx")
+    assert classifier.preprocessing == model.preprocessing
+    assert classifier.class_names == model.class_names
+    images = torch.randn(5, 3, 40, 56)
+    with torch.inference_mode():
+        assert relative_difference(classifier(images), model(images)) <= 3e-6
+    with pytest.raises(ValueError, match=r"takes images of shape \[3, 40, 56\], got \[3, 40, 40\]"):
+        classifier(images[..., :40])
+
+
+@pytest.mark.parametrize(("channels", "precision"), [(3, "float32"), (1, "float16")])
+def test_photos_are_prepared_in_the_graph(channels, precision, tmp_path) -> None:
+    model = make_model("halonet_tiny", **NARROW, in_channels=channels)
+    report = halonet.export_model(
+        model, tmp_path / "model.onnx", with_preprocessing=True, precision=precision
+    )
+    assert len(report.differences) == 6
+    assert max(report.differences.values()) <= (1e-3 if precision == "float32" else 5e-3)
+
+
+def test_program_of_torch_export(model, tmp_path) -> None:
+    path = tmp_path / "model.pt2"
+    report = halonet.export_model(model, path, format="torch-export")
+    assert len(report.differences) == 6
+    assert max(report.differences.values()) <= 3e-6
+    facts = {"halonet.class_names": ""}
+    program = torch.export.load(path, extra_files=facts).module()
+    assert json.loads(facts["halonet.class_names"]) == list("abcdefg")
+    images = torch.randn(3, 3, 40, 56)
+    with torch.no_grad():
+        assert relative_difference(program(images), model(images)) <= 3e-6
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_eight_bits_leave_attention_alone(tmp_path, batch) -> None:
+    model = make_model("halonet_tiny")
+    images = torch.randn(17, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    halonet.export_model(
+        model, tmp_path / "model.onnx", precision="int8", calibration=images, batch=batch
+    )
+    written = onnx.load(tmp_path / "model.onnx")
+    assert {node.domain for node in written.graph.node} == {""}
+    makers = {name: node.op_type for node in written.graph.node for name in node.output}
+    for node in written.graph.node:
+        kinds = {makers.get(name) for name in node.input}
+        if node.op_type in ("Conv", "Gemm"):
+            assert kinds == {"DequantizeLinear"}
+        elif node.op_type == "Softmax":
+            assert "DequantizeLinear" not in kinds
+    halonet.export_model(model, tmp_path / "whole.onnx")
+    sizes = [(tmp_path / name).stat().st_size for name in ("model.onnx", "whole.onnx")]
+    assert sizes[0] < 0.3 * sizes[1]
+    with torch.inference_mode():
+        found = load_onnx(tmp_path / "model.onnx")(images)
+        assert relative_difference(found, model(images)) < 0.1
+
+
+def fused():
+    return make_model("halonet_tiny", **NARROW).fuse()
+
+
+def compiled():
+    return torch.compile(make_model("halonet_tiny", **NARROW))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "said"),
+    [
+        (fused, {}, ValueError, "model is fused already"),
+        (compiled, {}, TypeError, "must be a HaloNet, got OptimizedModule; of a compiled"),
+        (None, {"format": "tflite"}, ValueError, "one of onnx, torch-export, got 'tflite'"),
+        (None, {"size": (31, 64)}, ValueError, r"32 pixels or more, got \(31, 64\)"),
+        (None, {"batch": 0}, ValueError, "batch must be positive, got 0"),
+        (None, {"precision": "int4"}, ValueError, "one of float32, float16, int8, got 'int4'"),
+        (None, {"size": (64, 64), "with_preprocessing": True}, ValueError, "photos of any size"),
+        (
+            None,
+            {"format": "torch-export", "precision": "float16"},
+            ValueError,
+            "takes precision fl",
+        ),
+        (None, {"precision": "int8"}, ValueError, "calibration must be images for int8"),
+        (None, {"calibration": torch.zeros(8, 3, 64, 64)}, ValueError, "and None else"),
+        (
+            None,
+            {"precision": "int8", "calibration": torch.zeros(8, 3, 64, 48), "size": (48, 64)},
+            ValueError,
+            r"shape \[2 or more, 3, 48, 64\], got \[8, 3, 64, 48\]",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(model, make, options, error, said, tmp_path) -> None:
+    with pytest.raises(error, match=said):
+        halonet.export_model(make() if make else model, tmp_path / "model.onnx", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_never_overwritten(model, tmp_path) -> None:
+    (tmp_path / "model.onnx").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists already"):
+        halonet.export_model(model, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").read_text() == "mine"
+
+
+@pytest.mark.parametrize("wrong", [1.001, math.nan])
+def test_a_file_with_other_logits_is_refused(model, tmp_path, monkeypatch, wrong) -> None:
+    write = onnx_file.write_onnx
+
+    def write_wrong(fused, *words, **options):
+        fused.classifier.weight.mul_(wrong)
+        write(fused, *words, **options)
+
+    monkeypatch.setattr(onnx_file, "write_onnx", write_wrong)
+    with pytest.raises(ValueError, match=r"more than 0\.0001, from the model's for 1 x 64 x 64"):
+        halonet.export_model(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("metadata", [{}, {"halonet.model": '"x"'}])
+def test_a_foreign_file_is_named(metadata, tmp_path) -> None:
+    path = tmp_path / "foreign.onnx"
+    node = onnx.helper.make_node("Identity", ["a"], ["b"])
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab"
+    ]
+    graph = onnx.helper.make_graph([node], "graph", values[:1], values[1:])
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    foreign = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    onnx.helper.set_model_props(foreign, metadata)
+    onnx.save(foreign, path)
+    with pytest.raises(ValueError, match=r"was not written by halonet export: its metadata has no"):
+        load_onnx(path)
+    path.write_bytes(b"no such thing")
+    with pytest.raises(ValueError, match="can't be read by onnxruntime"):
+        load_onnx(path)
+    with pytest.raises(FileNotFoundError, match="no file at"):
+        load_onnx(tmp_path / "absent.onnx")
