@@ -40,7 +40,7 @@ def load_run(path: str | os.PathLike[str], *, device: str = AUTO) -> "LoadedRun"
         ValueError: it isn't a classifier of ours; no such device.
 
     Example:
-        >>> run = halonet.load_run("runs/small")
+        >>> run = halonet.load_run("runs/finetune")
         >>> run.predict("photo.jpg").top(3)
         >>> run.explain("photo.jpg").plot("why.png")
     """

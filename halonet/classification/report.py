@@ -39,6 +39,7 @@ def write_report(
     rows: Sequence[dict[str, Any]] = (),
     *,
     scored: str = "held-out images",
+    start: str | None = None,
     minutes: float | None = None,
 ) -> dict[str, Any]:
     """Write report.html, summary.json and the pictures of an evaluated model into `folder`.
@@ -50,13 +51,14 @@ def write_report(
         evaluation: the scores.
         rows: the epochs of the training; without them there are no curves.
         scored: which images these are.
+        start: what the training started from, in words.
         minutes: that the training took.
 
     Returns:
         What summary.json holds.
     """
     predictions = ImagePredictions(data, evaluation)
-    summary = summarize(model, data, predictions, scored=scored, minutes=minutes)
+    summary = summarize(model, data, predictions, scored=scored, start=start, minutes=minutes)
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     mistakes = predictions.find_mistakes()
     pictures = {"predictions.png": f"Predictions on {scored}"}
@@ -92,6 +94,7 @@ def summarize(
     predictions: ImagePredictions,
     *,
     scored: str,
+    start: str | None,
     minutes: float | None,
 ) -> dict[str, Any]:
     """The content of summary.json."""
@@ -119,6 +122,7 @@ def summarize(
         "classes": {
             name: score_class(predictions, place) for place, name in enumerate(data.class_names)
         },
+        "start": start,
         "training_minutes": minutes,
         "note": data.note,
     }
@@ -257,6 +261,7 @@ def _page(
     )
     minutes = summary["training_minutes"]
     trained = "" if minutes is None else f", trained in {minutes:.1f} minutes"
+    started = "" if summary["start"] is None else f" Training: {html.escape(summary['start'])}."
     shown_mistakes = f"{min(GALLERY, len(mistakes))} of {len(mistakes)}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -274,7 +279,7 @@ figcaption {{ font-size: .75rem; overflow-wrap: anywhere; }}
 <p>{_make_headline(summary)}</p>
 <p>{summary["parameters"]:,} parameters, {summary["image_size"]} x {summary["image_size"]}
 pixels{trained}. Expected calibration error {show_share(summary["calibration"]["error"])}.</p>
-<p>{html.escape(predictions.data.note)}</p>
+<p>{html.escape(predictions.data.note)}{started}</p>
 <table><tr>{table}</tr></table>
 {shown}
 <h2>The surest mistakes, {shown_mistakes}</h2>

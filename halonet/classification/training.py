@@ -32,7 +32,7 @@ from halonet.data.sources import load_data
 from halonet.data.splits import LabelledImages
 from halonet.models.building import build_classifier
 from halonet.models.classifier import Classifier
-from halonet.models.creation import find_variant, load_pretrained
+from halonet.models.creation import PACKAGED, find_variant, load_pretrained
 from halonet.models.flops import count_flops
 from halonet.models.metadata import find_checkpoint
 from halonet.models.pretrained import LoadReport, load_model, load_weights, save_model
@@ -76,7 +76,9 @@ class Classification:
         if accelerator.is_main_process:
             print(self.data.describe(), flush=True)
         torch.manual_seed(config.seed)
-        self.model = make_model(config, self.data, quiet=not accelerator.is_main_process)
+        self.model, self.start = make_model(config, self.data)
+        if accelerator.is_main_process:
+            print(self.start, flush=True)
         for name in list_frozen(config.freeze):
             self.model.parts[name].requires_grad_(False)
         self.layer_rates = {
@@ -170,13 +172,13 @@ class Classification:
         minutes: float,
     ) -> None:
         """Write report.html, summary.json and the pictures."""
-        write_report(folder, model, self.data, evaluation, rows, minutes=minutes)
+        write_report(folder, model, self.data, evaluation, rows, start=self.start, minutes=minutes)
 
 
-def make_model(config: TrainingConfig, data: LabelledImages, *, quiet: bool = True) -> Classifier:
+def make_model(config: TrainingConfig, data: LabelledImages) -> tuple[Classifier, str]:
     """The model that a configuration asks for, for the classes of the data.
 
-    Unless it is quiet, a line says which weights it starts from, and what of them was replaced.
+    With it comes a line about the weights it starts from, and what of them was replaced.
 
     Raises:
         ValueError: options that don't fit. FileNotFoundError: no weights to start from.
@@ -205,30 +207,30 @@ def make_model(config: TrainingConfig, data: LabelledImages, *, quiet: bool = Tr
         report = load_weights(model, checkpoint)
         # The number of classes may be the same though the classes are others.
         # A softmax's weights are no sigmoid's.
-        start = load_model(checkpoint)
-        known = (start.class_names, start.task)
+        stored = load_model(checkpoint)
+        known = (stored.class_names, stored.task)
     elif config.pretrained is not False:
         report = load_pretrained(model, config.pretrained)
         known = (model.class_names, model.task)
     else:
         report = known = None
+    start = "starting from nothing: all weights are fresh"
     if report is not None:
         from_zero = bool(report.started_from_zero)
         if known != (data.class_names, config.task):
             model.reset_classifier(len(data.class_names))
             from_zero = True
-        if not quiet:
-            print(_describe_start(config, report, from_zero), flush=True)
-    elif not quiet:
-        print("starting from nothing: all weights are fresh", flush=True)
+        start = _describe_start(config, report, from_zero)
     model.class_names = data.class_names
     model.task = config.task
-    return model.use_channels_last()
+    return model.use_channels_last(), start
 
 
 def _describe_start(config: TrainingConfig, report: LoadReport, from_zero: bool) -> str:
-    start = config.init or config.pretrained
-    parts = [f"starting from {f'public weights of {config.model}' if start is True else start}"]
+    source = config.init or config.pretrained
+    if source is True:
+        source = f"the public weights of {config.model}{PACKAGED.get(config.model, '')}"
+    parts = [f"starting from {source}"]
     if report.interpolated:
         parts.append(f"{len(report.interpolated)} tables interpolated")
     if from_zero:

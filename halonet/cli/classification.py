@@ -64,10 +64,12 @@ def _recipe_name(words: Sequence[str]) -> str:
     given = find_options(words, "recipe", "data", "init", "pretrained")
     if given["recipe"] or given["data"] in (None, "elpv"):
         return given["recipe"] or "elpv"
-    is_given = any(word.replace("-", "_").startswith("__pretrained") for word in words)
-    if given["init"] or (is_given and (given["pretrained"] or "").lower() not in FALSE):
-        return "finetune"
-    return "small" if is_given or _starts_otherwise(words) else "finetune"
+    wanted = given["pretrained"]
+    if wanted is None:
+        from_weights = given["init"] or not _starts_otherwise(words)
+    else:
+        from_weights = wanted.lower() not in FALSE
+    return "finetune" if from_weights else "small"
 
 
 def _starts_otherwise(words: Sequence[str]) -> bool:

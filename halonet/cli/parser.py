@@ -92,14 +92,14 @@ class CommandParser(ArgumentParser):
 
 
 def find_options(words: Sequence[str], *names: str) -> dict[str, str | None]:
-    """The values given to some options; None where there is none.
+    """The values given to some options; None without the option, empty where it has no value.
 
     These options decide the defaults of the others, so they are needed before the whole parser.
     jsonargparse refuses to parse only the known arguments, argparse doesn't.
     """
     parser = argparse.ArgumentParser(add_help=False)
     for name in names:
-        parser.add_argument(f"--{name}", nargs="?")
+        parser.add_argument(f"--{name}", nargs="?", const="")
     parts = [_split_option(word) for word in words]
     return vars(parser.parse_known_args(["".join(part) for part in parts])[0])
 

@@ -185,8 +185,7 @@ def _load_elpv(*, everything: bool) -> LabelledImages:
         note=(
             "Solar cells in electroluminescence, elpv-dataset (CC BY-NC-SA 4.0: not for commercial "
             "use). Published: 88.42 % (Deitsch et al. 2019), by a VGG-19 pretrained on ImageNet, "
-            "on 300 x 300 px, with another split and weights by the raters' confidence; ours "
-            "is trained from scratch."
+            "on 300 x 300 px, with another split and weights by the raters' confidence."
         ),
     )
 

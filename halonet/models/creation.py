@@ -21,7 +21,8 @@ from halonet.models.timm_variants import TIMM_CHECKPOINTS, TimmName, find_timm_n
 from halonet.models.variants import VARIANTS, TimmVariant, Variant, change_variant
 from halonet.ops.halo_attention import check_backend_name
 
-PACKAGED = ("halonet_tiny",)  # models whose weights come with the package
+# Models whose weights come with the package, and the terms of these.
+PACKAGED = {"halonet_tiny": " (from Tiny ImageNet, whose terms are: research, not commercial)"}
 # timm's names of what a variant has.
 TIMM_OPTIONS = {"drop_rate": "dropout", "drop_path_rate": "stochastic_depth"}
 OF_VARIANT = ("image_size", "block_size", "halo_size", "dropout", "stochastic_depth")

@@ -91,6 +91,8 @@ def test_every_result_has_its_recipe():
     assert [*RECIPES] == [
         "elpv",
         "small",
+        "finetune",
+        "tiny_imagenet",
         *(f"imagenet_{model}" for model in FAMILY),
         *components,
         *STUDIES,
@@ -112,7 +114,10 @@ def test_recipe_can_run(name):
     assert config.image_size in (None, make_meta_model(name).variant.image_size)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("elpv", "small")])
+OURS = ("elpv", "small", "finetune", "tiny_imagenet")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in OURS])
 def test_recipe_of_the_paper_names_what_is_ours(name):
     recipe = RECIPES[name]
     assert "not run by us" in recipe.hardware

@@ -17,7 +17,7 @@ COMMANDS = [line.partition("#")[0].split()[1:] for line in SHELL.splitlines()]
 @pytest.fixture
 def place(whole_run, images, monkeypatch, tmp_path):
     """A folder with all that the page names."""
-    shutil.copytree(whole_run.folder, tmp_path / "runs" / "small")
+    shutil.copytree(whole_run.folder, tmp_path / "runs" / "finetune")
     shutil.copytree(images, tmp_path / "photos")
     with Image.open(images / "red" / "0.png") as image:
         image.resize((200, 160)).save(tmp_path / "photo.jpg")

@@ -109,7 +109,7 @@ def test_finished_run_resumes_to_itself(whole_run):
 def test_init_keeps_the_body_and_starts_another_classifier_from_zero(whole_run, tmp_path):
     other = draw_folder(tmp_path / "images", classes=3)
     config = small_config(other, init=str(whole_run.folder))
-    model = make_model(config, load_data(config.data))
+    model, _ = make_model(config, load_data(config.data))
     source = load_file(whole_run.folder / "last.safetensors")
     assert model.class_names == ("blue", "green", "red")
     assert torch.equal(model.stem[0].weight, source["stem.0.weight"])
@@ -120,12 +120,12 @@ def test_init_from_as_many_other_classes_starts_the_classifier_from_zero(whole_r
     other = draw_folder(tmp_path / "images", classes=2)
     (other / "red").rename(other / "crimson")
     config = small_config(other, init=str(whole_run.folder / "best.safetensors"))
-    assert not make_model(config, load_data(config.data)).classifier.weight.any()
+    assert not make_model(config, load_data(config.data))[0].classifier.weight.any()
 
 
 def test_init_from_the_same_classes_keeps_the_classifier(whole_run, images):
     config = small_config(images, init=str(whole_run.folder))
-    assert make_model(config, load_data(config.data)).classifier.weight.any()
+    assert make_model(config, load_data(config.data))[0].classifier.weight.any()
 
 
 def test_init_of_another_function_is_refused(whole_run, images, tmp_path):
