@@ -1,5 +1,7 @@
 """A photo's way to a model's input, in the graph: crop of a strip, resizing, crop, normalizing."""
 
+import math
+
 import numpy as np
 
 from halonet.export.graph import Graph
@@ -28,13 +30,11 @@ def write_preprocessing(
         graph, photos, [graph.add("Min", size, longest) for size in sizes], [1, 2]
     )
 
-    target = round(preprocessing.image_size / preprocessing.crop_share)
-    factor = graph.add("Div", graph.constant(target, np.float64), graph.cast(shorter, np.float64))
-    resized = []
-    for size in sizes:
-        scaled = graph.add("Mul", graph.cast(graph.add("Min", size, longest), np.float64), factor)
-        whole = graph.cast(graph.add("Round", scaled), np.int64)
-        resized.append(graph.add("Max", whole, target))
+    target = math.floor(preprocessing.image_size / preprocessing.crop_share)
+    resized = [
+        graph.add("Div", graph.add("Mul", graph.add("Min", size, longest), target), shorter)
+        for size in sizes
+    ]
     planes = graph.add("Transpose", photos, perm=[0, 3, 1, 2])
     first = graph.add("Slice", graph.add("Shape", planes), [0], [2])
     planes = graph.add(
@@ -49,7 +49,7 @@ def write_preprocessing(
         exclude_outside=1,
     )
     side = graph.constant(preprocessing.image_size)
-    planes = _crop_center(graph, planes, [side, side], [2, 3])
+    planes = _crop_center(graph, planes, [side, side], [2, 3], to_even=True)
 
     mean = 255 * np.array(preprocessing.mean, np.float32)[:, None, None]
     std = 255 * np.array(preprocessing.std, np.float32)[:, None, None]
@@ -59,12 +59,21 @@ def write_preprocessing(
     return Maps(images, in_channels, side, side, "planes")
 
 
-def _crop_center(graph: Graph, value: str, sizes: list[str], axes: list[int]) -> str:
-    """The central part of a value along two axes."""
+def _crop_center(
+    graph: Graph, value: str, sizes: list[str], axes: list[int], *, to_even: bool = False
+) -> str:
+    """The central part of a value along two axes.
+
+    Where the rest is odd, the smaller half comes first, or the even one, as torchvision has it.
+    """
     shape = graph.add("Shape", value)
     for axis, size in zip(axes, sizes, strict=True):
         whole = graph.add("Gather", shape, axis)
-        start = graph.add("Div", graph.add("Sub", whole, size), 2)
+        rest = graph.add("Sub", whole, size)
+        start = graph.add("Div", rest, 2)
+        if to_even:
+            half = graph.add("Mul", graph.cast(rest, np.float32), graph.constant(0.5, np.float32))
+            start = graph.cast(graph.add("Round", half), np.int64)
         end = graph.add("Add", start, size)
         value = graph.add("Slice", value, graph.shape(start), graph.shape(end), [axis])
     return value

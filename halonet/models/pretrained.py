@@ -174,7 +174,7 @@ def load_weights(model: Classifier, path: str | os.PathLike[str]) -> LoadReport:
         3,
         1,
     ):
-        tensors["stem.0.weight"] = tensors["stem.0.weight"].sum(1, keepdim=True)
+        tensors["stem.0.weight"] = tensors["stem.0.weight"].float().sum(1, keepdim=True)
         description = dataclasses.replace(description, in_channels=1)
     if type(description.variant) is not type(model.variant):
         raise ValueError(

@@ -348,7 +348,7 @@ def test_each_of_the_seven_has_weights_to_load(name: str) -> None:
 
 def test_bad_models_are_named() -> None:
     with pytest.raises(
-        ValueError, match="pretrained must be False or a file for halonet_h1: only halonet26t"
+        ValueError, match="pretrained must be False or a file for halonet_h1: only halonet_tiny, h"
     ):
         halonet.create_model("halonet_h1", pretrained=True)
     with pytest.raises(ValueError, match=r"model must be one of .*halonet50ts.* got 'resnet50'"):
