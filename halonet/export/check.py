@@ -14,7 +14,7 @@ from halonet.export.description import ExportDescription
 CHECKED_SIZES = ((97, 131), (160, 64))
 # Pixels of the model's own size there: larger takes long, and 32 isn't for every format.
 SMALLEST_CHECKED, LARGEST_CHECKED = 33, 128
-# The same of photos, as multiples of the model's size. From six on Pillow shrinks in two steps.
+# The same of photos, as multiples of the model's size.
 CHECKED_PHOTOS = ((1.25, 1.7), (2.2, 1.0), (3.1, 3.1))
 CHECKED_BATCHES = (1, 2)
 
