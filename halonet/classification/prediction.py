@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from halonet.data.splits import Source
 
 TOP_K = 3  # classes that are shown of an image
-BLUE, INK = "#2563a8", "#1f2933"
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ class Prediction:
         """The image beside bars of its most probable classes; written to `path` if there is one."""
         from matplotlib.figure import Figure
 
+        from halonet.classification.report_pictures import BLUE, INK
         from halonet.data.pixels import read_image
         from halonet.files import write_atomically
 

@@ -34,8 +34,8 @@ from halonet.models.building import build_classifier
 from halonet.models.classifier import Classifier
 from halonet.models.creation import PACKAGED, find_variant, load_pretrained
 from halonet.models.flops import count_flops
-from halonet.models.metadata import find_checkpoint
-from halonet.models.pretrained import LoadReport, load_model, load_weights, save_model
+from halonet.models.metadata import find_checkpoint, read_description
+from halonet.models.pretrained import LoadReport, ModelDescription, load_weights, save_model
 from halonet.training.run import RunResult, resume_run, start_run
 
 
@@ -207,7 +207,7 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> tuple[Classifier
         report = load_weights(model, checkpoint)
         # The number of classes may be the same though the classes are others.
         # A softmax's weights are no sigmoid's.
-        stored = load_model(checkpoint)
+        stored = read_description(checkpoint, ModelDescription)
         known = (stored.class_names, stored.task)
     elif config.pretrained is not False:
         report = load_pretrained(model, config.pretrained)

@@ -74,9 +74,10 @@ def _recipe_name(words: Sequence[str]) -> str:
 
 def _starts_otherwise(words: Sequence[str]) -> bool:
     """Whether the weights that come with the package aren't the ones to start from."""
-    given = find_options(words, "init", "model", "model_options")
-    other_model = given["model"] not in (None, *PACKAGED)
-    return bool(given["init"]) or other_model or given["model_options"] is not None
+    given = find_options(words, "init", "model")
+    # Also one by one, as --model-options.layers.
+    changed = any(word.replace("-", "_").startswith("__model_options") for word in words)
+    return bool(given["init"]) or changed or given["model"] not in (None, *PACKAGED)
 
 
 def evaluate_command(words: Sequence[str]) -> None:

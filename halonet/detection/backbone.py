@@ -12,7 +12,7 @@ from halonet.detection.options import STAGES
 from halonet.models.building import build_classifier
 from halonet.models.classifier import STRIDES, Classifier
 from halonet.models.creation import find_variant, load_pretrained
-from halonet.models.metadata import read_weights
+from halonet.models.metadata import read_description
 from halonet.models.pretrained import ModelDescription, load_weights
 
 
@@ -97,8 +97,7 @@ def make_backbone(
     body = build_classifier(find_variant(name, **changes), num_classes=0, backend=backend)
     if init is not None:
         load_weights(body, init)
-        _, description = read_weights(init, ModelDescription)
-        body.preprocessing = description.preprocessing
+        body.preprocessing = read_description(init, ModelDescription).preprocessing
     elif pretrained is not False:
         load_pretrained(body, pretrained)
     backbone = PyramidBackbone(body, channels=pyramid_channels)

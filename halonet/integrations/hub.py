@@ -1,5 +1,6 @@
 """Our models on the Hugging Face Hub, through the hub's own mixin, with a model card."""
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -228,6 +229,7 @@ class HubHaloNet(HubClassifier, HaloNet):
     """A `HaloNet` for the Hub; its `from_model` and `from_pretrained` take timm's models too."""
 
 
+@functools.cache
 def _find_class(kind: type[Classifier]) -> type[Classifier]:
     """The class for the Hub of a kind of classifier."""
     if issubclass(kind, HaloNet):

@@ -10,7 +10,7 @@ from halonet.layers.timm_attention import import_timm, replace_timm_layers
 from halonet.models.building import build_classifier
 from halonet.models.classifier import Classifier
 from halonet.models.halonet import HaloNet, get_variant
-from halonet.models.metadata import read_weights
+from halonet.models.metadata import read_description
 from halonet.models.pretrained import (
     LoadReport,
     ModelDescription,
@@ -104,8 +104,8 @@ def create_model(
     if pretrained is not False:
         load_pretrained(model, pretrained)
         if timm_name is None and "image_size" not in options:
-            _, description = read_weights(find_weights(variant, pretrained), ModelDescription)
-            model.preprocessing = description.preprocessing
+            described = read_description(find_weights(variant, pretrained), ModelDescription)
+            model.preprocessing = described.preprocessing
     return model
 
 
@@ -130,7 +130,7 @@ def load_pretrained(model: Classifier, source: bool | str | os.PathLike[str]) ->
         return load_timm_weights(model, None if isinstance(source, bool) else source)
     path = find_weights(model.variant, source)
     report = load_weights(model, path)
-    _, description = read_weights(path, ModelDescription)
+    description = read_description(path, ModelDescription)
     if not report.started_from_zero and model.num_classes == description.num_classes:
         model.class_names, model.task = description.class_names, description.task
     return report
@@ -160,8 +160,7 @@ def _count_classes(
     """The classes of the weights of ours that are wanted; 1000 without, as timm's have."""
     if pretrained is False or isinstance(variant, TimmVariant):
         return 1000
-    _, description = read_weights(find_weights(variant, pretrained), ModelDescription)
-    return description.num_classes
+    return read_description(find_weights(variant, pretrained), ModelDescription).num_classes
 
 
 def _create_timms_own(

@@ -143,6 +143,23 @@ def read_weights(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
+    return tensors, _parse_description(path, metadata, kind)
+
+
+def read_description(path: str | os.PathLike[str], kind: type[Described]) -> Described:
+    """What `write_weights` put into a file beside the tensors, which aren't read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_weights`.
+    """
+    path = find_checkpoint(Path(path))
+    try:
+        return _parse_description(path, read_metadata(path), kind)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+
+
+def _parse_description(path: Path, metadata: Mapping[str, str], kind: type[Described]) -> Described:
     if kind.key not in metadata:
         for key in KINDS.keys() & metadata.keys():
             raise ValueError(f"{path} is not a {kind.model_kind}, but {KINDS[key]}")
@@ -153,7 +170,7 @@ def read_weights(
     try:
         description = _parse(kind, json.loads(metadata[kind.key]), "")
         _check_names(description)
-        return tensors, description
+        return description
     except ValueError as error:
         raise ValueError(f"{path} doesn't describe its {kind.model_kind}: {error}") from None
 

@@ -128,6 +128,7 @@ def test_damaged_metadata_is_not_the_users_problem(capsys, whole_run, tmp_path):
         (["--data", "folder:a", "--pretrained=no"], "small"),
         (["--data", "folder:a", "--model", "halonet_h1"], "small"),
         (["--data", "folder:a", "--model-options", "{}"], "small"),
+        (["--data", "folder:a", "--model-options.layers", "[1,2,3,2]"], "small"),
         (["--data", "folder:a", "--model", "halonet50ts", "--pretrained"], "finetune"),
         (["--data", "folder:a", "--model", "halonet_h1", "--init", "a"], "finetune"),
         (["--data=folder:a", "--recipe=elpv"], "elpv"),
