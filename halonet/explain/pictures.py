@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
+from halonet.classification.report_pictures import INK
 from halonet.explain.attention import AttentionView
 
-INK, LIGHT, ORANGE = "#1f2933", "#ffffff", "#e69f00"
+LIGHT, ORANGE = "#ffffff", "#e69f00"
 HEAT = "magma"
 SMOOTHING_SHARE = 1 / 64  # of the side, standard deviation: the eye wants parts, not single pixels
 

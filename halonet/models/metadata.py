@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from halonet.files import write_atomically
@@ -137,13 +137,8 @@ def read_weights(
         ValueError: it is no safetensors file, or doesn't describe a model of this kind.
     """
     path = find_checkpoint(Path(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None
-    return tensors, _parse_description(path, metadata, kind)
+    description = read_description(path, kind)  # first: it names a damaged file
+    return load_file(path), description
 
 
 def read_description(path: str | os.PathLike[str], kind: type[Described]) -> Described:
@@ -154,12 +149,9 @@ def read_description(path: str | os.PathLike[str], kind: type[Described]) -> Des
     """
     path = find_checkpoint(Path(path))
     try:
-        return _parse_description(path, read_metadata(path), kind)
+        metadata = read_metadata(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
-
-
-def _parse_description(path: Path, metadata: Mapping[str, str], kind: type[Described]) -> Described:
     if kind.key not in metadata:
         for key in KINDS.keys() & metadata.keys():
             raise ValueError(f"{path} is not a {kind.model_kind}, but {KINDS[key]}")
