@@ -42,7 +42,13 @@ def list_cases() -> dict[str, list[str]]:
             peers += ["timm-halonet_h1", "sdpa"]
         for mode in ("inference1", "inference4", "training8"):
             cases[f"model/{model}/{mode}"] = ["cpu", *peers]
-    cases["model/halonet_h1/inference4_bfloat16"] = ["cpu", "cpu-float32"]
+    for mode in ("inference1", "inference4", "training8"):
+        cases[f"model/halonet_h1/{mode}_bfloat16"] = [
+            "cpu",
+            "cpu-float32",
+            "efficientnet",
+            "efficientnet-float32",
+        ]
     for row, backbones in DETECTION_BACKBONES.items():
         cases[f"detection/{row}/training1"] = ["resnet_50_se", *backbones]
     for model in TIMM_CHECKPOINTS:
@@ -75,11 +81,12 @@ def find_stage(model: str, name: str) -> Stage:
 
 def available(contestant: str) -> bool:
     """Whether the package of a contestant is installed."""
+    peer = contestant.removesuffix("-float32")
     package = {
         "timm": "timm",
         "timm-layer": "timm",
         "timm-halonet_h1": "timm",
         "efficientnet": "timm",
         "halonet-pytorch": "halonet_pytorch",
-    }.get(contestant.partition("/")[2] or contestant)
+    }.get(peer.partition("/")[2] or peer)
     return package is None or importlib.util.find_spec(package) is not None

@@ -1,5 +1,7 @@
 """Contestants of the cases: each built in a process of its own, and checked before it is timed."""
 
+import copy
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 from cases import EFFICIENTNETS, IMAGE_SIZES, batch_size, find_stage
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from halonet.check.stages import Stage
 from halonet.devices import MATRIX_SIDE
@@ -125,28 +128,48 @@ def _make_layer(peer: str, stage: Stage) -> nn.Module:
 
 def _model(name: str, mode: str, peer: str, compiled: bool) -> Contestant:
     training = mode.startswith("training")
-    dtype = torch.bfloat16 if mode.endswith("bfloat16") and peer == "cpu" else torch.float32
+    in_bfloat16 = mode.endswith("bfloat16") and not peer.endswith("-float32")
+    peer = peer.removesuffix("-float32")
     batch = int("".join(filter(str.isdigit, mode.removesuffix("_bfloat16"))))
     size = EFFICIENTNETS[name][1] if peer == "efficientnet" else IMAGE_SIZES[name]
-    network = _make_network(name, peer)
+    network: Any = _make_network(name, peer)
     checked = "its own function"
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     if not training:
         network.eval()
-        fuse = getattr(network, "fuse", None)
-        if callable(fuse) and peer != "timm-layer":
+        if not peer.startswith("timm"):
             _shake_norms(network)
             plain = network
-            network = fuse()
+            network = _fold_norms(plain) if peer == "efficientnet" else plain.fuse()
             with torch.no_grad():
                 expected = plain(images)
                 error = ((network(images) - expected).abs().max() / expected.abs().max()).item()
             if not error < 1e-3:
                 raise AssertionError(f"the fused model is {error} off the unfused one")
             checked = f"fused, {error:.1e} off the unfused model"
-    network = network.to(dtype)
-    contestant = _timed(network, images.to(dtype), training, compiled)
-    return Contestant(contestant.step, checked)
+    if in_bfloat16 and not training:
+        network, images = network.to(torch.bfloat16), images.to(torch.bfloat16)
+    contestant = _timed(network, images, training, compiled)
+    step = contestant.step
+    if in_bfloat16 and training:
+
+        def step() -> object:
+            with torch.autocast("cpu", torch.bfloat16):
+                return contestant.step()
+
+    return Contestant(step, checked)
+
+
+def _fold_norms(network: nn.Module) -> nn.Module:
+    """A copy of timm's EfficientNet with batch norms folded into the convolutions before them."""
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        children = list(parent.named_children())
+        for (name, convolution), (norm_name, norm) in itertools.pairwise(children):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(convolution, norm))
+                setattr(parent, norm_name, norm.act)
+    return network
 
 
 def _shake_norms(network: nn.Module) -> None:
@@ -172,7 +195,7 @@ def _make_network(name: str, peer: str) -> nn.Module:
         return timm.create_model("halonet_h1", num_classes=1000)
     import halonet
 
-    backend = None if peer == "timm-layer" else peer.removesuffix("-float32")
+    backend = None if peer == "timm-layer" else peer
     network = halonet.create_model(name, backend=backend)
     if peer == "timm-layer":
         put_in_timms_layer(network)

@@ -35,18 +35,13 @@ KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 class Worker:
     """A contestant's process."""
 
-    def __init__(self, name: str, package: Path | None = None) -> None:
-        self.name = name
-        environment = dict(os.environ)
-        if package is not None:
-            environment["PYTHONPATH"] = str(package)
+    def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment,
         )
 
     def ask(self, **order: Any) -> dict[str, Any]:
@@ -71,9 +66,14 @@ def measure(
     with ExitStack() as stack:
         running = []
         for label, contestant, compiled, package in contestants:
-            worker = Worker(label, package)
+            worker = Worker()
             stack.callback(worker.close)
-            order = {"case": case, "contestant": contestant, "compiled": compiled}
+            order = {
+                "case": case,
+                "contestant": contestant,
+                "compiled": compiled,
+                "package": package and str(package),
+            }
             reply = worker.ask(do="build", threads=threads, **order)
             entry: dict[str, Any] = {"case": case, "contestant": label, **reply}
             entries.append(entry)
