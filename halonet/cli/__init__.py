@@ -23,6 +23,7 @@ from halonet.cli import (
     shards,
 )
 from halonet.cli.parser import drop_output, fail, one_line, overview
+from halonet.openmp import watch_neighbours
 
 
 class Command(NamedTuple):
@@ -51,6 +52,7 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     # Pillow warns of damaged metadata; the pixels decide.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    watch_neighbours()
     try:
         COMMANDS[name].run(rest)
         sys.stdout.flush()
