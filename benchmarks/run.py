@@ -29,6 +29,12 @@ from halonet.devices import MATRIX_SIDE
 
 HERE = Path(__file__).resolve().parent
 # Tell glibc to return no pages to the system, and to allocate from the heap only.
+# A processor with AVX-512 as one that has AVX2 only: torch's own kernels, oneDNN and MKL.
+AVX2_ONLY = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
@@ -111,7 +117,7 @@ def measure(
     return entries
 
 
-def header(threads: int) -> dict[str, Any]:
+def header(threads: int, avx2: bool) -> dict[str, Any]:
     """The machine and the versions that were measured."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -125,6 +131,7 @@ def header(threads: int) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "processor": name_processor(),
         "threads": threads,
+        "instructions": "AVX2 only" if avx2 else "all",
         "python": platform.python_version(),
         "versions": versions,
         "memory_kept": all(os.environ.get(name) == KEEP_MEMORY[name] for name in KEEP_MEMORY),
@@ -135,7 +142,8 @@ def table(head: dict[str, Any], entries: list[dict[str, Any]]) -> str:
     """The results as Markdown."""
     versions = ", ".join(f"{name} {number}" for name, number in head["versions"].items())
     lines = [
-        f"{head['date']}, {head['processor']}, {head['threads']} threads, Python {head['python']}; "
+        f"{head['date']}, {head['processor']}, {head['instructions']} instructions, "
+        f"{head['threads']} threads, Python {head['python']}; "
         f"{versions}.",
         *(["Freed memory kept."] if head["memory_kept"] else []),
         "",
@@ -251,12 +259,17 @@ def main() -> None:
     parser.add_argument(
         "--keep-memory", action="store_true", help="let processes keep freed memory (glibc)"
     )
+    parser.add_argument(
+        "--avx2", action="store_true", help="use no instructions beyond AVX2, in torch and in ours"
+    )
     parser.add_argument("--contestants", nargs="+", help="only these, where a case has them")
     parser.add_argument("--base", help="a commit of ours to compare with, as HEAD~1")
     parser.add_argument("--output", type=Path, help="folder for the results")
     options = parser.parse_args()
     if options.keep_memory:
         os.environ |= KEEP_MEMORY  # for the contestants' processes
+    if options.avx2:
+        os.environ |= AVX2_ONLY
     chosen = {
         case: contestants
         for case, contestants in list_cases().items()
@@ -268,7 +281,7 @@ def main() -> None:
         for case, contestants in chosen.items():
             print(f"{case}: {', '.join(contestants)}")
         return
-    head, entries = header(options.threads), []
+    head, entries = header(options.threads, options.avx2), []
     with installed_at(options.base) as package:
         for case, names in chosen.items():
             group: list[tuple[str, str, bool, Path | None]] = []

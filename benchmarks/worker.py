@@ -24,6 +24,10 @@ def main() -> None:
                 from contestants import build
 
                 torch.set_num_threads(order["threads"])
+                if os.environ.get("ATEN_CPU_CAPABILITY") == "avx2":
+                    from halonet.ops import cpu
+
+                    cpu.select_variant("avx2")
                 idle = _peak_mebibytes()
                 contestant = build(order["case"], order["contestant"], order["compiled"])
                 step, layer_times = contestant.step, contestant.layer_times

@@ -20,12 +20,12 @@ def elpv() -> Recipe[TrainingConfig]:
         pretrained=True,
         central_crop_share=1.0,  # cells break at their edges too
         augmentation=Augmentation(crop_share=(1.0, 1.0), vertical_flip=True, quarter_turns=True),
-        epochs=8,
+        epochs=12,
         optimizer="muon",
         learning_rate=5e-3,
         label_smoothing=0.0,
         averaging_decay=0.98,
-        evaluate_epochs=2,
+        evaluate_epochs=3,
     )
     return Recipe(
         config,
