@@ -32,10 +32,11 @@ from halonet.data.sources import load_data
 from halonet.data.splits import LabelledImages
 from halonet.models.building import build_classifier
 from halonet.models.classifier import Classifier
-from halonet.models.creation import PACKAGED, find_variant, load_pretrained
+from halonet.models.creation import PACKAGED, find_variant, find_weights, load_pretrained
 from halonet.models.flops import count_flops
 from halonet.models.metadata import find_checkpoint, read_description
 from halonet.models.pretrained import LoadReport, ModelDescription, load_weights, save_model
+from halonet.models.variants import TimmVariant
 from halonet.training.run import RunResult, resume_run, start_run
 
 
@@ -202,18 +203,21 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> tuple[Classifier
         )
     if config.in_channels == 1:
         model.preprocessing = dataclasses.replace(model.preprocessing, mean=(0.45,), std=(0.225,))
+    weights = report = known = None  # weights: the file of ours to start from
     if config.init is not None:
-        checkpoint = find_checkpoint(Path(config.init))
-        report = load_weights(model, checkpoint)
+        weights = find_checkpoint(Path(config.init))
+        report = load_weights(model, weights)
         # The number of classes may be the same though the classes are others.
         # A softmax's weights are no sigmoid's.
-        stored = read_description(checkpoint, ModelDescription)
+        stored = read_description(weights, ModelDescription)
         known = (stored.class_names, stored.task)
     elif config.pretrained is not False:
+        if not isinstance(model.variant, TimmVariant):
+            weights = Path(find_weights(model.variant, config.pretrained))
         report = load_pretrained(model, config.pretrained)
         known = (model.class_names, model.task)
-    else:
-        report = known = None
+    if weights is not None:
+        _adopt_normalization(model, weights)
     start = "starting from nothing: all weights are fresh"
     if report is not None:
         from_zero = bool(report.started_from_zero)
@@ -224,6 +228,15 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> tuple[Classifier
     model.class_names = data.class_names
     model.task = config.task
     return model.use_channels_last(), start
+
+
+def _adopt_normalization(model: Classifier, weights: Path) -> None:
+    """Give a model the mean and deviation that its weights were trained with."""
+    stored = read_description(weights, ModelDescription).preprocessing
+    if len(stored.mean) in (1, model.in_channels):
+        model.preprocessing = dataclasses.replace(
+            model.preprocessing, mean=stored.mean, std=stored.std
+        )
 
 
 def _describe_start(config: TrainingConfig, report: LoadReport, from_zero: bool) -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from halonet.classification.prediction import TOP_K
 from halonet.cli.parser import (
     CommandParser,
@@ -21,7 +23,7 @@ from halonet.cli.training import make_training_parser, parse_training, run_train
 from halonet.devices import find_device
 from halonet.models.classifier import Classifier
 from halonet.models.creation import PACKAGED
-from halonet.models.pretrained import load_model
+from halonet.models.pretrained import ADAPTABLE_FIELDS, load_model
 
 PURPOSES = {
     "train": "train a model on images, evaluate it, show predictions",
@@ -75,9 +77,23 @@ def _recipe_name(words: Sequence[str]) -> str:
 def _starts_otherwise(words: Sequence[str]) -> bool:
     """Whether the weights that come with the package aren't the ones to start from."""
     given = find_options(words, "init", "model")
-    # Also one by one, as --model-options.layers.
-    changed = any(word.replace("-", "_").startswith("__model_options") for word in words)
-    return bool(given["init"]) or changed or given["model"] not in (None, *PACKAGED)
+    fit = _changed_options(words) <= set(ADAPTABLE_FIELDS)
+    return bool(given["init"]) or not fit or given["model"] not in (None, *PACKAGED)
+
+
+def _changed_options(words: Sequence[str]) -> set[str]:
+    """Names of the model's options in the words, of --model-options '{...}' and .layers alike."""
+    text = find_options(words, "model_options")["model_options"]
+    try:
+        values = yaml.safe_load(text or "{}")
+    except yaml.YAMLError:  # the whole parser says so
+        values = None
+    names = set(values) if isinstance(values, dict) else {"model_options"}
+    for word in words:
+        option = word.partition("=")[0].replace("-", "_")
+        if option.startswith("__model_options."):
+            names.add(option.partition(".")[2])
+    return names
 
 
 def evaluate_command(words: Sequence[str]) -> None:

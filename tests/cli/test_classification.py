@@ -127,7 +127,11 @@ def test_damaged_metadata_is_not_the_users_problem(capsys, whole_run, tmp_path):
         (["--data", "folder:a", "--pretrained", "false"], "small"),
         (["--data", "folder:a", "--pretrained=no"], "small"),
         (["--data", "folder:a", "--model", "halonet_h1"], "small"),
-        (["--data", "folder:a", "--model-options", "{}"], "small"),
+        (["--data", "folder:a", "--model-options", '{"layers": [1, 2, 3, 2]}'], "small"),
+        (["--data", "folder:a", "--model-options", '{"block_size": 6}'], "finetune"),
+        (["--data", "folder:a", "--model-options={dropout: 0.1}"], "finetune"),
+        (["--data", "folder:a", "--model_options.halo-size=1"], "finetune"),
+        (["--data", "folder:a", "--model-options", "{"], "small"),  # the whole parser says so
         (["--data", "folder:a", "--model-options.layers", "[1,2,3,2]"], "small"),
         (["--data", "folder:a", "--model", "halonet50ts", "--pretrained"], "finetune"),
         (["--data", "folder:a", "--model", "halonet_h1", "--init", "a"], "finetune"),

@@ -128,6 +128,24 @@ def test_init_from_the_same_classes_keeps_the_classifier(whole_run, images):
     assert make_model(config, load_data(config.data))[0].classifier.weight.any()
 
 
+@pytest.mark.parametrize("given", ["init", "pretrained"])
+def test_weights_bring_the_normalization_that_they_were_trained_with(
+    whole_run, images, tmp_path, given
+):
+    source = halonet.load_model(whole_run.folder / "last.safetensors")
+    source.preprocessing = dataclasses.replace(
+        source.preprocessing, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3)
+    )
+    halonet.save_model(source, tmp_path / "own.safetensors")
+    data = load_data(str(small_config(images).data))
+    config = small_config(images, **{given: str(tmp_path / "own.safetensors")})
+    model, _ = make_model(config, data)
+    assert model.preprocessing.mean == (0.5, 0.4, 0.3)
+    assert model.preprocessing.std == (0.1, 0.2, 0.3)
+    grey = dataclasses.replace(config, in_channels=1)
+    assert make_model(grey, data)[0].preprocessing.mean == (0.45,)
+
+
 def test_init_of_another_function_is_refused(whole_run, images, tmp_path):
     options = SMALL_MODEL | {"activation": "relu"}
     config = small_config(images, init=str(whole_run.folder), model_options=options)
