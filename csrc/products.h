@@ -12,7 +12,7 @@ namespace {
 // Vectors of queries that one call may take, and the rows that fill the registers beside them.
 constexpr int most_vectors = registers == 32 ? 4 : 2;
 constexpr int most_rows(int vectors) {
-    return registers == 32 ? (vectors == 4 ? 6 : 8) : (vectors == 2 ? 6 : 8);
+    return registers == 32 ? (vectors == 4 ? 6 : vectors == 1 ? 16 : 8) : (vectors == 2 ? 6 : 8);
 }
 
 template <int value>
@@ -70,7 +70,7 @@ __attribute__((always_inline)) inline void dot_group(Rows left, long length, con
                                                      long out_width) {
     Vector sums[rows][vectors];
     const float *row[rows];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; i++) {
         row[i] = left[i];
 #pragma GCC unroll 4
@@ -81,14 +81,14 @@ __attribute__((always_inline)) inline void dot_group(Rows left, long length, con
         Vector column[vectors];
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) column[j] = load(right + c * width + j * lanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             const float factor = row[i][c];
 #pragma GCC unroll 4
             for (int j = 0; j < vectors; j++) sums[i][j] += factor * column[j];
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) store(out + i * out_width + j * lanes, sums[i][j]);
@@ -121,7 +121,7 @@ template <int rows, int vectors>
 __attribute__((noinline)) void weighted_group(Rows left, long length, const float *weights,
                                               long weight_width, float *out, long width) {
     Vector sums[rows][vectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) sums[i][j] = load(out + i * width + j * lanes);
@@ -130,14 +130,14 @@ __attribute__((noinline)) void weighted_group(Rows left, long length, const floa
         Vector weight[vectors];
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) weight[j] = load(weights + k * weight_width + j * lanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             const float factor = row[i];
 #pragma GCC unroll 4
             for (int j = 0; j < vectors; j++) sums[i][j] += factor * weight[j];
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) store(out + i * width + j * lanes, sums[i][j]);
@@ -220,7 +220,7 @@ __attribute__((noinline)) void gradient_group(const float *weights, long width, 
         Vector row[vectors];
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) row[j] = load(right + q * right_width + j * lanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             const float factor = weights[i * width + q];
 #pragma GCC unroll 4
@@ -228,7 +228,7 @@ __attribute__((noinline)) void gradient_group(const float *weights, long width, 
         }
     }
     if (channels - first >= vectors * lanes) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
             for (int j = 0; j < vectors; j++) {
@@ -239,7 +239,7 @@ __attribute__((noinline)) void gradient_group(const float *weights, long width, 
     }
     // The last vector is not full.
     float result[rows][vectors * lanes];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) store(result[i] + j * lanes, sums[i][j]);

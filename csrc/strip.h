@@ -106,9 +106,13 @@ public:
         left = strip.cells();
         row = -1;
         column = strip.columns;
-        // An odd number, lest cells be fetched a multiple of 4096 bytes from where they are read: the
-        // first-level cache takes such lines for each other.
-        const long columns = smaller(11, strip.columns);
+        // Some 44 lines ahead: a few of cells that take many. An odd number of cells, lest they be
+        // fetched a multiple of 4096 bytes from where they are read: the first-level cache takes such
+        // lines for each other.
+        lines = ceil_div(copies.channels, line_numbers);
+        const long columns = smaller(44 / lines | 1, strip.columns);
+        across = map.column;
+        down = strip.rows * copies.pitch;
         ahead = columns * map.column;
         turn = map.row - strip.columns * map.column;
         last = strip.columns - columns;
@@ -117,25 +121,34 @@ public:
     // Calls body(the map's cell, the copy's) for the next `count` cells, or as many as are left.
     template <class Body>
     void step(long count, Body body) {
-        for (count = smaller(count, left), left -= count; count > 0; count--) {
+        for (count = smaller(count, left), left -= count; count > 0;) {
             if (column == strip.columns) {
                 column = 0;
                 row++;
                 cell = strip.cell<T>(map, row, 0);
                 copy = cells->at(strip, row, 0);
             }
-            // After the last row, nothing of use is fetched.
-            const T *fetched = cell + (column < last ? ahead : ahead + turn);
-            for (long c = 0; c < cells->channels; c += 64 / long(sizeof(T)))
-                __builtin_prefetch(fetched + c);
-            body(cell, copy);
-            column++;
-            cell += map.column;
-            copy += strip.rows * cells->pitch;
+            // Up to where what is fetched lies in the next row. After the last, nothing of use is fetched.
+            const bool same_row = column < last;
+            const long run = smaller(count, (same_row ? last : strip.columns) - column);
+            const long distance = same_row ? ahead : ahead + turn;
+            T *from = cell;
+            float *to = copy;
+            for (long i = 0; i < run; i++, from += across, to += down) {
+                for (long line = 0; line < lines; line++)
+                    __builtin_prefetch(from + distance + line * line_numbers);
+                body(from, to);
+            }
+            column += run;
+            count -= run;
+            cell = from;
+            copy = to;
         }
     }
 
 private:
+    static constexpr long line_numbers = 64 / long(sizeof(T));  // of a line of the caches
+
     HaloMap map;
     Strip strip;
     const StripCells *cells;
@@ -143,7 +156,9 @@ private:
     long row, column;  // of the next
     T *cell;
     float *copy;
-    long ahead, turn, last;  // from there to what is fetched; from `last` on, it lies in the next row
+    long across, down;       // from a cell to the next, in the map and in the copy
+    long lines;              // of the caches that a cell takes
+    long ahead, turn, last;  // from a cell to what is fetched; from `last` on, it lies in the next row
 };
 
 // Copies of a strip's cells, and of those of the strip after it, on their way.
@@ -160,11 +175,11 @@ public:
     void begin(const Strip &next) { walk.begin(map, next, copies[!current]); }
 
     void step(long count) {
-        const StripCells &to = copies[!current];
-        walk.step(count, [&](const T *cell, float *copy) {
+        const long channels = cells().channels, pitch = cells().pitch;
+        walk.step(count, [=](const T *cell, float *copy) {
             long c = 0;
-            for (; c + lanes <= to.channels; c += lanes) store(copy + c, load(cell + c));
-            for (; c < to.pitch; c++) copy[c] = c < to.channels ? load_one(cell + c) : 0.0f;
+            for (; c + lanes <= channels; c += lanes) store(copy + c, load(cell + c));
+            for (; c < pitch; c++) copy[c] = c < channels ? load_one(cell + c) : 0.0f;
         });
     }
 
@@ -195,7 +210,7 @@ public:
 
     void step(long count) {
         const long channels = cells().channels;
-        walk.step(count, [&](float *cell, const float *sum) {
+        walk.step(count, [=](float *cell, const float *sum) {
             long c = 0;
             for (; c + lanes <= channels; c += lanes) store(cell + c, load(cell + c) + load(sum + c));
             for (; c < channels; c++) cell[c] += sum[c];
