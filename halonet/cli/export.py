@@ -23,6 +23,11 @@ def export_command(words: Sequence[str]) -> None:
 
     checkpoint = find_checkpoint(Path(options.checkpoint))
     model = load_model(checkpoint)
+    if model.only_size is not None:
+        height, width = model.only_size
+        print(
+            f"{model.variant.name} takes images of {height} x {width} pixels only, as the file will"
+        )
     data = calibration = None
     if options.precision == "int8":
         from halonet.export.quantization import choose_calibration_images

@@ -9,13 +9,13 @@ from halonet.export.graph import Graph
 from halonet.export.maps import Maps
 from halonet.export.network import write_network
 from halonet.export.preprocessing import write_preprocessing
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 
 DTYPES: dict[str, type[np.floating]] = {"float16": np.float16}  # of precisions; else float32
 
 
 def write_onnx(
-    model: HaloNet,
+    model: Classifier,
     path: Path,
     description: ExportDescription,
     *,
