@@ -147,7 +147,7 @@ def test_script_of_the_page(capsys, run, images, tmp_path):
 
 def test_commands_of_the_page(monkeypatch, run, tmp_path, images):
     commands = re.findall(r"^halonet (\w+) (.+?)(?: +#.*)?$", PAGE, re.MULTILINE)
-    assert [name for name, _ in commands] == ["export"] * 6 + ["predict", "evaluate"]
+    assert [name for name, _ in commands] == ["export"] * 7 + ["predict", "evaluate"]
     shutil.copytree(run, tmp_path / "runs" / "finetune")
     (tmp_path / "runs" / "finetune" / "last.onnx").unlink()
     shutil.copytree(images / "red", tmp_path / "new_photos")
