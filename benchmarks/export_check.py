@@ -18,10 +18,12 @@ from torch import nn
 
 import halonet
 from halonet.cli.parser import make_table
+from halonet.detection.detector import create_detector
 from halonet.export.check import relative_difference
 from halonet.export.description import describe
 from halonet.export.onnx_classifier import open_session, run_session
 from halonet.export.onnx_file import write_onnx
+from halonet.export.pyramid import LEVELS, export_pyramid
 from halonet.files import write_text
 from halonet.models.timm_variants import TIMM_CHECKPOINTS
 
@@ -35,17 +37,19 @@ FAMILY = (
     "halonet_h4_base128_conv12",
 )
 LARGEST = 3e-6  # of the largest logit
+PYRAMID = "resnet_50_se_halo8"  # of the detector whose pyramid is checked
+LARGEST_OF_LEVELS = 5e-5
 
 
 def main() -> None:
     """Check the models asked for, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="+", default=[*FAMILY, *TIMM_CHECKPOINTS])
+    parser.add_argument("--models", nargs="+", default=[*FAMILY, *TIMM_CHECKPOINTS, PYRAMID])
     parser.add_argument("--output", type=Path, help="folder of the table")
     options = parser.parse_args()
     rows = []
     for name in options.models:
-        rows.append(check_model(name))
+        rows.append(check_pyramid(name) if name == PYRAMID else check_model(name))
         print(*rows[-1], sep="  ", flush=True)
     table = make_table(["model", "MB", "export, s", "largest difference", "at"], rows)
     print(table)
@@ -86,6 +90,35 @@ def check_model(name: str) -> list[str]:
     return [name, f"{size / 1e6:.1f}", f"{seconds:.1f}", f"{differences[worst]:.1e}", worst]
 
 
+def check_pyramid(name: str) -> list[str]:
+    """A row of the table, of the levels of a detector's pyramid.
+
+    Raises:
+        ValueError: numbers that differ by more than `LARGEST_OF_LEVELS` of their level's largest.
+    """
+    torch.manual_seed(0)
+    detector = draw_norms(create_detector(name))
+    with tempfile.TemporaryDirectory() as folder:
+        report = export_pyramid(detector, Path(folder) / "pyramid.onnx")
+        session = open_session(report.path)
+    numbers = torch.Generator().manual_seed(0)
+    differences = {}
+    for (height, width), batch in itertools.product(SIZES, BATCHES):
+        images = torch.randn(batch, 3, height, width, generator=numbers)
+        with torch.inference_mode():
+            expected = detector.backbone(images)
+        found = session.run(list(LEVELS), {"images": images.numpy()})
+        differences[f"{batch} x {height} x {width}"] = max(
+            relative_difference(torch.from_numpy(one), expected[level])
+            for level, one in zip(LEVELS, found, strict=True)
+        )
+    worst = max(differences, key=lambda shape: differences[shape])
+    if not differences[worst] <= LARGEST_OF_LEVELS:
+        raise ValueError(f"levels of {name} differ by {differences[worst]:.2g} at {worst}")
+    size, seconds = f"{report.bytes / 1e6:.1f}", f"{report.seconds:.1f} by the clock"
+    return [f"{name} with pyramid", size, seconds, f"{differences[worst]:.1e}", worst]
+
+
 def draw_model(name: str) -> Any:
     """A model of random weights and norms, in evaluation mode.
 
@@ -94,6 +127,11 @@ def draw_model(name: str) -> Any:
     """
     torch.manual_seed(0)
     model: Any = halonet.create_model(name, num_classes=1000)
+    return draw_norms(model)
+
+
+def draw_norms(model: Any) -> Any:
+    """Random norms in place, in evaluation mode."""
     for path, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             share = 0.2 if path.endswith("conv3_1x1.bn") else 1.0

@@ -24,8 +24,21 @@ def export_command(words: Sequence[str]) -> None:
     if options.format == "web" and (size, batch) != (None, None):
         parser.error("--size and --batch don't go with --format web: the page takes any photo")
     checkpoint = find_checkpoint(Path(options.checkpoint))
-    model = load_model(checkpoint)
     command = shlex.join(["halonet", "export", *words])
+    if _is_detector(checkpoint):
+        if options.format != "onnx" or options.with_preprocessing or (size, batch) != (None, None):
+            parser.error("of a detector, --format is onnx, and takes --precision and --output only")
+        from halonet.detection.detector import load_detector
+        from halonet.export.pyramid import export_pyramid
+
+        print(
+            "the file holds the backbone and the feature pyramid; the detector's heads are left out"
+        )
+        path = options.output or checkpoint.with_suffix(SUFFIXES["onnx"])
+        detector = load_detector(checkpoint)
+        _print_report(export_pyramid(detector, path, precision=options.precision, command=command))
+        return
+    model = load_model(checkpoint)
     if options.format == "web":
         from halonet.export.browser import write_page
 
@@ -58,6 +71,17 @@ def export_command(words: Sequence[str]) -> None:
     _print_report(report)
     if data is not None:
         _print_accuracies(model, report.path, data)
+
+
+def _is_detector(checkpoint: Path) -> bool:
+    from safetensors import SafetensorError
+
+    from halonet.models.metadata import read_metadata
+
+    try:
+        return "halonet_detector" in read_metadata(checkpoint)
+    except SafetensorError:  # which load_model names
+        return False
 
 
 def _print_report(report: Any) -> None:

@@ -93,26 +93,21 @@ def export_model(
             raise ValueError(f"size must be {plain.only_size}, the model's only one, got {size}")
         size = plain.only_size
     _check_calibration(calibration, plain, size, batch, precision)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already; choose another output")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder at {path.parent}")
-    _require_packages(format)
+    check_output(path, format)
     from halonet.export.check import compare_with_model
 
     description = describe(
         plain, precision=precision, with_preprocessing=with_preprocessing, command=command
     )
     tolerance = max(TOLERANCES[precision], PHOTO_TOLERANCE if with_preprocessing else 0)
-    seconds = 0.0
-    differences: dict[str, float] = {}
 
-    def write(temporary: Path) -> None:
-        nonlocal seconds, differences
+    def write(temporary: Path) -> float:
         started = time.perf_counter()
         _write_file(format, plain.fuse(), temporary, description, size, batch, calibration)
-        seconds = time.perf_counter() - started
-        differences = compare_with_model(
+        return time.perf_counter() - started
+
+    def compare(temporary: Path) -> dict[str, float]:
+        return compare_with_model(
             plain,
             _open_file(format, temporary),
             description,
@@ -120,22 +115,59 @@ def export_model(
             batch=batch,
             calibration=calibration,
         )
-        for shape, difference in differences.items():
-            if not (math.isfinite(difference) and difference <= tolerance):
-                raise ValueError(
-                    f"{path} wasn't written: its logits differ by {difference:.2g} of the largest, "
-                    f"more than {tolerance:g}, from the model's for {shape}"
-                )
 
-    write_atomically(path, write)
-    return ExportReport(path, path.stat().st_size, seconds, differences)
+    return write_checked(path, write, compare, tolerance)
 
 
-def _require_packages(format: str) -> None:  # noqa: A002
-    """Raise ModuleNotFoundError for a package that is missing, before any work."""
+def check_output(path: Path, format: str) -> None:  # noqa: A002
+    """Raise what a file can't be written for, before any work.
+
+    Raises:
+        FileExistsError, FileNotFoundError, ModuleNotFoundError: as of `export_model`.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another output")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder at {path.parent}")
     if format == "onnx":
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
+
+
+def write_checked(
+    path: Path,
+    write: Callable[[Path], float],
+    compare: Callable[[Path], dict[str, float]],
+    tolerance: float,
+) -> ExportReport:
+    """Write a file that appears under its name only if it is right.
+
+    Args:
+        path: of the file.
+        write: fills a temporary one, and returns the seconds that it took.
+        compare: the differences of such a file from its model, by batch and size.
+        tolerance: the largest one allowed.
+
+    Raises:
+        OSError: it can't be written.
+        ValueError: a difference is larger.
+    """
+    seconds = 0.0
+    differences: dict[str, float] = {}
+
+    def write_and_check(temporary: Path) -> None:
+        nonlocal seconds, differences
+        seconds = write(temporary)
+        differences = compare(temporary)
+        for shape, difference in differences.items():
+            if not (math.isfinite(difference) and difference <= tolerance):
+                raise ValueError(
+                    f"{path} wasn't written: its results differ by {difference:.2g} of the "
+                    f"largest, more than {tolerance:g}, from the model's for {shape}"
+                )
+
+    write_atomically(path, write_and_check)
+    return ExportReport(path, path.stat().st_size, seconds, differences)
 
 
 def _write_file(
