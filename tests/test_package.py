@@ -36,7 +36,7 @@ ORDER = [
 SIBLINGS = {"classification", "detection"}
 # What only the integrations import, and the module that goes through them.
 LEAVES = {
-    "timm": ["layers", "models", "data", "training", "detection", "integrations"],
+    "timm": ["layers", "models", "data", "training", "detection", "integrations", "export"],
     "huggingface_hub": ["integrations"],
 }
 

@@ -21,8 +21,36 @@ def export_command(words: Sequence[str]) -> None:
     from halonet.models.metadata import find_checkpoint
     from halonet.models.pretrained import load_model
 
+    if options.format == "web" and (size, batch) != (None, None):
+        parser.error("--size and --batch don't go with --format web: the page takes any photo")
     checkpoint = find_checkpoint(Path(options.checkpoint))
+    command = shlex.join(["halonet", "export", *words])
+    if _is_detector(checkpoint):
+        if options.format != "onnx" or options.with_preprocessing or (size, batch) != (None, None):
+            parser.error("of a detector, --format is onnx, and takes --precision and --output only")
+        from halonet.detection.detector import load_detector
+        from halonet.export.pyramid import export_pyramid
+
+        print(
+            "the file holds the backbone and the feature pyramid; the detector's heads are left out"
+        )
+        path = options.output or checkpoint.with_suffix(SUFFIXES["onnx"])
+        detector = load_detector(checkpoint)
+        _print_report(export_pyramid(detector, path, precision=options.precision, command=command))
+        return
     model = load_model(checkpoint)
+    if options.format == "web":
+        from halonet.export.browser import write_page
+
+        folder = Path(options.output or checkpoint.parent / "web")
+        _print_report(write_page(model, folder, precision=options.precision, command=command))
+        print(f"to see the page, in {folder}: npm install && python -m http.server")
+        return
+    if model.only_size is not None:
+        height, width = model.only_size
+        print(
+            f"{model.variant.name} takes images of {height} x {width} pixels only, as the file will"
+        )
     data = calibration = None
     if options.precision == "int8":
         from halonet.export.quantization import choose_calibration_images
@@ -38,13 +66,28 @@ def export_command(words: Sequence[str]) -> None:
         precision=options.precision,
         with_preprocessing=options.with_preprocessing,
         calibration=calibration,
-        command=shlex.join(["halonet", "export", *words]),
+        command=command,
     )
+    _print_report(report)
+    if data is not None:
+        _print_accuracies(model, report.path, data)
+
+
+def _is_detector(checkpoint: Path) -> bool:
+    from safetensors import SafetensorError
+
+    from halonet.models.metadata import read_metadata
+
+    try:
+        return "halonet_detector" in read_metadata(checkpoint)
+    except SafetensorError:  # which load_model names
+        return False
+
+
+def _print_report(report: Any) -> None:
     differences = ", ".join(f"{one:.1e} ({shape})" for shape, one in report.differences.items())
     print(f"{report.path}: {report.bytes / 1e6:.1f} MB, written in {report.seconds:.1f} s")
     print(f"difference from the model, of the largest logit: {differences}")
-    if data is not None:
-        _print_accuracies(model, report.path, data)
 
 
 def _load_data(checkpoint: Path, model: Any) -> Any:
@@ -84,9 +127,10 @@ def make_export_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument(
         "--format",
-        type=Literal["onnx", "torch-export"],
+        type=Literal["onnx", "torch-export", "web"],
         default="onnx",
-        help="of the file; torch-export's needs torch and halonet to run",
+        help="of the file; torch-export's needs torch and halonet to run; web makes a folder "
+        "with a page that runs the model in the browser",
     )
     parser.add_argument(
         "--size",
@@ -110,7 +154,7 @@ def make_export_parser() -> CommandParser:
     parser.add_argument(
         "--output",
         type=str | None,
-        help="the file, a new one; beside the checkpoint unless it says",
+        help="the file or, of web, the folder, a new one; beside the checkpoint unless it says",
     )
     return parser
 

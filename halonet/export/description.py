@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halonet.models.classifier import LabelTask, Preprocessing
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier, LabelTask, Preprocessing
 
 KEY = "halonet."  # the names' common beginning
 
@@ -18,7 +17,7 @@ class ExportDescription:
 
     Attributes:
         model: name of the variant.
-        num_classes, in_channels, preprocessing, class_names, task: as of a `HaloNet`.
+        num_classes, in_channels, preprocessing, class_names, task: as of a `Classifier`.
         parameters: number of the model's parameters.
         precision: of weights and activations.
         with_preprocessing: the file takes photos as bytes [batch, height, width, in_channels], not
@@ -39,7 +38,7 @@ class ExportDescription:
 
 
 def describe(
-    model: HaloNet, *, precision: str, with_preprocessing: bool, command: str
+    model: Classifier, *, precision: str, with_preprocessing: bool, command: str
 ) -> ExportDescription:
     """The metadata of a model's file."""
     return ExportDescription(

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from halonet.export.description import ExportDescription, describe
 from halonet.files import write_atomically
-from halonet.layers.bottleneck import Bottleneck
-from halonet.models.classifier import SMALLEST_IMAGE
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import SMALLEST_IMAGE, Classifier
 
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}  # of the formats
 # The largest difference of logits from the model's, relative to the largest logit. Rounding alone
@@ -64,12 +62,12 @@ def export_model(
     name only if its logits are the model's.
 
     Args:
-        model: a `HaloNet`, neither fused nor compiled; it stays as it is.
+        model: a `HaloNet` or one of timm's HaloNets, neither fused nor compiled; it stays as it is.
         path: of the file; there must be none yet.
         format: "onnx" (opset 18), or "torch-export", a program of `torch.export` for where torch
             and halonet are, without the model's classes.
         size: height and width of the images, in pixels; None for any from 32 on, with torch-export
-            from 33 on.
+            from 33 on, or for the only one that the model takes.
         batch: number of images; None for any.
         precision: "float32", "float16" for half the size, or "int8" for convolutions and products
             with weights in eight bits and attention in float32; images and logits are float32.
@@ -83,34 +81,33 @@ def export_model(
         FileExistsError: there is a file at `path`.
         ModuleNotFoundError: a package that the format needs is not installed.
         OSError: the file can't be written.
-        TypeError: the model isn't a `HaloNet`.
+        TypeError: the model isn't a `Classifier`.
         ValueError: an argument that doesn't fit, a model that has no counterpart in the format, or
             a file that would give other logits than the model.
     """
     path = Path(path)
     plain = _copy_model(model)
     _check_options(format, size, batch, precision, with_preprocessing)
+    if plain.only_size is not None and not with_preprocessing:
+        if size not in (None, plain.only_size):
+            raise ValueError(f"size must be {plain.only_size}, the model's only one, got {size}")
+        size = plain.only_size
     _check_calibration(calibration, plain, size, batch, precision)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already; choose another output")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder at {path.parent}")
-    _require_packages(format)
+    check_output(path, format)
     from halonet.export.check import compare_with_model
 
     description = describe(
         plain, precision=precision, with_preprocessing=with_preprocessing, command=command
     )
     tolerance = max(TOLERANCES[precision], PHOTO_TOLERANCE if with_preprocessing else 0)
-    seconds = 0.0
-    differences: dict[str, float] = {}
 
-    def write(temporary: Path) -> None:
-        nonlocal seconds, differences
+    def write(temporary: Path) -> float:
         started = time.perf_counter()
         _write_file(format, plain.fuse(), temporary, description, size, batch, calibration)
-        seconds = time.perf_counter() - started
-        differences = compare_with_model(
+        return time.perf_counter() - started
+
+    def compare(temporary: Path) -> dict[str, float]:
+        return compare_with_model(
             plain,
             _open_file(format, temporary),
             description,
@@ -118,27 +115,64 @@ def export_model(
             batch=batch,
             calibration=calibration,
         )
-        for shape, difference in differences.items():
-            if not (math.isfinite(difference) and difference <= tolerance):
-                raise ValueError(
-                    f"{path} wasn't written: its logits differ by {difference:.2g} of the largest, "
-                    f"more than {tolerance:g}, from the model's for {shape}"
-                )
 
-    write_atomically(path, write)
-    return ExportReport(path, path.stat().st_size, seconds, differences)
+    return write_checked(path, write, compare, tolerance)
 
 
-def _require_packages(format: str) -> None:  # noqa: A002
-    """Raise ModuleNotFoundError for a package that is missing, before any work."""
+def check_output(path: Path, format: str) -> None:  # noqa: A002
+    """Raise what a file can't be written for, before any work.
+
+    Raises:
+        FileExistsError, FileNotFoundError, ModuleNotFoundError: as of `export_model`.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another output")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder at {path.parent}")
     if format == "onnx":
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
 
 
+def write_checked(
+    path: Path,
+    write: Callable[[Path], float],
+    compare: Callable[[Path], dict[str, float]],
+    tolerance: float,
+) -> ExportReport:
+    """Write a file that appears under its name only if it is right.
+
+    Args:
+        path: of the file.
+        write: fills a temporary one, and returns the seconds that it took.
+        compare: the differences of such a file from its model, by batch and size.
+        tolerance: the largest one allowed.
+
+    Raises:
+        OSError: it can't be written.
+        ValueError: a difference is larger.
+    """
+    seconds = 0.0
+    differences: dict[str, float] = {}
+
+    def write_and_check(temporary: Path) -> None:
+        nonlocal seconds, differences
+        seconds = write(temporary)
+        differences = compare(temporary)
+        for shape, difference in differences.items():
+            if not (math.isfinite(difference) and difference <= tolerance):
+                raise ValueError(
+                    f"{path} wasn't written: its results differ by {difference:.2g} of the "
+                    f"largest, more than {tolerance:g}, from the model's for {shape}"
+                )
+
+    write_atomically(path, write_and_check)
+    return ExportReport(path, path.stat().st_size, seconds, differences)
+
+
 def _write_file(
     format: str,  # noqa: A002
-    fused: HaloNet,
+    fused: Classifier,
     path: Path,
     description: ExportDescription,
     size: tuple[int, int] | None,
@@ -170,16 +204,15 @@ def _open_file(format: str, path: Path) -> Callable[[Any], Any]:  # noqa: A002
     return partial(run_session, open_session(path))
 
 
-def _copy_model(model: nn.Module) -> HaloNet:
+def _copy_model(model: nn.Module) -> Classifier:
     """A copy in evaluation mode, in float32 on the CPU."""
-    if not isinstance(model, HaloNet):
+    if not isinstance(model, Classifier):
         raise TypeError(
             f"model must be a HaloNet, got {type(model).__name__}; of a compiled or wrapped model, "
             "export the one that it was made from"
         )
-    for module in model.modules():
-        if isinstance(module, Bottleneck) and not isinstance(module.reduce_norm, nn.BatchNorm2d):
-            raise ValueError("model is fused already: export the one that it was made from")
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.stem.modules()):
+        raise ValueError("model is fused already: export the one that it was made from")
     return copy.deepcopy(model).cpu().float().eval()
 
 
@@ -210,7 +243,7 @@ def _check_options(
 
 def _check_calibration(
     calibration: Tensor | None,
-    model: HaloNet,
+    model: Classifier,
     size: tuple[int, int] | None,
     batch: int | None,
     precision: str,

@@ -43,11 +43,14 @@ class Graph:
     def add_output(
         self, value: str, name: str, dtype: type[np.generic], shape: list[int | str]
     ) -> None:
-        """Declare a value that no other node reads as an output, cast to the type given."""
+        """Declare a value as an output, cast to the type given; it takes the output's name."""
         if dtype is not self.dtype:
             value = self.cast(value, dtype)
-        (node,) = (node for node in self.nodes if value in node.output)
-        node.output[list(node.output).index(value)] = name
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                for place, one in enumerate(names):
+                    if one == value:
+                        names[place] = name
         self.outputs.append(_declare(name, dtype, shape))
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:

@@ -81,13 +81,12 @@ def write_convolution(graph: Graph, maps: Maps, layer: nn.Conv2d) -> Maps:
     """A convolution with equal padding on all sides, in the layout of the maps if it is 1x1.
 
     Raises:
-        ValueError: a convolution with groups, dilation, or another padding; the message says it.
+        ValueError: a convolution with dilation, or another padding; the message says it.
     """
     sides, padding = layer.kernel_size, layer.padding
     stride = layer.stride[0]
     if (
-        layer.groups != 1
-        or layer.dilation != (1, 1)
+        layer.dilation != (1, 1)
         or layer.padding_mode != "zeros"
         or layer.stride not in ((1, 1), (2, 2))
         or padding != (sides[0] // 2, sides[1] // 2)
@@ -97,7 +96,7 @@ def write_convolution(graph: Graph, maps: Maps, layer: nn.Conv2d) -> Maps:
     height, width = maps.height, maps.width
     if stride == 2:
         height, width = halve(graph, height), halve(graph, width)
-    if maps.layout == "rows" and sides == (1, 1):
+    if maps.layout == "rows" and sides == (1, 1) and layer.groups == 1:
         rows = maps.value if stride == 1 else _skip_pixels(graph, maps)
         value = write_product(graph, rows, layer.weight, layer.bias)
         return Maps(value, layer.out_channels, height, width, "rows")
@@ -118,6 +117,7 @@ def write_kernel(graph: Graph, planes: str, layer: nn.Conv2d) -> str:
         *inputs,
         kernel_shape=list(layer.kernel_size),
         strides=list(layer.stride),
+        group=layer.groups,
         pads=[top, left, top, left],
     )
 

@@ -18,7 +18,7 @@ class OnnxClassifier(nn.Module):
         description: what the file says of its model.
         name: of the model's variant.
         parameter_count: of the model; the object has no parameters.
-        num_classes, in_channels, preprocessing, class_names, task: as of a `HaloNet`.
+        num_classes, in_channels, preprocessing, class_names, task: as of a `Classifier`.
     """
 
     def __init__(self, path: Path, session: Any, description: ExportDescription) -> None:

@@ -9,13 +9,13 @@ from halonet.export.graph import Graph
 from halonet.export.maps import Maps
 from halonet.export.network import write_network
 from halonet.export.preprocessing import write_preprocessing
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 
 DTYPES: dict[str, type[np.floating]] = {"float16": np.float16}  # of precisions; else float32
 
 
 def write_onnx(
-    model: HaloNet,
+    model: Classifier,
     path: Path,
     description: ExportDescription,
     *,
@@ -39,20 +39,40 @@ def write_onnx(
         shape = [count, "height", "width", model.in_channels]
         photos = graph.add_input("photos", np.uint8, shape)
         images = write_preprocessing(graph, photos, model.preprocessing, model.in_channels)
+        images = _cast_images(graph, images)
     else:
-        sides: list[int | str] = ["height", "width"] if size is None else [*size]
-        value = graph.add_input("images", np.float32, [count, model.in_channels, *sides])
-        if size is None:
-            shape_of_images = graph.add("Shape", value)
-            height, width = (graph.add("Gather", shape_of_images, axis) for axis in (2, 3))
-        else:
-            height, width = (graph.constant(side) for side in size)
-        images = Maps(value, model.in_channels, height, width, "planes")
-    if graph.dtype is not np.float32:
-        images = images.replace_value(graph.cast(images.value, graph.dtype))
+        images = add_images(graph, model.in_channels, size=size, batch=batch)
     result = write_network(graph, model, images)
     name, columns = ("logits", model.num_classes)
     if not model.num_classes:
         name, columns = "features", model.num_features
     graph.add_output(result, name, np.float32, [count, columns])
     onnx.save(graph.finish(to_metadata(description)), path)
+
+
+def add_images(
+    graph: Graph, in_channels: int, *, size: tuple[int, int] | None, batch: int | None
+) -> Maps:
+    """The input "images", float32 [batch, in_channels, height, width], in the graph's own type.
+
+    Args:
+        graph: to write into.
+        in_channels: of the images.
+        size: height and width; None for any.
+        batch: number of images; None for any.
+    """
+    sides: list[int | str] = ["height", "width"] if size is None else [*size]
+    count = "batch" if batch is None else batch
+    value = graph.add_input("images", np.float32, [count, in_channels, *sides])
+    if size is None:
+        shape = graph.add("Shape", value)
+        height, width = (graph.add("Gather", shape, axis) for axis in (2, 3))
+    else:
+        height, width = (graph.constant(side) for side in size)
+    return _cast_images(graph, Maps(value, in_channels, height, width, "planes"))
+
+
+def _cast_images(graph: Graph, images: Maps) -> Maps:
+    if graph.dtype is np.float32:
+        return images
+    return images.replace_value(graph.cast(images.value, graph.dtype))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from halonet.export.description import ExportDescription, to_metadata
-from halonet.models.halonet import HaloNet
+from halonet.models.classifier import Classifier
 
 # Of a map of one pixel torch.export makes a case of its own.
 SMALLEST_FREE = 33  # pixels, where the size is free
@@ -14,7 +14,7 @@ EXAMPLE = (70, 101)  # height and width that a program of free size is traced wi
 
 
 def write_program(
-    model: HaloNet,
+    model: Classifier,
     path: Path,
     description: ExportDescription,
     *,

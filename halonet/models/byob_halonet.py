@@ -30,6 +30,13 @@ class ByobHaloNet(ByobNet, Classifier):
     variant: TimmVariant
 
     @property
+    def only_size(self) -> tuple[int, int] | None:
+        """The image size, where the last attention has a table of its map's size."""
+        if TIMM_CHECKPOINTS[self.variant.architecture].any_size:
+            return None
+        return self.variant.image_size, self.variant.image_size
+
+    @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """timm's own, with the preprocessing and classes as they are now."""
         return vars(self)["pretrained_cfg"] | super().pretrained_cfg
@@ -56,7 +63,7 @@ class ByobHaloNet(ByobNet, Classifier):
         Raises:
             ValueError: the model takes images of one size only.
         """
-        if not TIMM_CHECKPOINTS[self.variant.architecture].any_size:
+        if self.only_size is not None:
             raise ValueError(
                 f"{self.variant.name} can't be a backbone: its last attention takes images of "
                 f"{self.variant.image_size} px only"
@@ -83,11 +90,10 @@ class ByobHaloNet(ByobNet, Classifier):
 
     def _check_images(self, images: Tensor) -> Tensor:
         super()._check_images(images)
-        size = self.variant.image_size
-        any_size = TIMM_CHECKPOINTS[self.variant.architecture].any_size
-        if not any_size and tuple(images.shape[2:]) != (size, size):
+        if self.only_size not in (None, tuple(images.shape[2:])):
+            side = self.variant.image_size
             raise ValueError(
-                f"images of {self.variant.name} must have {size} x {size} pixels, for which its "
+                f"images of {self.variant.name} must have {side} x {side} pixels, for which its "
                 f"last attention was made, got {list(images.shape)}"
             )
         return images

@@ -64,6 +64,11 @@ class Classifier(nn.Module):
         return dict(zip(PARTS, modules, strict=True))
 
     @property
+    def only_size(self) -> tuple[int, int] | None:
+        """Height and width of the images, in pixels, where it takes no others."""
+        return None
+
+    @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """The preprocessing by timm's names, as `timm.data.resolve_model_data_config` reads it."""
         size = self.preprocessing.image_size

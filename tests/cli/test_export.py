@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import halonet
 from halonet import cli
 from halonet.cli import export
 
@@ -49,6 +50,17 @@ def test_export_tells_the_differences(capsys, run, tmp_path):
     command = load_onnx(tmp_path / "half.onnx").description.command
     assert command.startswith("halonet export ")
     assert "--precision float16" in command
+
+
+def test_only_size_of_a_model_is_told(capsys, tmp_path):
+    model = halonet.create_model("halo2botnet50ts_256", num_classes=2, image_size=32)
+    halonet.save_model(model, tmp_path / "model.safetensors")
+    cli.main(["export", str(tmp_path / "model.safetensors")])
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "halo2botnet50ts_256 takes images of 32 x 32 pixels only, as the file will\n"
+    )
+    assert "(1 x 32 x 32)" in shown
 
 
 def test_int8_tells_the_accuracy(capsys, fails, run, tmp_path):
@@ -135,7 +147,7 @@ def test_script_of_the_page(capsys, run, images, tmp_path):
 
 def test_commands_of_the_page(monkeypatch, run, tmp_path, images):
     commands = re.findall(r"^halonet (\w+) (.+?)(?: +#.*)?$", PAGE, re.MULTILINE)
-    assert [name for name, _ in commands] == ["export"] * 6 + ["predict", "evaluate"]
+    assert [name for name, _ in commands] == ["export"] * 7 + ["predict", "evaluate"]
     shutil.copytree(run, tmp_path / "runs" / "finetune")
     (tmp_path / "runs" / "finetune" / "last.onnx").unlink()
     shutil.copytree(images / "red", tmp_path / "new_photos")

@@ -56,6 +56,43 @@ def write(model, path, *, size=None, batch=None, precision="float32") -> None:
     write_onnx(model.fuse(), path, description, size=size, batch=batch)
 
 
+# timm's, with what is in their layers.
+TIMM_MODELS = {
+    "halonet26t": ((61, 37), (32, 640)),  # stride 2 in attention
+    "eca_halonext26ts": ((33, 47),),  # gates of neighbouring channels, grouped convolutions
+    "haloregnetz_b": ((61, 37),),  # blocks of 7, pooling after attention, squeeze and excitation
+    "lamhalobotnet50ts_256": ((64, 64),),  # lambda layers, global attention of one map size
+}
+
+
+def make_timm_model(name: str) -> Any:
+    """With blocks that add little to their shortcuts: full random residuals are chaotic."""
+    torch.manual_seed(0)
+    model: Any = revive(halonet.create_model(name, num_classes=7, image_size=64)).eval()
+    for path, module in model.named_modules():
+        if path.endswith("conv3_1x1.bn"):
+            module.weight.data.mul_(0.2)
+    return model
+
+
+@pytest.mark.parametrize("name", TIMM_MODELS)
+def test_logits_are_those_of_timms_models(name, tmp_path) -> None:
+    model, path = make_timm_model(name), tmp_path / "model.onnx"
+    report = halonet.export_model(model, path)
+    only = model.only_size
+    assert only == ((64, 64) if name == "lamhalobotnet50ts_256" else None)
+    assert max(report.differences.values()) <= 3e-6
+    assert len(report.differences) == (2 if only else 6)
+    onnx.checker.check_model(path, full_check=True)
+    session = open_session(path)
+    for height, width in TIMM_MODELS[name]:
+        images = torch.randn(3, 3, height, width)
+        with torch.inference_mode():
+            expected = model(images)
+        (found,) = session.run(None, {"images": images.numpy()})
+        assert relative_difference(torch.from_numpy(found), expected) <= 3e-6, (height, width)
+
+
 @pytest.mark.parametrize("case", MODELS)
 def test_logits_are_the_models(case, tmp_path) -> None:
     name, options = MODELS[case]
@@ -103,3 +140,14 @@ def test_a_layer_that_is_unknown_is_named(tmp_path) -> None:
     bottleneck.activation = torch.nn.Tanh()
     with pytest.raises(ValueError, match=r"can't export the activation Tanh\(\)"):
         write(model, tmp_path / "model.onnx")
+
+
+def test_sizes_that_a_model_does_not_take_are_refused(tmp_path) -> None:
+    model: Any = halonet.create_model("halo2botnet50ts_256", num_classes=2, image_size=64)
+    with pytest.raises(
+        ValueError, match=r"size must be \(64, 64\), the model's only one, got \(64"
+    ):
+        halonet.export_model(model, tmp_path / "model.onnx", size=(64, 96))
+    with pytest.raises(ValueError, match="model is fused already"):
+        halonet.export_model(model.fuse(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
