@@ -82,6 +82,7 @@ EXTRAS = {
     "gradio": "demo",
     "onnx": "export",
     "onnxruntime": "export",
+    "openvino": "openvino",
 }
 
 COMMANDS = {

@@ -127,10 +127,10 @@ def make_export_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument(
         "--format",
-        type=Literal["onnx", "torch-export", "web"],
+        type=Literal["onnx", "openvino", "torch-export", "web"],
         default="onnx",
-        help="of the file; torch-export's needs torch and halonet to run; web makes a folder "
-        "with a page that runs the model in the browser",
+        help="of the file; openvino's weights are beside it, in .bin; torch-export's needs torch "
+        "and halonet to run; web makes a folder with a page that runs the model in the browser",
     )
     parser.add_argument(
         "--size",

@@ -16,7 +16,7 @@ from halonet.export.description import ExportDescription, describe
 from halonet.files import write_atomically
 from halonet.models.classifier import SMALLEST_IMAGE, Classifier
 
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}  # of the formats
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}  # of the formats
 # The largest difference of logits from the model's, relative to the largest logit. Rounding alone
 # makes about 1e-6 in float32 and 1e-3 in float16; what eight bits may make, only accuracy tells.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": math.inf}
@@ -30,7 +30,7 @@ class ExportReport:
 
     Attributes:
         path: the file.
-        bytes: its size.
+        bytes: its size; of openvino with its weights' file.
         seconds: that the writing took, without the check.
         differences: by batch and size, as "2 x 97 x 131", of the file's logits from the model's,
             relative to the largest logit.
@@ -64,8 +64,9 @@ def export_model(
     Args:
         model: a `HaloNet` or one of timm's HaloNets, neither fused nor compiled; it stays as it is.
         path: of the file; there must be none yet.
-        format: "onnx" (opset 18), or "torch-export", a program of `torch.export` for where torch
-            and halonet are, without the model's classes.
+        format: "onnx" (opset 18); "openvino", a network in `path`, which ends in .xml, and its
+            weights in the same name in .bin; or "torch-export", a program of `torch.export` for
+            where torch and halonet are, without the model's classes.
         size: height and width of the images, in pixels; None for any from 32 on, with torch-export
             from 33 on, or for the only one that the model takes.
         batch: number of images; None for any.
@@ -78,7 +79,7 @@ def export_model(
         command: that the metadata names.
 
     Raises:
-        FileExistsError: there is a file at `path`.
+        FileExistsError: there is a file at `path`, or where the weights would be.
         ModuleNotFoundError: a package that the format needs is not installed.
         OSError: the file can't be written.
         TypeError: the model isn't a `Classifier`.
@@ -95,6 +96,7 @@ def export_model(
     _check_calibration(calibration, plain, size, batch, precision)
     check_output(path, format)
     from halonet.export.check import compare_with_model
+    from halonet.export.openvino_model import weights_path
 
     description = describe(
         plain, precision=precision, with_preprocessing=with_preprocessing, command=command
@@ -116,22 +118,34 @@ def export_model(
             calibration=calibration,
         )
 
-    return write_checked(path, write, compare, tolerance)
+    companion = weights_path if format == "openvino" else None
+    return write_checked(path, write, compare, tolerance, companion)
 
 
 def check_output(path: Path, format: str) -> None:  # noqa: A002
     """Raise what a file can't be written for, before any work.
 
     Raises:
-        FileExistsError, FileNotFoundError, ModuleNotFoundError: as of `export_model`.
+        FileExistsError, FileNotFoundError, ModuleNotFoundError, ValueError: as of `export_model`.
     """
     if path.exists():
         raise FileExistsError(f"{path} exists already; choose another output")
+    from halonet.export.openvino_model import import_openvino, weights_path
+
+    if format == "openvino":
+        if path.suffix != SUFFIXES[format]:
+            raise ValueError(f"output of openvino must end in {SUFFIXES[format]}, got {path.name}")
+        weights = weights_path(path)
+        if weights.exists():
+            raise FileExistsError(f"{weights} exists already; choose another output")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder at {path.parent}")
-    if format == "onnx":
+    if format in ("onnx", "openvino"):
         import onnx  # noqa: F401
+    if format == "onnx":
         import onnxruntime  # noqa: F401
+    if format == "openvino":
+        import_openvino()
 
 
 def write_checked(
@@ -139,6 +153,7 @@ def write_checked(
     write: Callable[[Path], float],
     compare: Callable[[Path], dict[str, float]],
     tolerance: float,
+    companion: Callable[[Path], Path] | None = None,
 ) -> ExportReport:
     """Write a file that appears under its name only if it is right.
 
@@ -147,6 +162,7 @@ def write_checked(
         write: fills a temporary one, and returns the seconds that it took.
         compare: the differences of such a file from its model, by batch and size.
         tolerance: the largest one allowed.
+        companion: the name of a second file that is written with one of a name.
 
     Raises:
         OSError: it can't be written.
@@ -166,8 +182,21 @@ def write_checked(
                     f"largest, more than {tolerance:g}, from the model's for {shape}"
                 )
 
-    write_atomically(path, write_and_check)
-    return ExportReport(path, path.stat().st_size, seconds, differences)
+    if companion is None:
+        write_atomically(path, write_and_check)
+        return ExportReport(path, path.stat().st_size, seconds, differences)
+
+    def write_both(temporary: Path) -> None:
+        second = companion(temporary)
+        try:
+            write_and_check(temporary)
+            os.replace(second, companion(path))
+        finally:
+            second.unlink(missing_ok=True)
+
+    write_atomically(path, write_both)
+    size = path.stat().st_size + companion(path).stat().st_size
+    return ExportReport(path, size, seconds, differences)
 
 
 def _write_file(
@@ -184,6 +213,11 @@ def _write_file(
 
         write_program(fused, path, description, size=size, batch=batch)
         return
+    if format == "openvino":
+        from halonet.export.openvino_model import write_openvino
+
+        write_openvino(fused, path, description, size=size, batch=batch)
+        return
     from halonet.export.onnx_file import write_onnx
 
     write_onnx(fused, path, description, size=size, batch=batch)
@@ -199,6 +233,10 @@ def _open_file(format: str, path: Path) -> Callable[[Any], Any]:  # noqa: A002
         from halonet.export.torch_program import run_program
 
         return run_program(path)
+    if format == "openvino":
+        from halonet.export.openvino_model import open_openvino
+
+        return open_openvino(path)
     from halonet.export.onnx_classifier import open_session, run_session
 
     return partial(run_session, open_session(path))
@@ -235,8 +273,8 @@ def _check_options(
         )
     if size is not None and with_preprocessing:
         raise ValueError("size doesn't go with with_preprocessing, which takes photos of any size")
-    if format == "torch-export" and (precision != "float32" or with_preprocessing):
-        raise ValueError("format torch-export takes precision float32 and no with_preprocessing")
+    if format != "onnx" and (precision != "float32" or with_preprocessing):
+        raise ValueError(f"format {format} takes precision float32 and no with_preprocessing")
     if precision == "int8" and with_preprocessing:
         raise ValueError("precision int8 doesn't go with with_preprocessing")
 

@@ -147,7 +147,7 @@ def test_script_of_the_page(capsys, run, images, tmp_path):
 
 def test_commands_of_the_page(monkeypatch, run, tmp_path, images):
     commands = re.findall(r"^halonet (\w+) (.+?)(?: +#.*)?$", PAGE, re.MULTILINE)
-    assert [name for name, _ in commands] == ["export"] * 7 + ["predict", "evaluate"]
+    assert [name for name, _ in commands] == ["export"] * 8 + ["predict", "evaluate"]
     shutil.copytree(run, tmp_path / "runs" / "finetune")
     (tmp_path / "runs" / "finetune" / "last.onnx").unlink()
     shutil.copytree(images / "red", tmp_path / "new_photos")
@@ -176,11 +176,19 @@ def test_mistake_is_one_line(fails, run, words, status, said):
     assert sorted(run.iterdir()) == before
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
-def test_missing_package_is_one_line(fails, monkeypatch, run, tmp_path, package):
+@pytest.mark.parametrize(
+    ("package", "output", "extra"),
+    [
+        ("onnx", "onnx", "export"),
+        ("onnxruntime", "onnx", "export"),
+        ("openvino", "openvino", "openvino"),
+    ],
+)
+def test_missing_package_is_one_line(fails, monkeypatch, run, tmp_path, package, output, extra):
     monkeypatch.setitem(sys.modules, package, None)
-    said = fails(["export", run, "--output", tmp_path / "model.onnx"])
-    assert said == f"halonet: {package} is not installed: pip install 'halonet[export]'"
+    path = tmp_path / ("model.xml" if output == "openvino" else "model.onnx")
+    said = fails(["export", run, "--output", path, "--format", output])
+    assert said == f"halonet: {package} is not installed: pip install 'halonet[{extra}]'"
     assert not list(tmp_path.iterdir())
 
 

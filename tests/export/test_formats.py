@@ -2,15 +2,18 @@
 
 import json
 import math
+import sys
 
+import numpy
 import onnx
 import pytest
 import torch
 
 import halonet
-from halonet.export import onnx_file
+from halonet.export import onnx_file, openvino_model
 from halonet.export.check import relative_difference
 from halonet.export.onnx_classifier import load_onnx
+from halonet.export.openvino_model import import_openvino, open_openvino
 from halonet.models.halonet import Preprocessing
 from tests.export.test_network import NARROW, make_model
 
@@ -98,6 +101,40 @@ def test_program_of_torch_export(model, tmp_path) -> None:
         assert relative_difference(program(images), model(images)) <= 3e-6
 
 
+def test_network_of_openvino(model, tmp_path) -> None:
+    report = halonet.export_model(model, tmp_path / "model.xml", format="openvino")
+    weights = tmp_path / "model.bin"
+    assert sorted(tmp_path.iterdir()) == [weights, report.path]
+    assert report.bytes == report.path.stat().st_size + weights.stat().st_size
+    assert len(report.differences) == 6
+    assert max(report.differences.values()) <= 3e-6
+    assert "openvino_telemetry" not in sys.modules
+    network = import_openvino().Core().read_model(report.path)
+    names = network.get_rt_info(["framework", "halonet.class_names"]).value
+    assert json.loads(names) == list("abcdefg")
+    images = torch.randn(3, 3, 40, 56)
+    with torch.inference_mode():
+        found = torch.from_numpy(open_openvino(report.path)(images.numpy()))
+        assert relative_difference(found, model(images)) <= 3e-6
+
+
+def test_two_files_of_openvino_are_written_or_none(model, tmp_path, monkeypatch) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.xml, got model\.onnx"):
+        halonet.export_model(model, tmp_path / "model.onnx", format="openvino")
+    monkeypatch.setattr(
+        openvino_model,
+        "open_openvino",
+        lambda path: lambda images: numpy.zeros((len(images), 7), numpy.float32),
+    )
+    with pytest.raises(ValueError, match="wasn't written"):
+        halonet.export_model(model, tmp_path / "model.xml", format="openvino", size=(32, 32))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "model.bin").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"model\.bin exists already"):
+        halonet.export_model(model, tmp_path / "model.xml", format="openvino")
+    assert (tmp_path / "model.bin").read_text() == "mine"
+
+
 @pytest.mark.parametrize("batch", [None, 3])
 def test_eight_bits_leave_attention_alone(tmp_path, batch) -> None:
     model = make_model("halonet_tiny")
@@ -135,7 +172,12 @@ def compiled():
     [
         (fused, {}, ValueError, "model is fused already"),
         (compiled, {}, TypeError, "must be a HaloNet, got OptimizedModule; of a compiled"),
-        (None, {"format": "tflite"}, ValueError, "one of onnx, torch-export, got 'tflite'"),
+        (
+            None,
+            {"format": "tflite"},
+            ValueError,
+            "one of onnx, openvino, torch-export, got 'tflite'",
+        ),
         (None, {"size": (31, 64)}, ValueError, r"32 pixels or more, got \(31, 64\)"),
         (None, {"batch": 0}, ValueError, "batch must be positive, got 0"),
         (None, {"precision": "int4"}, ValueError, "one of float32, float16, int8, got 'int4'"),
