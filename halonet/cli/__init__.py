@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import OutOfMemoryError
 
 from halonet.cli import (
+    benchmark,
     check,
     classification,
     compare,
@@ -90,6 +91,7 @@ COMMANDS = {
     "evaluate": Command(classification.PURPOSES["evaluate"], classification.evaluate_command),
     "predict": Command(classification.PURPOSES["predict"], classification.predict_command),
     "export": Command(export.PURPOSE, export.export_command),
+    "benchmark": Command(benchmark.PURPOSE, benchmark.benchmark_command),
     "detect": Command(
         "Mask R-CNN and Faster R-CNN: train, evaluate, predict", detect.detect_command
     ),

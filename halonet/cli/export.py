@@ -8,7 +8,6 @@ from typing import Any, Literal
 from halonet.cli.parser import CommandParser
 
 PURPOSE = "write a model as a file for other runtimes, checked beside it"
-CALIBRATION_IMAGES = 128
 
 
 def export_command(words: Sequence[str]) -> None:
@@ -53,9 +52,9 @@ def export_command(words: Sequence[str]) -> None:
         )
     data = calibration = None
     if options.precision == "int8":
-        from halonet.export.quantization import choose_calibration_images
+        from halonet.export.quantization import CALIBRATION_IMAGES, choose_calibration_images
 
-        data = _load_data(checkpoint, model)
+        data = load_run_data(checkpoint, model, "int8 is calibrated on")
         calibration = choose_calibration_images(model, data.training, CALIBRATION_IMAGES)
     report = export_model(
         model,
@@ -90,15 +89,19 @@ def _print_report(report: Any) -> None:
     print(f"difference from the model, of the largest logit: {differences}")
 
 
-def _load_data(checkpoint: Path, model: Any) -> Any:
-    """The data of the run that a checkpoint lies in."""
+def load_run_data(checkpoint: Path, model: Any, purpose: str) -> Any:
+    """The data of the run that a checkpoint lies in.
+
+    Raises:
+        ValueError: it lies in none; its images have this purpose.
+    """
     from halonet.classification.config import make_config
     from halonet.data.sources import load_data
     from halonet.training.checkpoint import find_run, read_config
 
     run = find_run(checkpoint)
     if run is None:
-        raise ValueError(f"{checkpoint} lies in no run folder, whose images int8 is calibrated on")
+        raise ValueError(f"{checkpoint} lies in no run folder, whose images {purpose}")
     config = read_config(run, make_config)
     names = ("data_root", "validation_share", "validation_data", "fold", "fold_seed", "group")
     options = {name: getattr(config, name) for name in names}

@@ -16,6 +16,7 @@ from halonet.models.classifier import Classifier
 # Convolutions and the products with weights; the products, sums and softmax of attention stay as
 # they are: scores of masked cells would take up the eight bits.
 QUANTIZED = ["Conv", "Gemm"]
+CALIBRATION_IMAGES = 128  # enough for the ranges of a run's images
 BATCH = 8  # images at a time, where the file takes any number
 
 

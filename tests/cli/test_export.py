@@ -147,13 +147,17 @@ def test_script_of_the_page(capsys, run, images, tmp_path):
 
 def test_commands_of_the_page(monkeypatch, run, tmp_path, images):
     commands = re.findall(r"^halonet (\w+) (.+?)(?: +#.*)?$", PAGE, re.MULTILINE)
-    assert [name for name, _ in commands] == ["export"] * 8 + ["predict", "evaluate"]
+    assert [name for name, _ in commands] == [
+        *["export"] * 8,
+        *("predict", "evaluate", "benchmark", "benchmark"),
+    ]
     shutil.copytree(run, tmp_path / "runs" / "finetune")
     (tmp_path / "runs" / "finetune" / "last.onnx").unlink()
     shutil.copytree(images / "red", tmp_path / "new_photos")
     monkeypatch.chdir(tmp_path)
     for name, words in commands:
-        if "torch-export" not in words:  # takes long, and test_formats.py has it
+        # These take long; test_formats.py and test_benchmark.py have them.
+        if name != "benchmark" and "torch-export" not in words:
             cli.main([name, *words.split()])
 
 
