@@ -78,6 +78,7 @@ EXTRAS = {
     "pyarrow": "data",
     "faster_coco_eval": "detection",
     "gradio": "demo",
+    "huggingface_hub": "hub",
     "onnx": "export",
     "onnxruntime": "export",
 }
