@@ -102,7 +102,9 @@ def drop(tab, path):
     tab.locator("#picture input[type=file]").first.set_input_files(path)
 
 
-def test_a_picture_in_a_browser(visit, page, images, tmp_path):
+def test_picture_and_click_in_a_browser(visit, page, images, tmp_path):
+    from playwright.sync_api import expect
+
     with Image.open(images / "red" / "0.png") as image:
         image.resize((240, 240)).save(tmp_path / "red.png")
     tab = visit(page)
@@ -111,6 +113,21 @@ def test_a_picture_in_a_browser(visit, page, images, tmp_path):
     answer.get_by_text("green").first.wait_for()
     shares = [int(share) for share in re.findall(r"(\d+)%", answer.inner_text())]
     assert sum(shares) in (99, 100, 101)
+    assert tab.locator("#attention img").count() == 0
+    found = []
+    for share in (0.25, 0.75):  # on the way from the left upper corner to the right lower one
+        picture = tab.locator("#picture img")
+        box = picture.bounding_box()
+        picture.click(position={"x": share * box["width"], "y": share * box["height"]})
+        shown = tab.locator("#attention img")
+        if found:
+            expect(shown).not_to_have_attribute("src", found[0], timeout=PATIENCE)
+        found.append(shown.get_attribute("src"))
+    assert tab.request.get(found[0]).body() != tab.request.get(found[1]).body()
+    tab.get_by_role("button", name="what speaks for this class?").click()
+    tab.locator("#relevance img").wait_for()
+    tab.locator("#picture").get_by_label("Remove").click()
+    tab.locator("#relevance img").wait_for(state="detached")
 
 
 def test_a_broken_file_gets_a_sentence_in_a_browser(visit, page, tmp_path):
