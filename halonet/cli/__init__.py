@@ -80,6 +80,7 @@ EXTRAS = {
     "pyarrow": "data",
     "faster_coco_eval": "detection",
     "gradio": "demo",
+    "huggingface_hub": "hub",
     "onnx": "export",
     "onnxruntime": "export",
 }
