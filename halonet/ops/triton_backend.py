@@ -79,9 +79,13 @@ def run(problem: Problem) -> Tensor:
 
 
 def _empty_softmax(problem: Problem) -> Tensor:
-    """The scores' maximum and the weights' sum of each softmax, [2, B, N, H', W']."""
+    """What is subtracted from the scores of each softmax, [1, B, N, H', W'].
+
+    In float32 the weights' factors follow, [2, B, N, H', W'].
+    """
     batch, height, width, heads, _ = problem.query.shape
-    return problem.query.new_empty(2, batch, heads, height, width, dtype=torch.float32)
+    kept = 2 if INTERPRETING or problem.query.dtype == torch.float32 else 1
+    return problem.query.new_empty(kept, batch, heads, height, width, dtype=torch.float32)
 
 
 def _stack_tables(problem: Problem) -> Tensor:
@@ -117,11 +121,29 @@ class _Plan(NamedTuple):
         """Tiles of queries over all blocks."""
         return self.blocks * -(-(self.window.block_queries**2) // block_queries)
 
+    @property
+    def places(self) -> int:
+        """Rows and columns of a window, one half each."""
+        return _padded(2 * self.window.size)
+
+    def make_places(self, query: Tensor) -> Tensor:
+        """Ones at each cell's row and column among the places, [cells of a window, places].
+
+        Not kept from one call to the next: CUDA graphs would own it.
+        """
+        size = self.window.size
+        if not self.constants["TABLE_CHANNELS"]:
+            return query.new_empty(0)
+        matrix = query.new_zeros(size, size, self.places)
+        matrix.diagonal(0, 0, 2).fill_(1)
+        matrix[:, :, self.places // 2 :].diagonal(0, 1, 2).fill_(1)
+        return matrix
+
     def query_constants(self, tiles: Tiles) -> dict[str, Any]:
         """Of the two kernels that go over the window of some queries."""
         return {
             "MASK": self.window.mask_padding,
-            "BLOCK_P": _padded(2 * self.window.size),
+            "BLOCK_P": self.places,
             "BLOCK_Q": tiles.queries,
             "BLOCK_K": tiles.key_rows * tiles.key_columns,
         }
@@ -194,12 +216,16 @@ def _forward_work(
     from halonet.ops import triton_kernels
 
     plan = _make_plan(problem)
-    maximum, total = softmax
-    score_scale = _score_scale(problem.scale, query.dtype)
+    shift, factor = softmax[0], softmax[-1]
+    places = plan.make_places(query)
+    # The kernel's scale is above 0. So small a one gives equal weights, as 0 does.
+    score_scale = max(abs(_score_scale(problem.scale, query.dtype)), 1e-30)
+    if problem.scale < 0:
+        query = -query
 
     def arrange(tiles: Tiles) -> tuple[int, tuple, dict[str, Any]]:
         arguments = (
-            query, key, value, tables, result, maximum, total, score_scale, *plan.sizes,
+            query, key, value, tables, places, result, shift, factor, score_scale, *plan.sizes,
         )  # fmt: skip
         constants = plan.constants | plan.query_constants(tiles)
         return plan.query_tiles(tiles.queries), arguments, constants
@@ -245,8 +271,9 @@ def _backward_work(
     from halonet.ops import triton_gradients
 
     plan, window = _make_plan(problem), problem.window
-    maximum, total = softmax
-    delta = torch.empty_like(maximum)
+    shift, factor = softmax[0], softmax[-1]
+    delta = torch.empty_like(shift)
+    places = plan.make_places(query)
     score_scale = _score_scale(problem.scale, query.dtype)
     # Full float32 (no tensor cores) is chosen for its accuracy.
     exact = query.dtype == torch.float32 and plan.constants["PRECISION"] == "ieee"
@@ -255,7 +282,7 @@ def _backward_work(
         items = plan.query_tiles(tiles.queries)
         programs = min(items, len(parts)) if tables.numel() else items
         arguments = (
-            query, key, value, tables, result, result_gradient, maximum, total, delta,
+            query, key, value, tables, places, result, result_gradient, shift, factor, delta,
             query_gradient, parts, score_scale, problem.scale, items, programs, *plan.sizes,
         )  # fmt: skip
         constants = plan.constants | {"EXACT": exact} | plan.query_constants(tiles)
@@ -265,12 +292,12 @@ def _backward_work(
         row_shift, rows = _key_tiles(key.shape[1], window, tiles.key_rows)
         column_shift, columns = _key_tiles(key.shape[2], window, tiles.key_columns)
         arguments = (
-            query, key, value, tables, result_gradient, maximum, total, delta, key_gradient,
+            query, key, value, tables, result_gradient, shift, factor, delta, key_gradient,
             value_gradient, score_scale, problem.scale, rows, columns, row_shift, column_shift,
             *plan.sizes,
         )  # fmt: skip
         constants = plan.constants | {
-            "BLOCK_P": _padded(tiles.key_rows + tiles.key_columns),
+            "BLOCK_P": _padded(2 * max(tiles.key_rows, tiles.key_columns)),
             "BLOCK_Q": tiles.queries,
             "KEY_ROWS": tiles.key_rows,
             "KEY_COLUMNS": tiles.key_columns,
