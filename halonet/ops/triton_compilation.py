@@ -37,6 +37,7 @@ _KINDS = {
         "global_", "buffer_", "ds_", "flat_", "scratch_", "s_load",
     ),
     "exchange": ("SHFL", "BAR", "SYNCS", "WARPGROUP", "UTC", "s_barrier"),
+    "multiply": ("FADD", "FMUL", "FFMA", "HADD2", "HMUL2", "HFMA2", "IMAD", "v_fma", "v_mul"),
     "control": ("BRA", "BSSY", "BSYNC", "NOP", "EXIT", "CALL", "RET", "s_"),
 }  # fmt: skip
 _TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -183,4 +184,4 @@ def _kind_of(instruction: str) -> str:
     for kind, beginnings in _KINDS.items():
         if instruction.startswith(beginnings):
             return kind
-    return "arithmetic"
+    return "integer"
