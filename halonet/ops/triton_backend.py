@@ -237,21 +237,24 @@ def _backward(problem: Problem, gradient: Tensor, output: Tensor, softmax: Tenso
     query, key, value, tables, result, result_gradient = _launchable(
         *problem[:3], _stack_tables(problem), output, gradient
     )
-    found = [torch.empty_like(tensor) for tensor in (query, key, value)]
+    query_gradient = torch.empty_like(query)
+    key_gradient = torch.empty_like(key)
+    value_gradient = torch.empty_like(value)
     programs = _make_plan(problem).programs(query, tables)
     parts = tables.new_zeros(programs, *tables.shape, dtype=torch.float32)
     if query.shape[0]:
         # The second reads the delta that the first writes.
         for work in _backward_work(
-            problem, query, key, value, tables, result, result_gradient, softmax, *found, parts
-        ):
+            problem, query, key, value, tables, result, result_gradient, softmax,
+            query_gradient, key_gradient, value_gradient, parts,
+        ):  # fmt: skip
             _launch_best(work)
     dtype = problem.query.dtype
-    query_gradient, key_gradient, value_gradient = (tensor.to(dtype) for tensor in found)
+    gradients = query_gradient.to(dtype), key_gradient.to(dtype), value_gradient.to(dtype)
     if problem.row_table is None:
-        return query_gradient, key_gradient, value_gradient, None, None
+        return *gradients, None, None
     row_gradient, column_gradient = _rescale(parts.sum(0), problem).to(dtype)
-    return query_gradient, key_gradient, value_gradient, row_gradient, column_gradient
+    return *gradients, row_gradient, column_gradient
 
 
 def _backward_work(
