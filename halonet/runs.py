@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from halonet.devices import AUTO, find_device
 from halonet.models.classifier import Classifier
 from halonet.models.metadata import find_checkpoint
@@ -135,7 +137,7 @@ def evaluate(
     from halonet.files import require_no_input
     from halonet.training.checkpoint import check_report_folder, find_run, read_config
 
-    find_device(device)  # before all that takes time
+    place = find_device(device)  # before all that takes time
     path = find_checkpoint(Path(checkpoint))
     run = find_run(path)
     folder = path.parent / "evaluation" if output is None else Path(output)
@@ -162,7 +164,7 @@ def evaluate(
             given.setdefault("validation_share", 1.0)
     elif validation_share is not None:
         given["fold"] = None
-    model = load_to_run(path, device)
+    model = read_model(path, device)
     config = dataclasses.replace(config, **given)
     images = load_data(
         config.data,
@@ -183,10 +185,11 @@ def evaluate(
         images = images.with_classes(model.class_names)
     if neighbours is not None:
         check_neighbours(model, images, neighbours)
+    ready = prepare(model, place)
     evaluation = evaluate_on(
-        model, images, workers=config.workers, broken_share=config.broken_share, mirror=mirror
+        ready, images, workers=config.workers, broken_share=config.broken_share, mirror=mirror
     )
-    found = None if neighbours is None else score_neighbours(model, images, neighbours)
+    found = None if neighbours is None else score_neighbours(ready, images, neighbours)
     folder.mkdir(parents=True, exist_ok=True)
     summary = write_report(
         folder, model, images, evaluation, scored=scored, neighbour_accuracy=found
@@ -195,19 +198,17 @@ def evaluate(
     return EvaluatedRun(folder, images, evaluation, summary, found)
 
 
-def load_to_run(checkpoint: Path, device: str) -> Any:
-    """A classifier as it is run: fused, on the device; an exported one is both, on the CPU.
+def read_model(checkpoint: Path, device: str) -> Any:
+    """The classifier of a checkpoint, or of a file that `export_model` wrote.
 
     Raises:
         ValueError: another device for an exported one, or one that prepares photos itself.
     """
-    place = find_device(device)
     if checkpoint.suffix != ".onnx":
-        model: Classifier = load_model(checkpoint)
-        return model.fuse().to(place)
+        return load_model(checkpoint)
     from halonet.export.onnx_classifier import load_onnx
 
-    if device not in ("auto", "cpu"):
+    if device not in (AUTO, "cpu"):
         raise ValueError(f"device must be auto or cpu for an exported file, got {device!r}")
     exported = load_onnx(checkpoint)
     if exported.description.with_preprocessing:
@@ -216,3 +217,8 @@ def load_to_run(checkpoint: Path, device: str) -> Any:
             "or a file exported without preprocessing"
         )
     return exported
+
+
+def prepare(model: Any, device: torch.device) -> Any:
+    """A classifier as it is run: fused, on the device; an exported one is both, on the CPU."""
+    return model.fuse().to(device) if isinstance(model, Classifier) else model

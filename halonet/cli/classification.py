@@ -162,11 +162,11 @@ def predict_command(words: Sequence[str]) -> None:
     from halonet.classification.prediction import Prediction
     from halonet.files import require_no_input
     from halonet.models.metadata import find_checkpoint
-    from halonet.runs import load_to_run
+    from halonet.runs import prepare, read_model
 
-    find_device(options.device)
+    device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
-    model = load_to_run(checkpoint, options.device)
+    model = prepare(read_model(checkpoint, options.device), device)
     multilabel = model.task == "multilabel"
     unused = "top_k" if multilabel else "threshold"
     if options[unused] is not None:
