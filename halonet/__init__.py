@@ -2,7 +2,9 @@
 
 from halonet import openmp as _openmp  # noqa: F401 - before all that loads torch
 from halonet.export.formats import ExportReport, export_model
-from halonet.inference import LoadedRun, load_run
+from halonet.inference.classifier import LoadedClassifier
+from halonet.inference.detector import LoadedDetector
+from halonet.inference.loading import load_run
 from halonet.layers.attention import HaloAttention
 from halonet.layers.timm_attention import replace_timm_layers, restore_timm_layers
 from halonet.models.classifier import Classifier, Preprocessing
@@ -22,21 +24,25 @@ from halonet.ops.halo_attention import (
     halo_attention,
     list_backends,
 )
+from halonet.runs import EvaluatedRun, evaluate, train
 
 __all__ = [
     "AttentionWeights",
     "BackendChoice",
     "Classifier",
+    "EvaluatedRun",
     "ExportReport",
     "HaloAttention",
     "HaloNet",
     "LoadReport",
-    "LoadedRun",
+    "LoadedClassifier",
+    "LoadedDetector",
     "Preprocessing",
     "Variant",
     "attention_weights",
     "count_flops",
     "create_model",
+    "evaluate",
     "explain_backend",
     "export_model",
     "get_variant",
@@ -49,4 +55,5 @@ __all__ = [
     "replace_timm_layers",
     "restore_timm_layers",
     "save_model",
+    "train",
 ]

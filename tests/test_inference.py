@@ -13,6 +13,7 @@ from PIL import Image
 import halonet
 from halonet import cli
 from halonet.data.pixels import read_image
+from tests.detection.pictures import small_detector
 from tests.pictures import SMALL_MODEL
 
 
@@ -47,7 +48,7 @@ def test_predictions_are_the_command_lines(capsys, run, whole_run, images):
     assert prediction.top(1) == [(prediction.class_name, prediction.probability)]
     mirrored = run.predict(path, mirror=True)
     assert mirrored.probability != prediction.probability
-    assert repr(run) == "LoadedRun(halonet_tiny: green, red)"
+    assert repr(run) == "LoadedClassifier(halonet_tiny: green, red)"
 
 
 def test_an_image_comes_in_many_ways(run, images, server):
@@ -131,7 +132,7 @@ def test_several_labels(images):
     torch.manual_seed(0)
     model = halonet.create_model("halonet_tiny", num_classes=3, **SMALL_MODEL, image_size=32)
     model.task, model.class_names = "multilabel", ("sun", "sea", "sand")
-    run = halonet.LoadedRun(model, device="cpu")
+    run = halonet.LoadedClassifier(model, device="cpu")
     prediction = run.predict(images / "red" / "0.png")
     entry = prediction.to_dict(threshold=1e-6)
     assert len(entry["predictions"]) == 3
@@ -139,3 +140,67 @@ def test_several_labels(images):
     assert prediction.labels(1.0) == []
     explanation = run.explain(images / "red" / "0.png", class_name="sea")
     assert explanation.probability == pytest.approx(entry["probabilities"]["sea"], abs=1e-5)
+
+
+# supervision's, which draws with it, and pycocotools' under numpy 2.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:OpenCV .* is not installed:UserWarning")
+def test_a_detector(images, tmp_path):
+    from pycocotools import mask
+    from supervision import Detections
+
+    from halonet.detection.detector import save_detector
+
+    torch.manual_seed(0)
+    model = small_detector()
+    model.class_names = ("bar", "square")
+    save_detector(model, tmp_path / "model.safetensors")
+    run = halonet.load_run(tmp_path / "model.safetensors", device="cpu")
+    assert repr(run) == "LoadedDetector(resnet_50_se_halo8: bar, square)"
+    path = images / "red" / "0.png"
+    found, same = run.predict([path, read_image(path)], score_threshold=0)
+    assert (found.image, same.image) == (str(path), "image 2")
+    torch.testing.assert_close(found.boxes, same.boxes)
+    entry = json.loads(found.to_json())
+    assert (entry["width"], entry["height"]) == (40, 40)
+    assert len(entry["objects"]) == len(found.scores) > 0
+    first = entry["objects"][0]
+    assert first["class"] == found.names[0]
+    assert first["box"] == pytest.approx(found.boxes[0].tolist(), abs=1e-3)
+    np.testing.assert_array_equal(mask.decode(first["mask"]), found.paste_masks()[0])
+    detections = found.to_supervision()
+    assert isinstance(detections, Detections)
+    assert detections["class_name"].tolist() == found.names
+    assert [run.class_names[place] for place in detections.class_id] == found.names
+    np.testing.assert_allclose(detections.xyxy, found.boxes)
+    assert detections.mask.shape == (len(found.names), 40, 40)
+    found.plot(tmp_path / "found.png")
+    with Image.open(tmp_path / "found.png") as drawn:
+        assert drawn.size == (880, 880)
+    none = run.predict(path, score_threshold=1)
+    assert none.to_dict()["objects"] == []
+    assert len(none.to_supervision()) == 0
+    assert none.paste_masks().shape == (0, 40, 40)
+    with pytest.raises(FileNotFoundError, match=r"no image at none.jpg"):
+        run.predict("none.jpg")
+    with pytest.raises(ValueError, match="score_threshold must be from 0 to 1, got 2"):
+        run.predict(path, score_threshold=2)
+
+
+def test_models_by_name(monkeypatch, tmp_path, images):
+    run = halonet.load_run("halonet_tiny", device="cpu")
+    assert run.predict(images / "red" / "0.png").class_name in run.class_names
+    asked = []
+
+    def fetch(repository, name):
+        asked.append((repository, name))
+        if repository == "me/none":
+            raise OSError("404 Client Error\nmore")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    halonet.save_model(run.model, tmp_path / "model.safetensors")
+    assert halonet.load_run("hf-hub:me/flowers").class_names == run.class_names
+    assert asked == [("me/flowers", "model.safetensors")]
+    with pytest.raises(ConnectionError, match=r"can't fetch hf-hub:me/none: 404 Client Error$"):
+        halonet.load_run("hf-hub:me/none")

@@ -5,10 +5,15 @@ The command line takes a recipe and overrides some of its fields. The paper's re
 """
 
 import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from halonet.classification.config import TrainingConfig
 from halonet.classification.paper_recipes import paper_recipes
 from halonet.data.augmentation import Augmentation
+from halonet.models.creation import PACKAGED
+from halonet.models.pretrained import ADAPTABLE_FIELDS
 from halonet.training.config import Recipe, find_recipe
 
 
@@ -111,3 +116,32 @@ RECIPES: dict[str, Recipe[TrainingConfig]] = {
 def get_recipe(name: str) -> TrainingConfig:
     """The configuration of the recipe called `name`; ValueError for an unknown one."""
     return copy.deepcopy(find_recipe(RECIPES, name).config)  # model_options can be changed
+
+
+def choose_config(given: Mapping[str, Any]) -> TrainingConfig:
+    """The configuration to start from, by some of the values that a run was given.
+
+    Without a recipe it is elpv's for the data elpv, for any other finetune's where the run starts
+    from weights, and small's where it doesn't. The weights that come with the package are left out
+    where others are named, or a model that they don't fit.
+
+    Args:
+        given: fields of `TrainingConfig`; `recipe`, `data`, `init`, `pretrained`, `model` and
+            `model_options` decide.
+
+    Raises:
+        ValueError: an unknown recipe.
+    """
+    starts_otherwise = (
+        given.get("init") is not None
+        or not set(given.get("model_options", ())) <= set(ADAPTABLE_FIELDS)
+        or given.get("model") not in (None, *PACKAGED)
+    )
+    name = given.get("recipe")
+    if name is None and given.get("data") in (None, "elpv"):
+        name = "elpv"
+    elif name is None:
+        from_weights = given.get("init") is not None or not starts_otherwise
+        name = "finetune" if given.get("pretrained", from_weights) else "small"
+    config = get_recipe(name)
+    return dataclasses.replace(config, pretrained=False) if starts_otherwise else config

@@ -41,6 +41,7 @@ def write_report(
     scored: str = "held-out images",
     start: str | None = None,
     minutes: float | None = None,
+    neighbour_accuracy: float | None = None,
 ) -> dict[str, Any]:
     """Write report.html, summary.json and the pictures of an evaluated model into `folder`.
 
@@ -53,12 +54,15 @@ def write_report(
         scored: which images these are.
         start: what the training started from, in words.
         minutes: that the training took.
+        neighbour_accuracy: of the nearest training images, where it was measured.
 
     Returns:
         What summary.json holds.
     """
     predictions = ImagePredictions(data, evaluation)
     summary = summarize(model, data, predictions, scored=scored, start=start, minutes=minutes)
+    if neighbour_accuracy is not None:
+        summary["neighbour_accuracy"] = neighbour_accuracy
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     mistakes = predictions.find_mistakes()
     pictures = {"predictions.png": f"Predictions on {scored}"}

@@ -81,6 +81,7 @@ EXTRAS = {
     "pyarrow": "data",
     "faster_coco_eval": "detection",
     "gradio": "demo",
+    "huggingface_hub": "hub",
     "onnx": "export",
     "onnxruntime": "export",
     "openvino": "openvino",

@@ -1,6 +1,5 @@
 """halonet train | evaluate | predict: classifiers."""
 
-import dataclasses
 import json
 import sys
 import textwrap
@@ -21,9 +20,6 @@ from halonet.cli.parser import (
 )
 from halonet.cli.training import make_training_parser, parse_training, run_training
 from halonet.devices import find_device
-from halonet.models.classifier import Classifier
-from halonet.models.creation import PACKAGED
-from halonet.models.pretrained import ADAPTABLE_FIELDS, load_model
 
 PURPOSES = {
     "train": "train a model on images, evaluate it, show predictions",
@@ -37,9 +33,11 @@ CHECKPOINT = "a run folder, a safetensors file, or an ONNX file of halonet expor
 
 def train_command(words: Sequence[str]) -> None:
     """Train a classifier and print its held-out accuracy."""
-    parser = make_train_parser(_recipe_name(words))
-    if _starts_otherwise(words):
-        parser.set_defaults({"pretrained": False})
+    from halonet.classification.recipes import choose_config
+
+    config = choose_config(find_decisive(words))
+    parser = make_train_parser(config.recipe)
+    parser.set_defaults({"pretrained": config.pretrained})
     fields = parse_training(parser, words)
     from halonet.classification.training import Classification
 
@@ -60,131 +58,47 @@ def make_train_parser(recipe: str) -> CommandParser:
     return make_training_parser("halonet train", PURPOSES["train"], get_recipe(recipe))
 
 
-def _recipe_name(words: Sequence[str]) -> str:
-    """The value of --recipe; without it, elpv for the data elpv, for any other finetune where the
-    run starts from weights and small where it doesn't."""
-    given = find_options(words, "recipe", "data", "init", "pretrained")
-    if given["recipe"] or given["data"] in (None, "elpv"):
-        return given["recipe"] or "elpv"
-    wanted = given["pretrained"]
-    if wanted is None:
-        from_weights = given["init"] or not _starts_otherwise(words)
-    else:
-        from_weights = wanted.lower() not in FALSE
-    return "finetune" if from_weights else "small"
+def find_decisive(words: Sequence[str]) -> dict[str, Any]:
+    """The values that decide about the others' defaults, see `choose_config`."""
+    names = ("recipe", "data", "init", "pretrained", "model")
+    found = find_options(words, *names)
+    given: dict[str, Any] = {name: value for name, value in found.items() if value}
+    if found["pretrained"] is not None:  # empty where it is alone
+        given["pretrained"] = found["pretrained"].lower() not in FALSE
+    given["model_options"] = _find_model_options(words)
+    return given
 
 
-def _starts_otherwise(words: Sequence[str]) -> bool:
-    """Whether the weights that come with the package aren't the ones to start from."""
-    given = find_options(words, "init", "model")
-    fit = _changed_options(words) <= set(ADAPTABLE_FIELDS)
-    return bool(given["init"]) or not fit or given["model"] not in (None, *PACKAGED)
-
-
-def _changed_options(words: Sequence[str]) -> set[str]:
-    """Names of the model's options in the words, of --model-options '{...}' and .layers alike."""
+def _find_model_options(words: Sequence[str]) -> dict[str, Any]:
+    """The model's options among the words, whose values don't matter here."""
     text = find_options(words, "model_options")["model_options"]
     try:
         values = yaml.safe_load(text or "{}")
     except yaml.YAMLError:  # the whole parser says so
         values = None
-    names = set(values) if isinstance(values, dict) else {"model_options"}
-    for word in words:
+    given = values if isinstance(values, dict) else {"model_options": text}
+    for word in words:  # one by one, as --model-options.layers
         option = word.partition("=")[0].replace("-", "_")
         if option.startswith("__model_options."):
-            names.add(option.partition(".")[2])
-    return names
+            given[option.partition(".")[2]] = word
+    return given
 
 
 def evaluate_command(words: Sequence[str]) -> None:
     """Score a checkpoint on held-out images, write the report and print the scores."""
-    parser = make_evaluate_parser()
-    options = parser.parse_words(words)
-    from halonet.classification.config import TrainingConfig, make_config
-    from halonet.classification.evaluate import choose_images, evaluate_on
-    from halonet.classification.image_predictions import ImagePredictions
-    from halonet.classification.report import make_class_rows, write_report
-    from halonet.data.sources import is_same_data, load_data, split_name
-    from halonet.files import require_no_input
-    from halonet.models.metadata import find_checkpoint
-    from halonet.training.checkpoint import check_report_folder, find_run, read_config
+    options = make_evaluate_parser().parse_words(words).as_dict()
+    from halonet.classification.report import make_class_rows
+    from halonet.runs import evaluate
 
-    device = find_device(options.device)
-    checkpoint = find_checkpoint(Path(options.checkpoint))
-    run = find_run(checkpoint)
-    output = Path(options.output or checkpoint.parent / "evaluation")
-    check_report_folder(output, foreign="results.json")
-    config = None if run is None else read_config(run, make_config)
-    if options.data is None and config is None:
-        parser.error(f"{checkpoint} lies in no run folder: say which --data")
-    config = config or TrainingConfig()
-    names = ("data", "data_root", "validation_share", "validation_data", "group")
-    given: dict[str, Any] = {name: options[name] for name in names if options[name] is not None}
-    data_name = given.get("data", config.data)
-    predictions = output / "predictions.csv"
-    require_no_input(predictions, [Path(split_name(data_name)[1])])
-    # Of other data than the run's all is scored, unless it has a held-out part, or --split says.
-    if run is None or not is_same_data(data_name, config.data):
-        config = dataclasses.replace(config, validation_data=None, fold=None, group=None)
-        if split_name(data_name)[1] and options.split in (None, "all"):
-            given.setdefault("validation_share", 1.0)
-    elif "validation_share" in given:
-        given["fold"] = None
-    model = _load(checkpoint, options.device)
-    config = dataclasses.replace(config, **given)
-    data = load_data(
-        config.data,
-        task=model.task,
-        data_root=config.data_root,
-        validation_share=config.validation_share,
-        validation_data=config.validation_data,
-        fold=config.fold,
-        fold_seed=config.fold_seed,
-        group=config.group,
-    )
-    data, scored = choose_images(data, options.split)
-    which = "all" if scored == "images" else "the"
-    print(f"scoring {which} {len(data.validation)} {scored} of {data.name}", flush=True)
-    for reason in data.left_out:
-        print(f"left out: {reason}", flush=True)
-    if model.class_names is not None:
-        data = data.with_classes(model.class_names)
-    evaluation = evaluate_on(
-        _prepare(model, device),
-        data,
-        workers=config.workers,
-        broken_share=config.broken_share,
-        mirror=options.mirror,
-    )
-    output.mkdir(parents=True, exist_ok=True)
-    summary = write_report(output, model, data, evaluation, scored=scored)
-    ImagePredictions(data, evaluation).write(predictions)
-    _print_scores(evaluation, data, "")
-    print(f"loss {evaluation.loss:.3f}")
-    print(make_table(*make_class_rows(summary)))
-    print(f"open {output / 'report.html'}; all predictions are in {predictions}")
-
-
-def _load(checkpoint: Path, device: str) -> Any:
-    """The model of a checkpoint, or of a file that `halonet export` wrote."""
-    if checkpoint.suffix != ".onnx":
-        return load_model(checkpoint)
-    from halonet.export.onnx_classifier import load_onnx
-
-    if device not in ("auto", "cpu"):
-        raise ValueError(f"device must be auto or cpu for an exported file, got {device!r}")
-    model = load_onnx(checkpoint)
-    if model.description.with_preprocessing:
-        raise ValueError(
-            f"{checkpoint} prepares photos itself; give the checkpoint that it was exported from, "
-            "or a file exported without preprocessing"
-        )
-    return model
-
-
-def _prepare(model: Any, device: Any) -> Any:
-    """A model as it is run: fused, on the device; an exported one is both, on the CPU."""
-    return model.fuse().to(device) if isinstance(model, Classifier) else model
+    result = evaluate(options.pop("checkpoint"), **options)
+    _print_scores(result.evaluation, result.data, "")
+    if result.neighbour_accuracy is not None:
+        count = options["neighbours"]
+        print(f"accuracy of {count} neighbours {100 * result.neighbour_accuracy:.1f} %")
+    print(f"loss {result.evaluation.loss:.3f}")
+    print(make_table(*make_class_rows(result.summary)))
+    predictions = result.folder / "predictions.csv"
+    print(f"open {result.folder / 'report.html'}; all predictions are in {predictions}")
 
 
 def _print_scores(evaluation: Any, data: Any, kind: str) -> None:
@@ -224,6 +138,12 @@ def make_evaluate_parser() -> CommandParser:
     parser.add_argument(
         "--output", type=str | None, help="folder of the report; evaluation beside the checkpoint"
     )
+    parser.add_argument(
+        "--neighbours",
+        type=int | None,
+        help="score the classes of this many nearest training images too, by the features before "
+        "the classifier",
+    )
     parser.add_mirror()
     parser.add_device()
     return parser
@@ -242,10 +162,11 @@ def predict_command(words: Sequence[str]) -> None:
     from halonet.classification.prediction import Prediction
     from halonet.files import require_no_input
     from halonet.models.metadata import find_checkpoint
+    from halonet.runs import prepare, read_model
 
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
-    model = _prepare(_load(checkpoint, options.device), device)
+    model = prepare(read_model(checkpoint, options.device), device)
     multilabel = model.task == "multilabel"
     unused = "top_k" if multilabel else "threshold"
     if options[unused] is not None:

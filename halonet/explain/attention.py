@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from halonet.layers.attention import HaloAttention
+from halonet.layers.timm_attention import TimmHaloAttention
 from halonet.models.classifier import STRIDES, Classifier
+
+Attention = HaloAttention | TimmHaloAttention
 
 
 class AttentionLayer(NamedTuple):
@@ -17,7 +20,7 @@ class AttentionLayer(NamedTuple):
 
     stage: int
     layer: int
-    module: HaloAttention
+    module: Attention
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def list_attention_layers(model: Classifier) -> list[AttentionLayer]:
     """The attention layers of a model, in the order in which they run."""
     found = []
     for stage, layers in enumerate(model.stages.children(), start=1):
-        modules = [module for module in layers.modules() if isinstance(module, HaloAttention)]
+        modules = [module for module in layers.modules() if isinstance(module, Attention)]
         found += [AttentionLayer(stage, *pair) for pair in enumerate(modules, start=1)]
     return found
 
@@ -102,7 +105,8 @@ def view_attention(
             f"head must be from 1 to {heads} in stage {found.stage}, layer {found.layer}, "
             f"got {head}"
         )
-    side = STRIDES[found.stage - 1]  # of a pixel of the layer's result
+    # Of a pixel of the layer's result, before any pooling that ends it.
+    side = STRIDES[found.stage - 1] // pooling(found.module)
     cell = side // found.module.stride
     row, column = int(point[1]) // side, int(point[0]) // side
     maps: list[Tensor] = []
@@ -120,6 +124,12 @@ def view_attention(
         window=(left, top, left + columns * cell, top + rows * cell),
         weights=(weights.mean(0) if head is None else weights[head - 1]).float().cpu(),
     )
+
+
+def pooling(module: Attention) -> int:
+    """How many times longer the side of a layer's result is before the pooling that ends it."""
+    pooled = isinstance(module, TimmHaloAttention) and not isinstance(module.pool, nn.Identity)
+    return 2 if pooled else 1
 
 
 def keep_inputs(

@@ -12,8 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from halonet.explain.attention import keep_inputs, keep_outputs, list_attention_layers
-from halonet.layers.attention import HaloAttention
+from halonet.explain.attention import (
+    Attention,
+    keep_inputs,
+    keep_outputs,
+    list_attention_layers,
+)
+from halonet.layers.timm_attention import TimmHaloAttention
 from halonet.models.classifier import Classifier
 from halonet.ops import reference
 from halonet.ops.halo_attention import resolve_arguments
@@ -44,7 +49,10 @@ def roll_attention(model: Classifier, image: Tensor, class_index: int) -> Tensor
     with ExitStack() as hooks, torch.enable_grad():
         for layer in layers:
             hooks.enter_context(keep_inputs(layer, inputs.append))
-            hooks.enter_context(keep_outputs(layer, outputs.append))
+            if isinstance(layer, TimmHaloAttention):  # what it attends to, not yet pooled
+                hooks.enter_context(keep_inputs(layer.pool, outputs.append))
+            else:
+                hooks.enter_context(keep_outputs(layer, outputs.append))
         last = model.forward_features(image[None].requires_grad_())
         logits = model.forward_head(last)[0]
         score = logits[class_index]
@@ -69,7 +77,7 @@ def _resize(relevance: Tensor, size: Sequence[int]) -> Tensor:
     return resized * (total / resized.sum().clamp(min=torch.finfo(total.dtype).tiny))
 
 
-def hand_down(layer: HaloAttention, maps: Tensor, gradient: Tensor, relevance: Tensor) -> Tensor:
+def hand_down(layer: Attention, maps: Tensor, gradient: Tensor, relevance: Tensor) -> Tensor:
     """The relevance of an attention layer's result, handed to the pixels that it attends to.
 
     Each query shares out its own by its positive products of weight and gradient, means over the

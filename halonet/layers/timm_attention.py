@@ -3,7 +3,7 @@
 timm is imported only when a function here needs it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from halonet.layers.attention import interpolate_table
 from halonet.layers.pointwise import PointwiseConvolution
+from halonet.ops.attention_weights import AttentionWeights, attention_weights
 from halonet.ops.halo_attention import check_backend_name, check_geometry, halo_attention
 
 TIMM_TABLES = ("height_rel", "width_rel")
@@ -73,6 +74,22 @@ class TimmHaloAttention(nn.Module):
         half the height and width where it pools."""
         return self.pool(self.attend(*self.project(maps)).flatten(3).permute(0, 3, 1, 2))
 
+    def operator_arguments(self, maps: Tensor) -> dict[str, Any]:
+        """What `halonet.halo_attention` is called with for a map, but for the backend.
+
+        Its result is what the layer pools, where it pools.
+        """
+        query, key, value = self.project(maps)
+        return {"query": query, "key": key, "value": value, **self._rules()}
+
+    def attention_weights(
+        self, maps: Tensor, pixels: Sequence[tuple[int, int]]
+    ) -> AttentionWeights:
+        """As of `HaloAttention`, before any pooling."""
+        arguments = self.operator_arguments(maps)
+        del arguments["value"]
+        return attention_weights(**arguments, pixels=pixels)
+
     def project(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The queries, keys and values of a map, each [batch, height, width, heads, channels]."""
         query = self.q(maps).permute(0, 2, 3, 1).unflatten(3, (self.heads, -1))
@@ -83,20 +100,21 @@ class TimmHaloAttention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The operator under timm's rules; shapes as `halonet.halo_attention` has them."""
-        return halo_attention(
-            query,
-            key,
-            value,
-            *self.tables(),
-            block_size=self.block_size,
-            halo_size=self.halo_size,
-            stride=self.stride,
-            position_stride=1,
-            scale=self.scale,
-            position_scale=None if self.scale_pos_embed else 1.0,
-            mask_padding=False,
-            backend=self.backend,
-        )
+        return halo_attention(query, key, value, **self._rules(), backend=self.backend)
+
+    def _rules(self) -> dict[str, Any]:
+        row_table, column_table = self.tables()
+        return {
+            "row_table": row_table,
+            "column_table": column_table,
+            "block_size": self.block_size,
+            "halo_size": self.halo_size,
+            "stride": self.stride,
+            "position_stride": 1,
+            "scale": self.scale,
+            "position_scale": None if self.scale_pos_embed else 1.0,
+            "mask_padding": False,
+        }
 
     def tables(self) -> tuple[Tensor, Tensor]:
         """The tables as the operator takes them, [2 (block_size + halo_size) - 1, channels].

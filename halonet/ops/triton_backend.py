@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from halonet.ops import triton_tuning
 from halonet.ops.operators import Gradients, register_operators, transform_objection
 from halonet.ops.problem import Problem, Window
-from halonet.ops.triton_tuning import Launch, Tiles
+from halonet.ops.triton_tuning import Tiles
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 # Triton reads it when a kernel is defined, so later changes have no effect.
@@ -78,9 +79,13 @@ def run(problem: Problem) -> Tensor:
 
 
 def _empty_softmax(problem: Problem) -> Tensor:
-    """The scores' maximum and the weights' sum of each softmax, [2, B, N, H', W']."""
+    """What is subtracted from the scores of each softmax, [1, B, N, H', W'].
+
+    In float32 the weights' factors follow, [2, B, N, H', W'].
+    """
     batch, height, width, heads, _ = problem.query.shape
-    return problem.query.new_empty(2, batch, heads, height, width, dtype=torch.float32)
+    kept = 2 if INTERPRETING or problem.query.dtype == torch.float32 else 1
+    return problem.query.new_empty(kept, batch, heads, height, width, dtype=torch.float32)
 
 
 def _stack_tables(problem: Problem) -> Tensor:
@@ -96,98 +101,6 @@ def _rescale(tables: Tensor, problem: Problem) -> Tensor:
     if problem.position_scale == problem.scale:
         return tables
     return tables * (problem.position_scale / problem.scale)
-
-
-def _forward(problem: Problem, softmax: Tensor | None) -> Tensor:
-    query, key, value, tables = _launchable(*problem[:3], _stack_tables(problem))
-    batch, height, width, heads, _ = query.shape
-    result = query.new_empty(batch, height, width, heads, value.shape[-1])
-    if batch == 0:
-        return result.to(problem.query.dtype)
-
-    from halonet.ops import triton_kernels
-
-    maximum, total = _empty_softmax(problem) if softmax is None else softmax
-    plan = _make_plan(problem)
-    score_scale = _score_scale(problem.scale, query.dtype)
-    kernel: Any = triton_kernels.forward_kernel
-
-    def launch(tiles: Tiles) -> None:
-        grid = (plan.query_tiles(tiles.queries),)
-        kernel[grid](
-            query, key, value, tables, result, maximum, total, score_scale,
-            *plan.sizes, **plan.constants, **plan.query_constants(tiles), **tiles.options,
-        )  # fmt: skip
-
-    _launch_best("forward", plan, query, launch)
-    return result.to(problem.query.dtype)
-
-
-def _backward(problem: Problem, gradient: Tensor, output: Tensor, softmax: Tensor) -> Gradients:
-    query, key, value, tables, result, result_gradient = _launchable(
-        *problem[:3], _stack_tables(problem), output, gradient
-    )
-    query_gradient = torch.empty_like(query)
-    key_gradient = torch.empty_like(key)
-    value_gradient = torch.empty_like(value)
-    plan = _make_plan(problem)
-    programs = plan.programs(query, tables)
-    parts = tables.new_zeros(programs, *tables.shape, dtype=torch.float32)
-    window = problem.window
-    delta = torch.empty_like(softmax[0])
-    maximum, total = softmax
-    score_scale = _score_scale(problem.scale, query.dtype)
-    # Full float32 (no tensor cores) is chosen for its accuracy.
-    exact = query.dtype == torch.float32 and plan.constants["PRECISION"] == "ieee"
-
-    def launch_query(tiles: Tiles) -> None:
-        items = plan.query_tiles(tiles.queries)
-        grid = (min(items, programs) if tables.numel() else items,)
-        kernel: Any = triton_gradients.backward_query_kernel
-        kernel[grid](
-            query, key, value, tables, result, result_gradient, maximum, total, delta,
-            query_gradient, parts, score_scale, problem.scale, items, grid[0],
-            *plan.sizes, **plan.constants, EXACT=exact, **plan.query_constants(tiles),
-            **tiles.options,
-        )  # fmt: skip
-
-    def launch_key(tiles: Tiles) -> None:
-        row_shift, rows = _key_tiles(key.shape[1], window, tiles.key_rows)
-        column_shift, columns = _key_tiles(key.shape[2], window, tiles.key_columns)
-        grid = (key.shape[0] * rows * columns * key.shape[3],)
-        kernel: Any = triton_gradients.backward_key_kernel
-        kernel[grid](
-            query, key, value, tables, result_gradient, maximum, total, delta,
-            key_gradient, value_gradient, score_scale, problem.scale,
-            rows, columns, row_shift, column_shift,
-            *plan.sizes, **plan.constants,
-            BLOCK_P=_padded(tiles.key_rows + tiles.key_columns), BLOCK_Q=tiles.queries,
-            KEY_ROWS=tiles.key_rows, KEY_COLUMNS=tiles.key_columns,
-            **tiles.options,
-        )  # fmt: skip
-
-    if query.shape[0]:
-        from halonet.ops import triton_gradients
-
-        _launch_best("query gradient", plan, query, launch_query)
-        # It reads the delta that the first one wrote.
-        _launch_best("key gradient", plan, query, launch_key)
-    dtype = problem.query.dtype
-    gradients = query_gradient.to(dtype), key_gradient.to(dtype), value_gradient.to(dtype)
-    if problem.row_table is None:
-        return *gradients, None, None
-    row_gradient, column_gradient = _rescale(parts.sum(0), problem).to(dtype)
-    return *gradients, row_gradient, column_gradient
-
-
-# Of all devices: the interpreter takes tensors of the CPU.
-_run_operators = register_operators(
-    "triton",
-    "CompositeExplicitAutograd",
-    forward=_forward,
-    backward=_backward,
-    empty_statistics=_empty_softmax,
-)
 
 
 class _Plan(NamedTuple):
@@ -208,11 +121,29 @@ class _Plan(NamedTuple):
         """Tiles of queries over all blocks."""
         return self.blocks * -(-(self.window.block_queries**2) // block_queries)
 
+    @property
+    def places(self) -> int:
+        """Rows and columns of a window, one half each."""
+        return _padded(2 * self.window.size)
+
+    def make_places(self, query: Tensor) -> Tensor:
+        """Ones at each cell's row and column among the places, [cells of a window, places].
+
+        Not kept from one call to the next: CUDA graphs would own it.
+        """
+        size = self.window.size
+        if not self.constants["TABLE_CHANNELS"]:
+            return query.new_empty(0)
+        matrix = query.new_zeros(size, size, self.places)
+        matrix.diagonal(0, 0, 2).fill_(1)
+        matrix[:, :, self.places // 2 :].diagonal(0, 1, 2).fill_(1)
+        return matrix
+
     def query_constants(self, tiles: Tiles) -> dict[str, Any]:
         """Of the two kernels that go over the window of some queries."""
         return {
             "MASK": self.window.mask_padding,
-            "BLOCK_P": _padded(2 * self.window.size),
+            "BLOCK_P": self.places,
             "BLOCK_Q": tiles.queries,
             "BLOCK_K": tiles.key_rows * tiles.key_columns,
         }
@@ -224,6 +155,174 @@ class _Plan(NamedTuple):
             processors = torch.cuda.get_device_properties(query.device).multi_processor_count
         fit = MAX_PART_BYTES // max(1, 4 * tables.numel())
         return max(1, min(self.query_tiles(16), PROGRAMS_PER_PROCESSOR * processors, fit))
+
+
+class Work(NamedTuple):
+    """One kernel's launch, but for its tiles."""
+
+    name: str  # in `triton_tuning`
+    kernel: Any
+    plan: _Plan
+    query: Tensor
+    # Programs, arguments and constants of a launch with some tiles.
+    arrange: Callable[[Tiles], tuple[int, tuple, dict[str, Any]]]
+
+    @property
+    def candidates(self) -> list[Tiles]:
+        """Tiles worth a try, the fixed choice first and the last resort last."""
+        constants = self.plan.constants
+        return triton_tuning.list_candidates(
+            self.name, self.query.dtype, constants["PRECISION"],
+            max(constants["BLOCK_C"], constants["BLOCK_D"]), self.plan.most_queries,
+        )  # fmt: skip
+
+    def launch(self, tiles: Tiles) -> None:
+        """Run the kernel on the current device."""
+        programs, arguments, constants = self.arrange(tiles)
+        self.kernel[(programs,)](*arguments, **constants, **tiles.options)
+
+
+def list_work(problem: Problem) -> list[Work]:
+    """What forward and backward pass launch, on fresh memory: of meta tensors too."""
+    query, key, value, tables = _launchable(*problem[:3], _stack_tables(problem))
+    result = query.new_empty(*query.shape[:4], value.shape[-1])
+    softmax = _empty_softmax(problem)
+    parts = tables.new_empty(1, *tables.shape, dtype=torch.float32)
+    maps = problem, query, key, value, tables, result
+    return [
+        _forward_work(*maps, softmax),
+        *_backward_work(*maps, result, softmax, query, key, value, parts),
+    ]
+
+
+def _forward(problem: Problem, softmax: Tensor | None) -> Tensor:
+    query, key, value, tables = _launchable(*problem[:3], _stack_tables(problem))
+    result = query.new_empty(*query.shape[:4], value.shape[-1])
+    if query.shape[0]:
+        softmax = _empty_softmax(problem) if softmax is None else softmax
+        _launch_best(_forward_work(problem, query, key, value, tables, result, softmax))
+    return result.to(problem.query.dtype)
+
+
+def _forward_work(
+    problem: Problem,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tables: Tensor,
+    result: Tensor,
+    softmax: Tensor,
+) -> Work:
+    from halonet.ops import triton_kernels
+
+    plan = _make_plan(problem)
+    shift, factor = softmax[0], softmax[-1]
+    places = plan.make_places(query)
+    # The kernel's scale is above 0. So small a one gives equal weights, as 0 does.
+    score_scale = max(abs(_score_scale(problem.scale, query.dtype)), 1e-30)
+    if problem.scale < 0:
+        query = -query
+
+    def arrange(tiles: Tiles) -> tuple[int, tuple, dict[str, Any]]:
+        arguments = (
+            query, key, value, tables, places, result, shift, factor, score_scale, *plan.sizes,
+        )  # fmt: skip
+        constants = plan.constants | plan.query_constants(tiles)
+        return plan.query_tiles(tiles.queries), arguments, constants
+
+    return Work("forward", triton_kernels.forward_kernel, plan, query, arrange)
+
+
+def _backward(problem: Problem, gradient: Tensor, output: Tensor, softmax: Tensor) -> Gradients:
+    query, key, value, tables, result, result_gradient = _launchable(
+        *problem[:3], _stack_tables(problem), output, gradient
+    )
+    query_gradient = torch.empty_like(query)
+    key_gradient = torch.empty_like(key)
+    value_gradient = torch.empty_like(value)
+    programs = _make_plan(problem).programs(query, tables)
+    parts = tables.new_zeros(programs, *tables.shape, dtype=torch.float32)
+    if query.shape[0]:
+        # The second reads the delta that the first writes.
+        for work in _backward_work(
+            problem, query, key, value, tables, result, result_gradient, softmax,
+            query_gradient, key_gradient, value_gradient, parts,
+        ):  # fmt: skip
+            _launch_best(work)
+    dtype = problem.query.dtype
+    gradients = query_gradient.to(dtype), key_gradient.to(dtype), value_gradient.to(dtype)
+    if problem.row_table is None:
+        return *gradients, None, None
+    row_gradient, column_gradient = _rescale(parts.sum(0), problem).to(dtype)
+    return *gradients, row_gradient, column_gradient
+
+
+def _backward_work(
+    problem: Problem,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tables: Tensor,
+    result: Tensor,
+    result_gradient: Tensor,
+    softmax: Tensor,
+    query_gradient: Tensor,
+    key_gradient: Tensor,
+    value_gradient: Tensor,
+    parts: Tensor,
+) -> list[Work]:
+    from halonet.ops import triton_gradients
+
+    plan, window = _make_plan(problem), problem.window
+    shift, factor = softmax[0], softmax[-1]
+    delta = torch.empty_like(shift)
+    places = plan.make_places(query)
+    score_scale = _score_scale(problem.scale, query.dtype)
+    # Full float32 (no tensor cores) is chosen for its accuracy.
+    exact = query.dtype == torch.float32 and plan.constants["PRECISION"] == "ieee"
+
+    def arrange_query(tiles: Tiles) -> tuple[int, tuple, dict[str, Any]]:
+        items = plan.query_tiles(tiles.queries)
+        programs = min(items, len(parts)) if tables.numel() else items
+        arguments = (
+            query, key, value, tables, places, result, result_gradient, shift, factor, delta,
+            query_gradient, parts, score_scale, problem.scale, items, programs, *plan.sizes,
+        )  # fmt: skip
+        constants = plan.constants | {"EXACT": exact} | plan.query_constants(tiles)
+        return programs, arguments, constants
+
+    def arrange_key(tiles: Tiles) -> tuple[int, tuple, dict[str, Any]]:
+        row_shift, rows = _key_tiles(key.shape[1], window, tiles.key_rows)
+        column_shift, columns = _key_tiles(key.shape[2], window, tiles.key_columns)
+        arguments = (
+            query, key, value, tables, result_gradient, shift, factor, delta, key_gradient,
+            value_gradient, score_scale, problem.scale, rows, columns, row_shift, column_shift,
+            *plan.sizes,
+        )  # fmt: skip
+        constants = plan.constants | {
+            "BLOCK_P": _padded(2 * max(tiles.key_rows, tiles.key_columns)),
+            "BLOCK_Q": tiles.queries,
+            "KEY_ROWS": tiles.key_rows,
+            "KEY_COLUMNS": tiles.key_columns,
+        }
+        return key.shape[0] * rows * columns * key.shape[3], arguments, constants
+
+    query_kernel: Any = triton_gradients.backward_query_kernel
+    key_kernel: Any = triton_gradients.backward_key_kernel
+    return [
+        Work("query gradient", query_kernel, plan, query, arrange_query),
+        Work("key gradient", key_kernel, plan, query, arrange_key),
+    ]
+
+
+# Of all devices: the interpreter takes tensors of the CPU.
+_run_operators = register_operators(
+    "triton",
+    "CompositeExplicitAutograd",
+    forward=_forward,
+    backward=_backward,
+    empty_statistics=_empty_softmax,
+)
 
 
 def _make_plan(problem: Problem) -> _Plan:
@@ -294,15 +393,10 @@ def _key_tiles(map_size: int, window: Window, tile: int) -> tuple[int, int]:
     return shift, -(-(map_size + shift) // tile)
 
 
-def _launch_best(kernel: str, plan: _Plan, query: Tensor, launch: Launch) -> None:
-    constants = plan.constants
-    candidates = triton_tuning.list_candidates(
-        kernel, query.dtype, constants["PRECISION"],
-        max(constants["BLOCK_C"], constants["BLOCK_D"]), plan.most_queries,
-    )  # fmt: skip
+def _launch_best(work: Work) -> None:
     if INTERPRETING:
-        launch(INTERPRETED_TILES)
+        work.launch(INTERPRETED_TILES)
         return
     # Triton launches on the current device, which need not be the tensors'.
-    with torch.cuda.device(query.device):
-        triton_tuning.run_tuned((kernel, *plan.tiles_key), candidates, launch)
+    with torch.cuda.device(work.query.device):
+        triton_tuning.run_tuned((work.name, *work.plan.tiles_key), work.candidates, work.launch)

@@ -1,7 +1,8 @@
 """Triton kernels of halo attention's gradients; see `triton_kernels.py` for shapes and names.
 
-Weights are recomputed from the log-sums that the forward kernel left. Every number is written by
-one program and summed in a fixed order: no atomic additions, so each run gives the same bits.
+Weights are recomputed from the shifts and factors that the forward kernel left. Every number is
+written by one program and summed in a fixed order: no atomic additions, so each run gives the same
+bits.
 """
 
 import triton
@@ -12,6 +13,7 @@ from halonet.ops.triton_kernels import (
     cell_places,
     exponential,
     load_pixels,
+    load_places,
     locate_cells,
     locate_queries,
     place_logits,
@@ -22,22 +24,17 @@ from halonet.ops.triton_kernels import (
 
 
 @triton.jit
-def read_softmax(p_maximum, p_sum, m_query, dtype: tl.constexpr):
-    """Shift and factor of a softmax: weight = exponential(score - shift) * factor.
-
-    In narrow types the shift includes the sum, and the factor is 1. In float32 the rounding of
-    such a shift, which is as large as a score, would show.
-    """
-    b_maximum = tl.load(p_maximum, mask=m_query, other=0.0)
-    b_sum = tl.load(p_sum, mask=m_query, other=1.0)
+def read_softmax(p_shift, p_factor, m_query, dtype: tl.constexpr):
+    """Shift and factor of a softmax, as the forward kernel left them."""
+    b_shift = tl.load(p_shift, mask=m_query, other=0.0)
     if dtype == tl.float32:
-        return b_maximum, 1.0 / b_sum
-    return b_maximum + tl.log2(b_sum), tl.full(b_sum.shape, 1.0, tl.float32)
+        return b_shift, tl.load(p_factor, mask=m_query, other=1.0)
+    return b_shift, tl.full(b_shift.shape, 1.0, tl.float32)
 
 
 @triton.jit
 def weigh_cells(
-    p_key, p_value, b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
+    p_key, p_value, p_places, b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
     first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height, width,
     heads, CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
     HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
@@ -47,9 +44,9 @@ def weigh_cells(
 
     The weight of a cell that takes no part is zero.
     """
-    o_cell_row, o_cell_column, o_cell_pixel, m_cell, m_map = locate_cells(
+    o_window_cell, o_cell_pixel, m_cell, m_map = locate_cells(
         start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
-        height, width, HALO_SIZE, MASK, BLOCK_K,
+        height, width, HALO_SIZE, WINDOW, MASK, BLOCK_K,
     )  # fmt: skip
     # [BLOCK_K, BLOCK_C], [BLOCK_K, BLOCK_D]
     b_key = load_pixels(p_key, o_cell_pixel, m_map, heads, CHANNELS, BLOCK_C)
@@ -58,7 +55,7 @@ def weigh_cells(
     b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
     b_places = b_key
     if TABLE_CHANNELS > 0:
-        b_places = cell_places(o_cell_row, o_cell_column, b_query.dtype, WINDOW, BLOCK_P)
+        b_places = load_places(p_places, o_window_cell, m_cell, BLOCK_P)
         b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
     b_weights = exponential(b_scores * scale - b_shift[:, None], b_query.dtype) * b_factor[:, None]
     b_weights = tl.where(m_cell[None, :], b_weights, 0.0)
@@ -68,8 +65,8 @@ def weigh_cells(
 
 @triton.jit(do_not_specialize=[*SIZES, "items", "programs"])
 def backward_query_kernel(
-    p_query, p_key, p_value, p_tables, p_result, p_result_gradient, p_maximum, p_sum, p_delta,
-    p_query_gradient, p_table_parts, scale, gradient_scale, items, programs, height, width,
+    p_query, p_key, p_value, p_tables, p_places, p_result, p_result_gradient, p_shift, p_factor,
+    p_delta, p_query_gradient, p_table_parts, scale, gradient_scale, items, programs, height, width,
     query_height, query_width, heads, block_rows, block_columns, CHANNELS: tl.constexpr,
     VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr, POSITION_STRIDE: tl.constexpr,
@@ -113,7 +110,7 @@ def backward_query_kernel(
             o_pixel, m_query, heads, VALUE_CHANNELS, BLOCK_D,
         )  # fmt: skip
         b_shift, b_factor = read_softmax(
-            p_maximum + i_plane + o_pixel, p_sum + i_plane + o_pixel, m_query, b_query.dtype
+            p_shift + i_plane + o_pixel, p_factor + i_plane + o_pixel, m_query, b_query.dtype
         )
 
         if TABLE_CHANNELS > 0:
@@ -121,7 +118,7 @@ def backward_query_kernel(
             # [BLOCK_Q, BLOCK_P]
             b_logits = place_logits(
                 b_query, b_tables, o_row, o_column, BLOCK_SIZE - 1, BLOCK_SIZE - 1,
-                POSITION_STRIDE, TABLE, WINDOW, BLOCK_T, BLOCK_P, PRECISION,
+                POSITION_STRIDE, BLOCK_T, BLOCK_P, PRECISION,
             )  # fmt: skip
         else:
             b_logits = b_query
@@ -137,11 +134,11 @@ def backward_query_kernel(
             b_delta = tl.zeros([BLOCK_Q], tl.float32)
             for start in range(0, rows * columns, BLOCK_K):
                 _, _, b_weights, b_weights_gradient = weigh_cells(
-                    p_key + i_key_map * CHANNELS, p_value + i_key_map * VALUE_CHANNELS, b_query,
-                    b_logits, b_result_gradient, b_shift, b_factor, scale, start, first_row,
-                    first_column, rows, columns, first_pixel_row, first_pixel_column, height,
-                    width, heads, CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW,
-                    MASK, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
+                    p_key + i_key_map * CHANNELS, p_value + i_key_map * VALUE_CHANNELS, p_places,
+                    b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
+                    first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
+                    height, width, heads, CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE,
+                    WINDOW, MASK, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
                 )  # fmt: skip
                 b_delta += tl.sum(b_weights * b_weights_gradient, 1)
         else:
@@ -156,10 +153,10 @@ def backward_query_kernel(
         b_logits_gradient = tl.zeros([BLOCK_Q, BLOCK_P], tl.float32)
         for start in range(0, rows * columns, BLOCK_K):
             b_key, b_places, b_weights, b_weights_gradient = weigh_cells(
-                p_key + i_key_map * CHANNELS, p_value + i_key_map * VALUE_CHANNELS, b_query,
-                b_logits, b_result_gradient, b_shift, b_factor, scale, start, first_row,
-                first_column, rows, columns, first_pixel_row, first_pixel_column, height, width,
-                heads, CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK,
+                p_key + i_key_map * CHANNELS, p_value + i_key_map * VALUE_CHANNELS, p_places,
+                b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
+                first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height,
+                width, heads, CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK,
                 PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
             )  # fmt: skip
             b_scores_gradient = b_weights * (b_weights_gradient - b_delta[:, None])
@@ -174,17 +171,17 @@ def backward_query_kernel(
 
         if TABLE_CHANNELS > 0:
             # The backward pass of `place_logits`: each table entry takes its place's gradient.
-            o_entry = tl.arange(0, BLOCK_T)[None, :]
-            # [BLOCK_Q, BLOCK_T]
-            o_row_place = o_entry - (BLOCK_SIZE - 1) + (o_row * POSITION_STRIDE)[:, None]
-            o_column_place = o_entry - TABLE - (BLOCK_SIZE - 1)
-            o_column_place = o_column_place + (o_column * POSITION_STRIDE)[:, None]
-            o_place = tl.where(o_entry < TABLE, o_row_place, o_column_place)
-            m_place = (o_place >= 0) & (o_place < WINDOW) & (o_entry < 2 * TABLE)
-            o_place = tl.where(o_entry < TABLE, o_place, o_place + WINDOW)
-            o_place = tl.where(m_place, o_place, 0)
-            b_entries_gradient = tl.gather(b_logits_gradient, o_place, 1)
+            m_column = (tl.arange(0, 2) == 1)[None, :]
+            # [BLOCK_Q, 2]
+            o_first = tl.where(m_column, o_column[:, None], o_row[:, None]) * POSITION_STRIDE
+            # [BLOCK_Q, 2, BLOCK_T // 2]
+            o_place = tl.arange(0, BLOCK_T // 2)[None, None, :] - (BLOCK_SIZE - 1)
+            o_place += o_first[:, :, None]
+            m_place = (o_place >= 0) & (o_place < WINDOW)
+            b_places_gradient = tl.reshape(b_logits_gradient, [BLOCK_Q, 2, BLOCK_P // 2])
+            b_entries_gradient = tl.gather(b_places_gradient, tl.where(m_place, o_place, 0), 2)
             b_entries_gradient = tl.where(m_place, b_entries_gradient, 0.0).to(b_query.dtype)
+            b_entries_gradient = tl.reshape(b_entries_gradient, [BLOCK_Q, BLOCK_T])
             b_query_gradient = tl.dot(
                 b_entries_gradient, b_tables, b_query_gradient, input_precision=PRECISION
             )
@@ -215,9 +212,9 @@ def covering_blocks(
 
 @triton.jit(do_not_specialize=[*SIZES, "tile_rows", "tile_columns", "row_shift", "column_shift"])
 def backward_key_kernel(
-    p_query, p_key, p_value, p_tables, p_result_gradient, p_maximum, p_sum, p_delta, p_key_gradient,
-    p_value_gradient, scale, gradient_scale, tile_rows, tile_columns, row_shift, column_shift,
-    height, width, query_height, query_width, heads, block_rows, block_columns,
+    p_query, p_key, p_value, p_tables, p_result_gradient, p_shift, p_factor, p_delta,
+    p_key_gradient, p_value_gradient, scale, gradient_scale, tile_rows, tile_columns, row_shift,
+    column_shift, height, width, query_height, query_width, heads, block_rows, block_columns,
     CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr,
     POSITION_STRIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -264,7 +261,7 @@ def backward_key_kernel(
     if TABLE_CHANNELS > 0:
         o_table, m_table = table_offsets(CHANNELS, TABLE_CHANNELS, TABLE, BLOCK_T, BLOCK_C)
         b_tables = tl.load(p_tables + o_table, mask=m_table, other=0.0)
-        b_places = cell_places(o_cell_row, o_cell_column, b_key.dtype, KEY_ROWS, BLOCK_P)
+        b_places = cell_places(o_cell_row, o_cell_column, b_key.dtype, BLOCK_P)
 
     first_block_row, rows = covering_blocks(
         first_pixel_row, KEY_ROWS, height, block_rows, BLOCK_SIZE, HALO_SIZE
@@ -291,7 +288,7 @@ def backward_key_kernel(
             p_result_gradient, o_pixel, m_query, heads, VALUE_CHANNELS, BLOCK_D
         )
         b_shift, b_factor = read_softmax(
-            p_maximum + i_plane + o_pixel, p_sum + i_plane + o_pixel, m_query, b_query.dtype
+            p_shift + i_plane + o_pixel, p_factor + i_plane + o_pixel, m_query, b_query.dtype
         )
         b_delta = tl.load(p_delta + i_plane + o_pixel, mask=m_query, other=0.0)
 
@@ -304,7 +301,7 @@ def backward_key_kernel(
             b_logits = place_logits(
                 b_query, b_tables, o_row, o_column,
                 first_row + BLOCK_SIZE - 1, first_column + BLOCK_SIZE - 1,
-                POSITION_STRIDE, TABLE, KEY_ROWS, BLOCK_T, BLOCK_P, PRECISION,
+                POSITION_STRIDE, BLOCK_T, BLOCK_P, PRECISION,
             )  # fmt: skip
             b_scores = tl.dot(b_places, tl.trans(b_logits), b_scores, input_precision=PRECISION)
         window_row = first_row + o_cell_row

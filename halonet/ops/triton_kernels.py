@@ -64,44 +64,60 @@ def table_offsets(
     """
     o_entry = tl.arange(0, BLOCK_T)
     o_channel = tl.arange(0, BLOCK_C)
-    first_channel = tl.where(o_entry < TABLE, 0, CHANNELS - TABLE_CHANNELS)
+    # Each table has one half of the entries.
+    m_column = o_entry >= BLOCK_T // 2
+    o_entry = o_entry % (BLOCK_T // 2)
+    first_channel = tl.where(m_column, CHANNELS - TABLE_CHANNELS, 0)
     # [BLOCK_T, BLOCK_C]
     o_table_channel = o_channel[None, :] - first_channel[:, None]
     m_table = (o_table_channel >= 0) & (o_table_channel < TABLE_CHANNELS)
-    m_table = m_table & (o_entry < 2 * TABLE)[:, None]
+    m_table = m_table & (o_entry < TABLE)[:, None]
+    o_entry = tl.where(m_column, o_entry + TABLE, o_entry)
     return o_entry[:, None] * TABLE_CHANNELS + o_table_channel, m_table
 
 
 @triton.jit
 def place_logits(
     b_query, b_tables, o_row, o_column, first_row, first_column, POSITION_STRIDE: tl.constexpr,
-    TABLE: tl.constexpr, ROWS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Logits of each query at ROWS rows of cells, followed by those at the columns.
+    """Logits of each query at the rows of cells, one half of the places, and at the columns.
 
     `first_row` is the table's entry for row 0 and the block's first row of queries.
     """
-    # [queries, BLOCK_T]
+    QUERIES: tl.constexpr = b_query.shape[0]
+    # [queries, 2, entries]: a gather that finds rows and columns apart looks at half as many.
     b_logits = tl.dot(b_query, tl.trans(b_tables), input_precision=PRECISION)
-    o_place = tl.arange(0, BLOCK_P)[None, :]
-    # [queries, BLOCK_P]
-    o_row_entry = o_place + first_row - (o_row * POSITION_STRIDE)[:, None]
-    o_column_entry = o_place - ROWS + first_column - (o_column * POSITION_STRIDE)[:, None]
-    o_entry = tl.where(o_place < ROWS, o_row_entry, TABLE + o_column_entry)
+    b_logits = tl.reshape(b_logits.to(b_query.dtype), [QUERIES, 2, BLOCK_T // 2])
+    m_column = (tl.arange(0, 2) == 1)[None, :]
+    # [queries, 2]
+    o_first = tl.where(
+        m_column,
+        first_column - (o_column * POSITION_STRIDE)[:, None],
+        first_row - (o_row * POSITION_STRIDE)[:, None],
+    )
+    # [queries, 2, places]
+    o_entry = o_first[:, :, None] + tl.arange(0, BLOCK_P // 2)[None, None, :]
     # Places beyond the last, and queries beyond the block, are not used: any entry will do.
-    o_entry = tl.minimum(tl.maximum(o_entry, 0), BLOCK_T - 1)
-    return tl.gather(b_logits.to(b_query.dtype), o_entry, 1)
+    o_entry = tl.minimum(tl.maximum(o_entry, 0), BLOCK_T // 2 - 1)
+    return tl.reshape(tl.gather(b_logits, o_entry, 2), [QUERIES, BLOCK_P])
 
 
 @triton.jit
-def cell_places(o_row, o_column, dtype: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr):
+def cell_places(o_row, o_column, dtype: tl.constexpr, BLOCK_P: tl.constexpr):
     """The matrix of zeros and ones: ones at each cell's row and column among the places."""
     o_place = tl.arange(0, BLOCK_P)
     # [cells, BLOCK_P]
     b_row = o_place[None, :] == o_row[:, None]
-    b_column = o_place[None, :] == (o_column + ROWS)[:, None]
+    b_column = o_place[None, :] == (o_column + BLOCK_P // 2)[:, None]
     return (b_row | b_column).to(dtype)
+
+
+@triton.jit
+def load_places(p_places, o_window_cell, m_cell, BLOCK_P: tl.constexpr):
+    """The same matrix for the cells of a window, which costs less to read than to make."""
+    p_cell = p_places + (o_window_cell * BLOCK_P)[:, None] + tl.arange(0, BLOCK_P)[None, :]
+    return tl.load(p_cell, mask=m_cell[:, None], other=0.0)
 
 
 @triton.jit
@@ -155,16 +171,21 @@ def visible_range(
 @triton.jit
 def locate_cells(
     start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height,
-    width, HALO_SIZE: tl.constexpr, MASK: tl.constexpr, BLOCK_K: tl.constexpr,
+    width, HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Row and column in the window of the next visible cells, their pixels, and two masks.
+    """Where in the window the next visible cells are, their pixels, and two masks.
 
     The first mask is of what takes part, the second of what lies on the map.
     """
     # [BLOCK_K]
     o_cell = start + tl.arange(0, BLOCK_K)
-    o_row = first_row + o_cell // columns
-    o_column = first_column + o_cell % columns
+    # Many times as fast as a division of whole numbers, and exact: (o_cell + 1/2) / columns is at
+    # least 1 / (2 columns) from a whole number, more than it can be off by in a window of less
+    # than a million cells.
+    o_row = ((o_cell + 0.5) * (1.0 / columns)).to(tl.int32)
+    o_column = first_column + o_cell - o_row * columns
+    o_row += first_row
     map_row = first_pixel_row - HALO_SIZE + o_row
     map_column = first_pixel_column - HALO_SIZE + o_column
     m_cell = o_cell < rows * columns
@@ -172,12 +193,12 @@ def locate_cells(
     if not MASK:
         m_map = m_map & (map_row >= 0) & (map_row < height)
         m_map = m_map & (map_column >= 0) & (map_column < width)
-    return o_row, o_column, map_row * width + map_column, m_cell, m_map
+    return o_row * WINDOW + o_column, map_row * width + map_column, m_cell, m_map
 
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    p_query, p_key, p_value, p_tables, p_result, p_maximum, p_sum, scale, height, width,
+    p_query, p_key, p_value, p_tables, p_places, p_result, p_shift, p_factor, scale, height, width,
     query_height, query_width, heads, block_rows, block_columns, CHANNELS: tl.constexpr,
     VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr, POSITION_STRIDE: tl.constexpr,
@@ -186,8 +207,9 @@ def forward_kernel(
 ):  # fmt: skip
     """A program has BLOCK_Q queries of one block and head and goes over their window.
 
-    Writes the result [B, H', W', N, D] and the scores' maximum and the weights' sum, each
-    [B, N, H', W'].
+    Writes the result [B, H', W', N, D] and each softmax's shift and factor [B, N, H', W']:
+    weight = exponential(score - shift) * factor. In narrow types the shift is the log-sum-exp and
+    there is no factor. The scale is above 0, so that it can follow the search for the maximum.
     """
     SIDE: tl.constexpr = BLOCK_SIZE // STRIDE
     TILES: tl.constexpr = (SIDE * SIDE + BLOCK_Q - 1) // BLOCK_Q
@@ -207,8 +229,8 @@ def forward_kernel(
     p_value += i_key_map * VALUE_CHANNELS
     p_result += i_query_map * VALUE_CHANNELS
     i_plane = (i_batch * heads + i_head) * query_height * query_width
-    p_maximum += i_plane
-    p_sum += i_plane
+    p_shift += i_plane
+    p_factor += i_plane
 
     # [BLOCK_Q, BLOCK_C]
     b_query = load_pixels(p_query, o_pixel, m_query, heads, CHANNELS, BLOCK_C)
@@ -218,7 +240,7 @@ def forward_kernel(
         # [BLOCK_Q, BLOCK_P]
         b_logits = place_logits(
             b_query, b_tables, o_row, o_column, BLOCK_SIZE - 1, BLOCK_SIZE - 1,
-            POSITION_STRIDE, TABLE, WINDOW, BLOCK_T, BLOCK_P, PRECISION,
+            POSITION_STRIDE, BLOCK_T, BLOCK_P, PRECISION,
         )  # fmt: skip
 
     first_pixel_row = i_block_row * BLOCK_SIZE
@@ -230,9 +252,9 @@ def forward_kernel(
     b_sum = tl.zeros([BLOCK_Q], tl.float32)
     b_result = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for start in range(0, rows * columns, BLOCK_K):
-        o_cell_row, o_cell_column, o_cell_pixel, m_cell, m_map = locate_cells(
+        o_window_cell, o_cell_pixel, m_cell, m_map = locate_cells(
             start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
-            height, width, HALO_SIZE, MASK, BLOCK_K,
+            height, width, HALO_SIZE, WINDOW, MASK, BLOCK_K,
         )  # fmt: skip
         # [BLOCK_K, BLOCK_C], [BLOCK_K, BLOCK_D]
         b_key = load_pixels(p_key, o_cell_pixel, m_map, heads, CHANNELS, BLOCK_C)
@@ -240,13 +262,13 @@ def forward_kernel(
         # [BLOCK_Q, BLOCK_K]
         b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
         if TABLE_CHANNELS > 0:
-            b_places = cell_places(o_cell_row, o_cell_column, b_query.dtype, WINDOW, BLOCK_P)
+            b_places = load_places(p_places, o_window_cell, m_cell, BLOCK_P)
             b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
-        b_scores = tl.where(m_cell[None, :], b_scores * scale, float("-inf"))
+        b_scores = tl.where(m_cell[None, :], b_scores, float("-inf"))
         # The first tile has a visible cell, so the maximum is finite from there on.
-        b_new_max = tl.maximum(b_max, tl.max(b_scores, 1))
+        b_new_max = tl.maximum(b_max, tl.max(b_scores, 1) * scale)
         b_decay = exponential(b_max - b_new_max, b_query.dtype)
-        b_weights = exponential(b_scores - b_new_max[:, None], b_query.dtype)
+        b_weights = exponential(b_scores * scale - b_new_max[:, None], b_query.dtype)
         b_sum = b_sum * b_decay + tl.sum(b_weights, 1)
         b_result = tl.dot(
             b_weights.to(b_value.dtype), b_value, b_result * b_decay[:, None],
@@ -256,6 +278,9 @@ def forward_kernel(
 
     b_result = b_result / b_sum[:, None]
     store_pixels(p_result, b_result, o_pixel, m_query, heads, VALUE_CHANNELS, BLOCK_D)
-    # Not as one log-sum-exp, whose rounding would show in float32 weights.
-    tl.store(p_maximum + o_pixel, b_max, mask=m_query)
-    tl.store(p_sum + o_pixel, b_sum, mask=m_query)
+    # In float32 the rounding of a log-sum-exp, which is as large as a score, would show.
+    if b_query.dtype == tl.float32:
+        tl.store(p_factor + o_pixel, 1.0 / b_sum, mask=m_query)
+    else:
+        b_max += tl.log2(b_sum)
+    tl.store(p_shift + o_pixel, b_max, mask=m_query)

@@ -1,7 +1,7 @@
 """Which shape of tiles a Triton kernel runs with: a few candidates, timed once for a problem.
 
-The candidates were chosen by what the compiler reports for Hopper (registers, spills, shared
-memory), not by timings: no GPU was at hand.
+The candidates were chosen by what the compiler reports for Ampere to Blackwell (registers, spills,
+shared memory: `benchmarks/gpu_compile.py`), not by timings: no GPU was at hand.
 """
 
 import os
@@ -66,10 +66,10 @@ def list_candidates(
     elif channels > 128 or (dtype == torch.float32 and channels > 64):
         candidates = _WIDE[kernel]
     else:
-        candidates = _NARROW[kernel]
+        candidates = (_NARROW if channels <= 16 else _MIDDLE)[kernel]
     fitted = [tiles._replace(queries=min(tiles.queries, queries)) for tiles in candidates]
     # Smaller tiles of queries can have become the same.
-    return [*dict.fromkeys([*fitted, SMALLEST])]
+    return [*(tiles for tiles in dict.fromkeys(fitted) if tiles != SMALLEST), SMALLEST]
 
 
 _NARROW = {
@@ -80,9 +80,9 @@ _NARROW = {
         Tiles(32, 8, 8, 4, 2),
     ),
     "query gradient": (
-        Tiles(64, 8, 8, 8, 2),
+        Tiles(64, 4, 8, 4, 2),
+        Tiles(64, 8, 8, 4, 1),
         Tiles(64, 8, 8, 4, 2, registers=168),
-        Tiles(64, 4, 8, 4, 2, registers=128),
         Tiles(32, 8, 8, 4, 2),
     ),
     "key gradient": (
@@ -90,6 +90,21 @@ _NARROW = {
         Tiles(64, 8, 8, 4, 2, registers=128),
         Tiles(32, 8, 8, 4, 2),
         Tiles(64, 16, 8, 8, 2),
+    ),
+}
+_MIDDLE = {
+    "forward": _NARROW["forward"],
+    "query gradient": (
+        Tiles(64, 4, 4, 4, 1),
+        Tiles(64, 4, 8, 4, 1),
+        Tiles(64, 8, 8, 4, 1),
+        Tiles(32, 4, 8, 4, 1),
+    ),
+    "key gradient": (
+        Tiles(32, 8, 8, 4, 2),
+        Tiles(32, 8, 8, 4, 1),
+        Tiles(64, 8, 8, 4, 1),
+        Tiles(16, 8, 8, 4, 2),
     ),
 }
 _WIDE = {

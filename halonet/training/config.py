@@ -1,11 +1,14 @@
 """The configuration of a training run: its fields, and what they may hold."""
 
+import dataclasses
 import difflib
 import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 # What accelerate's LoggerType names, and none; accelerate itself is imported only to train.
 LogWith = Literal[
@@ -138,6 +141,21 @@ def find_recipe(recipes: Mapping[str, Recipe[Config]], name: str) -> Recipe[Conf
             f"got {name!r}{hint}"
         )
     return recipes[name]
+
+
+def change_config(config: Config, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """All plain values of a configuration with some fields changed, checked as the command line's.
+
+    Raises:
+        ValueError: an unknown field, or a value of another type.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(type(config), as_group=False)
+    parser.set_defaults(dataclasses.asdict(config))
+    try:
+        return parser.parse_object(dict(fields)).as_dict()
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def modernize_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,9 +31,9 @@ def fit(text):
 
 
 def test_commands_run(capsys, place):
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
     for words in COMMANDS:
-        if words[0] != "demo":  # which waits for visitors; test_demo.py has it
+        if words[0] != "demo" or "--space" in words:  # else it waits for visitors, see tests/demo
             cli.main(fit(" ".join(words)).split())
     assert capsys.readouterr().err == ""
     for name in (
@@ -42,6 +42,7 @@ def test_commands_run(capsys, place):
         "explanations-3",
         "embeddings.npz",
         "similar.png",
+        "space/app.py",
     ):
         assert (place / name).exists()
 

@@ -89,6 +89,7 @@ TRAIN_OPTIONS = [
                 "group",
                 "help",
                 "mirror",
+                "neighbours",
                 "output",
                 "split",
                 "validation_data",

@@ -62,8 +62,8 @@ def test_masks_are_drawn_where_they_are(tmp_path: Path) -> None:
     image = Image.new("RGB", (50, 40), "black")
     box = torch.tensor([[10.0, 5.0, 30.0, 25.0]])
     found = Objects(
-        tmp_path / "x.png", (40, 50), box, torch.tensor([2]), torch.tensor([0.9]),
-        ("bar", "square"), (3, 7), torch.ones(1, 1, 28, 28),
+        "x.png", (40, 50), box, torch.tensor([2]), torch.tensor([0.9]),
+        ("bar", "square"), (3, 7), tmp_path / "x.png", torch.ones(1, 1, 28, 28),
     )  # fmt: skip
     picture = found.draw(image)
     assert picture.getpixel((24, 20)) != (0, 0, 0)

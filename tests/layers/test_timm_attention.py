@@ -367,3 +367,22 @@ def test_without_timm_one_line_says_so() -> None:
     assert (
         found.stdout == "timm is not installed; its models need it: pip install 'halonet[timm]'\n"
     )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_weights_times_values_are_what_the_layer_pools(name: str) -> None:
+    layer = TimmHaloAttention(make_layer(**LAYERS[name]))
+    maps = torch.randn(1, 10, 12, 24, dtype=torch.double)
+    pooled: list[Tensor] = []
+    layer.pool.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
+    layer(maps)
+    value = layer.operator_arguments(maps)["value"]
+    halo, side = layer.halo_size, layer.block_size + 2 * layer.halo_size
+    padded = F.pad(value[0], (0, 0, 0, 0, halo, side, halo, side))  # zeros outside, as timm's
+    pixels = [(0, 0), (1, 3), (5, 2)]
+    found = layer.attention_weights(maps, pixels)
+    for place, (row, column) in enumerate(pixels):
+        top, left = (found.corners[place] + halo).tolist()
+        cells = padded[top : top + side, left : left + side]
+        expected = torch.einsum("nuv,uvnd->nd", found.weights[0, place], cells)
+        torch.testing.assert_close(pooled[0][0, :, row, column], expected.flatten())

@@ -1,0 +1,1 @@
+"""A page to try a model, on this machine or as a Space of the Hugging Face Hub."""

@@ -1,0 +1,154 @@
+"""A trained classifier that takes images as they come: predict, embed, explain."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halonet.devices import AUTO, find_device
+from halonet.inference.images import list_images, require_readable, take_one
+from halonet.models.classifier import Classifier
+
+if TYPE_CHECKING:
+    from halonet.classification.prediction import Prediction
+    from halonet.explain.explanation import Explanation, ImageAttention
+
+
+class LoadedClassifier:
+    """A classifier that takes images as they come, see `halonet.load_run`.
+
+    Needs `pip install 'halonet[train]'`.
+
+    Args:
+        model: a `HaloNet` or timm's, not fused.
+        device: see `load_run`.
+
+    Attributes:
+        model: in eval mode, on the device.
+        class_names: the classes in order, their numbers where the model has no names.
+        device: that it runs on.
+    """
+
+    def __init__(self, model: Classifier, *, device: str = AUTO) -> None:
+        self.device = find_device(device)
+        self.model = model.eval().to(self.device)
+        self.class_names = model.class_names or tuple(map(str, range(model.num_classes)))
+        self._fused = self.model.fuse()
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.class_names[:5]) + (", ..." if len(self.class_names) > 5 else "")
+        return f"LoadedClassifier({self.name}: {names})"
+
+    @property
+    def name(self) -> str:
+        """The name of the model's variant."""
+        return self.model.variant.name
+
+    def predict(self, images: Any, *, mirror: bool = False) -> "Prediction | list[Prediction]":
+        """The probabilities of the classes of an image, or a list of them for several images.
+
+        Args:
+            images: see `load_run`.
+            mirror: take the mean of the logits of each image and its mirror image.
+
+        Raises:
+            FileNotFoundError: no image there, or a URL that can't be read.
+            TypeError, ValueError: no image, or an array or tensor of another shape or range.
+        """
+        from halonet.classification.predict import predict
+        from halonet.classification.prediction import Prediction
+
+        found, single = list_images(images)
+        rows = predict(self._fused, [image.source for image in found], mirror=mirror)
+        predictions = [
+            Prediction(
+                image.name,
+                self.class_names,
+                require_readable(image, row),
+                self.model.task,
+                image.source,
+            )
+            for image, (_, row) in zip(found, rows, strict=True)
+        ]
+        return predictions[0] if single else predictions
+
+    def embed(self, images: Any) -> Tensor:
+        """Pooled features [num_features] of an image, or [images, num_features] of several.
+
+        Args:
+            images: see `load_run`.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError: as `predict`.
+        """
+        from halonet.classification.predict import embed
+
+        found, single = list_images(images)
+        rows = embed(self._fused, [image.source for image in found])
+        features = torch.stack(
+            [require_readable(image, row) for image, (_, row) in zip(found, rows, strict=True)]
+        )
+        return features[0] if single else features
+
+    def explain(
+        self,
+        image: Any,
+        *,
+        class_name: str | None = None,
+        method: str | None = None,
+        stage: int | None = None,
+        curves: bool = False,
+    ) -> "Explanation":
+        """How much each pixel of an image speaks for a class.
+
+        Args:
+            image: one, see `load_run`.
+            class_name: None takes the most probable one.
+            method, stage: as `halonet explain` has them; docs/explain.md compares the methods.
+            curves: measure the deletion and insertion curves too, which run the model 66 times.
+
+        Raises:
+            FileNotFoundError, TypeError: as `predict`.
+            ValueError: as `predict`; an unknown class, method or stage.
+        """
+        from halonet.explain.explanation import explain_image
+        from halonet.explain.relevance import DEFAULT_METHOD
+
+        name, source = take_one(image)
+        return explain_image(
+            self.model,
+            source,
+            name=name,
+            class_name=class_name,
+            method=method or DEFAULT_METHOD,
+            stage=stage,
+            curves=curves,
+        )
+
+    def attention(
+        self,
+        image: Any,
+        at: tuple[float, float],
+        *,
+        stage: int | None = None,
+        layer: int | None = None,
+        head: int | None = None,
+    ) -> "ImageAttention":
+        """Where a place of an image looks.
+
+        Args:
+            image: one, see `load_run`.
+            at: x and y of the place in pixels of the image, from its left and upper border.
+            stage, layer, head: which attention, counted from 1. None: the last stage that has
+                some, its last layer, the mean over the heads.
+
+        Raises:
+            FileNotFoundError, TypeError: as `predict`.
+            ValueError: as `predict`; a place outside what the model sees; no such attention.
+        """
+        from halonet.explain.explanation import view_image_attention
+
+        name, source = take_one(image)
+        return view_image_attention(
+            self.model, source, at, name=name, stage=stage, layer=layer, head=head
+        )
