@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from halonet import cli
+from halonet import cli, runs
 from halonet.cli import classification, detect
 from halonet.detection.detector import save_detector
 from halonet.models.halonet import HaloNet
@@ -17,7 +17,7 @@ def test_commands_run_the_fused_model_on_the_device(
     """On a device that computes nothing: a command that reads a result from it fails."""
     fused, fuse = [], HaloNet.fuse
     monkeypatch.setattr(HaloNet, "fuse", lambda model: fused.append(model) or fuse(model))
-    for module in (classification, detect):
+    for module in (classification, detect, runs):
         devices = {"cuda:1": torch.device("meta")}
         monkeypatch.setattr(module, "find_device", devices.__getitem__)
     words = [*command.split(), whole_run.folder, "--output", tmp_path / "found"]

@@ -137,10 +137,11 @@ def test_what_does_not_fit_is_refused():
         measure_relevance(plain, image, 0, method="rollout")
 
 
-def test_timms_models_are_explained_but_for_their_attention():
+def test_timms_models_are_explained():
     model, image = halonet.create_model("halonet26t", num_classes=2).eval(), draw_image(64, 64)
     for stage in (1, 4):
         found = measure_relevance(model, image, 0, method="gradcam", stage=stage)
         assert found.shape == (64, 64)
-    with pytest.raises(ValueError, match="method rollout needs HaloAttention"):
-        measure_relevance(model, image, 0, method="rollout")
+    found = measure_relevance(model, image, 0, method="rollout")
+    assert found.shape == (64, 64)
+    assert found.max() > found.min()

@@ -61,8 +61,8 @@ def draw_images(count: int, size: int) -> Tensor:
     return (smooth - 0.5) / 0.25
 
 
-def assert_same(logits: Tensor, expected: Tensor) -> None:
-    assert (logits - expected).abs().max() < 2e-5 * expected.abs().max()
+def assert_same(logits: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
+    assert (logits - expected).abs().max() < tolerance * expected.abs().max()
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,7 @@ def test_predictions_of_a_photo_are_timms(name: str, tmp_path: Path) -> None:
 
 @SEVEN
 def test_files_copies_and_timm_take_the_weights(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
     model = halonet.create_model(name, num_classes=3, in_channels=1, image_size=SIZE)
     settle(model, draw_images(16, SIZE)[:, :1])
     model.class_names = ("a", "b", "c")
@@ -107,8 +108,10 @@ def test_files_copies_and_timm_take_the_weights(name: str, tmp_path: Path) -> No
     with torch.inference_mode():
         logits = model(images)
         loaded = halonet.load_model(path).eval()
-        for same in (loaded, copy.deepcopy(model), model.fuse()):
+        for same in (loaded, copy.deepcopy(model)):
             assert_same(same(images), logits)
+        # Folded norms round otherwise, in fifty layers one after the other.
+        assert_same(model.fuse()(images), logits, tolerance=1e-4)
         HubHaloNet.from_model(loaded).save_pretrained(tmp_path / "hub")
         again = HubHaloNet.from_pretrained(tmp_path / "hub")
         assert_same(again(images), logits)

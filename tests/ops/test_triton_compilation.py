@@ -1,0 +1,111 @@
+"""The Triton kernels compiled for GPUs that are not there: what they take, and what their loops do.
+
+`benchmarks/gpu_compile.py` does the same for the whole family.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from halonet.check.cases import Case
+from halonet.ops import triton_backend
+from halonet.ops.halo_attention import resolve_arguments
+from halonet.ops.triton_backend import Work, list_work
+
+pytestmark = [
+    pytest.mark.skipif(not triton_backend.INSTALLED, reason="triton is not installed"),
+    pytest.mark.skipif(triton_backend.INTERPRETING, reason="the kernels are interpreted"),
+]
+
+FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(tmp_path, monkeypatch):
+    """Compiles anew, and leaves nothing behind."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
+def describe_work(
+    block_size: int,
+    halo_size: int,
+    stride: int,
+    channels: int,
+    value_channels: int,
+    tables: str,
+    dtype: torch.dtype,
+) -> dict[str, Work]:
+    """The three kernels, by name, for maps without memory."""
+    options = {"block_size": block_size, "halo_size": halo_size, "stride": stride}
+    case = Case("", 64, 64, options, 1, 2, channels, value_channels, tables)
+    inputs = {name: tensor.to("meta") for name, tensor in case.inputs(dtype).items()}
+    without: dict[str, Any] = {"row_table": None, "column_table": None}
+    problem, _ = resolve_arguments(**without | inputs, **options)
+    return {work.name: work for work in list_work(problem)}
+
+
+# Every kernel on every architecture, and the family's blocks, heads, strides, types and tables.
+@pytest.mark.parametrize("kernel", ["forward", "query gradient", "key gradient"])
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("sm_80", (8, 3, 1, 16, 16, "half", BFLOAT16)),  # H1's first stage
+        ("sm_86", (12, 2, 1, 64, 64, "half", BFLOAT16)),
+        ("sm_86", (10, 3, 2, 16, 64, "half", FLOAT16)),
+        ("sm_89", (10, 3, 1, 32, 32, "half", BFLOAT16)),
+        ("sm_90", (8, 3, 1, 64, 64, "full", FLOAT16)),
+        ("sm_90", (14, 2, 2, 16, 16, "half", FLOAT32)),
+        ("sm_100", (8, 4, 1, 32, 96, "none", BFLOAT16)),
+    ],
+    ids=str,
+)
+def test_first_choice_fits_the_device(kernel: str, architecture: str, kind: tuple) -> None:
+    from halonet.ops.triton_compilation import compile_work, find_faults
+
+    work = describe_work(*kind)[kernel]
+    tiles = work.candidates[0]
+    binary = compile_work(work, tiles, architecture)
+    narrow = kind[-1] != FLOAT32
+    assert find_faults(binary, tiles, architecture, narrow=narrow) == []
+    assert binary.loop["exponential"] > 0
+    assert binary.registers <= 255
+
+
+@pytest.mark.parametrize("kernel", ["forward", "query gradient", "key gradient"])
+def test_other_candidates_compile(kernel: str) -> None:
+    from halonet.ops.triton_compilation import SHARED_BYTES, compile_work
+
+    work = describe_work(8, 3, 1, 16, 16, "half", BFLOAT16)[kernel]
+    for tiles in work.candidates[1:]:
+        binary = compile_work(work, tiles, "sm_90")
+        assert binary.shared <= SHARED_BYTES["sm_90"], tiles
+        assert binary.loop["tensor"] > 0, tiles
+
+
+def test_compiles_for_amd() -> None:
+    backends = pytest.importorskip("triton.backends").backends
+    if "amd" not in backends:
+        pytest.skip("this Triton has no compiler for AMD")
+    from halonet.ops.triton_compilation import SHARED_BYTES, compile_work
+
+    work = describe_work(8, 3, 1, 16, 16, "half", BFLOAT16)["forward"]
+    binary = compile_work(work, work.candidates[0], "gfx942")
+    assert binary.spilled == 0
+    assert binary.shared <= SHARED_BYTES["gfx942"]
+    assert binary.loop["tensor"] > 0
+
+
+def test_faults_are_found() -> None:
+    from collections import Counter
+
+    from halonet.ops.triton_compilation import Binary, find_faults
+    from halonet.ops.triton_tuning import SMALLEST
+
+    bad = Binary(255, 8, 100 << 10, Counter(integer=3), Counter(integer=9))
+    found = find_faults(bad, SMALLEST, "sm_86", narrow=True)
+    assert len(found) == 3
+    assert "sm_86" in found[0]
+    assert "8 bytes of a thread are spilled" in found[0]
+    # On a device with more shared memory, for products without tensor cores, only the spill counts.
+    assert len(find_faults(bad, SMALLEST, "sm_90", narrow=False)) == 1
