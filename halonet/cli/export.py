@@ -17,6 +17,7 @@ def export_command(words: Sequence[str]) -> None:
     size = _parse_numbers(parser, "size", options.size, 2)
     batch = _parse_numbers(parser, "batch", options.batch, 1)
     from halonet.export.formats import SUFFIXES, export_model
+    from halonet.inference.loading import is_detector
     from halonet.models.metadata import find_checkpoint
     from halonet.models.pretrained import load_model
 
@@ -24,7 +25,7 @@ def export_command(words: Sequence[str]) -> None:
         parser.error("--size and --batch don't go with --format web: the page takes any photo")
     checkpoint = find_checkpoint(Path(options.checkpoint))
     command = shlex.join(["halonet", "export", *words])
-    if _is_detector(checkpoint):
+    if is_detector(checkpoint):
         if options.format != "onnx" or options.with_preprocessing or (size, batch) != (None, None):
             parser.error("of a detector, --format is onnx, and takes --precision and --output only")
         from halonet.detection.detector import load_detector
@@ -70,17 +71,6 @@ def export_command(words: Sequence[str]) -> None:
     _print_report(report)
     if data is not None:
         _print_accuracies(model, report.path, data)
-
-
-def _is_detector(checkpoint: Path) -> bool:
-    from safetensors import SafetensorError
-
-    from halonet.models.metadata import read_metadata
-
-    try:
-        return "halonet_detector" in read_metadata(checkpoint)
-    except SafetensorError:  # which load_model names
-        return False
 
 
 def _print_report(report: Any) -> None:
