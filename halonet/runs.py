@@ -133,7 +133,7 @@ def evaluate(
     from halonet.classification.image_predictions import ImagePredictions
     from halonet.classification.neighbours import check_neighbours, score_neighbours
     from halonet.classification.report import write_report
-    from halonet.data.sources import is_same_data, load_data, split_name
+    from halonet.data.sources import is_same_data, split_name
     from halonet.files import require_no_input
     from halonet.training.checkpoint import check_report_folder, find_run, read_config
 
@@ -165,17 +165,7 @@ def evaluate(
     elif validation_share is not None:
         given["fold"] = None
     model = read_model(path, device)
-    config = dataclasses.replace(config, **given)
-    images = load_data(
-        config.data,
-        task=model.task,
-        data_root=config.data_root,
-        validation_share=config.validation_share,
-        validation_data=config.validation_data,
-        fold=config.fold,
-        fold_seed=config.fold_seed,
-        group=config.group,
-    )
+    images = dataclasses.replace(config, **given).load_data(model.task)
     images, scored = choose_images(images, split)
     which = "all" if scored == "images" else "the"
     print(f"scoring {which} {len(images.validation)} {scored} of {images.name}", flush=True)

@@ -1,6 +1,9 @@
 """A drawn image folder and a run on it, made once for all tests of a process."""
 
 import os
+import shutil
+import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -25,3 +28,21 @@ def whole_run(images, tmp_path_factory):
 
     config = small_config(images, checkpoint_steps=1)
     return train(config, output=str(tmp_path_factory.mktemp("runs") / "whole"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium."""
+    program = shutil.which("chromium")
+    if program is None or find_spec("playwright") is None:
+        reason = "to see a page in a browser, install chromium and playwright"
+        if os.environ.get("CI") and sys.platform == "linux":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Root, as which CI runs, has no sandbox.
+        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()

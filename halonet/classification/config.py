@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from halonet.data.augmentation import LARGEST_MAGNITUDE, Augmentation
 from halonet.models.classifier import PARTS, SMALLEST_IMAGE, LabelTask
@@ -13,6 +13,9 @@ from halonet.training.config import (
     require_positive,
     require_shares,
 )
+
+if TYPE_CHECKING:
+    from halonet.data.splits import LabelledImages
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,27 @@ class TrainingConfig(RunConfig):
     freeze: str | None = None
     layer_decay: float = 1.0
     classifier_rate: float = 1.0
+
+    def load_data(self, task: LabelTask, *, show_progress: bool = True) -> "LabelledImages":
+        """Find the images; see `halonet.data.sources.load_data`.
+
+        Args:
+            task: of the labels; a checkpoint's may be another than the configuration's.
+            show_progress: of a download.
+        """
+        from halonet.data.sources import load_data
+
+        return load_data(
+            self.data,
+            task=task,
+            data_root=self.data_root,
+            validation_share=self.validation_share,
+            validation_data=self.validation_data,
+            fold=self.fold,
+            fold_seed=self.fold_seed,
+            group=self.group,
+            show_progress=show_progress,
+        )
 
 
 def make_config(fields: Mapping[str, Any]) -> TrainingConfig:

@@ -28,10 +28,9 @@ from halonet.classification.multilabel import MultilabelEvaluation
 from halonet.classification.report import write_report
 from halonet.data.dataset import ImageDataset
 from halonet.data.listing import Listing, list_images
-from halonet.data.sources import load_data
 from halonet.data.splits import LabelledImages
 from halonet.models.building import build_classifier
-from halonet.models.classifier import Classifier
+from halonet.models.classifier import Classifier, Preprocessing
 from halonet.models.creation import PACKAGED, find_variant, find_weights, load_pretrained
 from halonet.models.flops import count_flops
 from halonet.models.metadata import find_checkpoint, read_description
@@ -63,17 +62,7 @@ class Classification:
         self.score = "accuracy" if config.task == "multiclass" else "mean_average_precision"
         self.device = accelerator.device
         with accelerator.local_main_process_first():  # it alone downloads
-            self.data = load_data(
-                config.data,
-                task=config.task,
-                data_root=config.data_root,
-                validation_share=config.validation_share,
-                validation_data=config.validation_data,
-                fold=config.fold,
-                fold_seed=config.fold_seed,
-                group=config.group,
-                show_progress=accelerator.is_main_process,
-            )
+            self.data = config.load_data(config.task, show_progress=accelerator.is_main_process)
         if accelerator.is_main_process:
             print(self.data.describe(), flush=True)
         torch.manual_seed(config.seed)
@@ -203,21 +192,22 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> tuple[Classifier
         )
     if config.in_channels == 1:
         model.preprocessing = dataclasses.replace(model.preprocessing, mean=(0.45,), std=(0.225,))
-    weights = report = known = None  # weights: the file of ours to start from
+    stored = report = known = None  # stored: the description of the weights, of ours
     if config.init is not None:
-        weights = find_checkpoint(Path(config.init))
-        report = load_weights(model, weights)
+        checkpoint = find_checkpoint(Path(config.init))
+        report = load_weights(model, checkpoint)
+        stored = read_description(checkpoint, ModelDescription)
         # The number of classes may be the same though the classes are others.
         # A softmax's weights are no sigmoid's.
-        stored = read_description(weights, ModelDescription)
         known = (stored.class_names, stored.task)
     elif config.pretrained is not False:
-        if not isinstance(model.variant, TimmVariant):
-            weights = Path(find_weights(model.variant, config.pretrained))
         report = load_pretrained(model, config.pretrained)
+        if not isinstance(model.variant, TimmVariant):
+            path = find_weights(model.variant, config.pretrained)
+            stored = read_description(path, ModelDescription)
         known = (model.class_names, model.task)
-    if weights is not None:
-        _adopt_normalization(model, weights)
+    if stored is not None:
+        _adopt_normalization(model, stored.preprocessing)
     start = "starting from nothing: all weights are fresh"
     if report is not None:
         from_zero = bool(report.started_from_zero)
@@ -230,9 +220,8 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> tuple[Classifier
     return model.use_channels_last(), start
 
 
-def _adopt_normalization(model: Classifier, weights: Path) -> None:
+def _adopt_normalization(model: Classifier, stored: Preprocessing) -> None:
     """Give a model the mean and deviation that its weights were trained with."""
-    stored = read_description(weights, ModelDescription).preprocessing
     if len(stored.mean) in (1, model.in_channels):
         model.preprocessing = dataclasses.replace(
             model.preprocessing, mean=stored.mean, std=stored.std

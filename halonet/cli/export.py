@@ -86,16 +86,12 @@ def load_run_data(checkpoint: Path, model: Any, purpose: str) -> Any:
         ValueError: it lies in none; its images have this purpose.
     """
     from halonet.classification.config import make_config
-    from halonet.data.sources import load_data
     from halonet.training.checkpoint import find_run, read_config
 
     run = find_run(checkpoint)
     if run is None:
         raise ValueError(f"{checkpoint} lies in no run folder, whose images {purpose}")
-    config = read_config(run, make_config)
-    names = ("data_root", "validation_share", "validation_data", "fold", "fold_seed", "group")
-    options = {name: getattr(config, name) for name in names}
-    data = load_data(config.data, task=model.task, **options)
+    data = read_config(run, make_config).load_data(model.task)
     return data if model.class_names is None else data.with_classes(model.class_names)
 
 

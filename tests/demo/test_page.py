@@ -1,14 +1,10 @@
 """The page of halonet demo in a browser, and asked over HTTP as a browser asks it."""
 
 import json
-import os
 import re
-import shutil
-import sys
 import urllib.error
 import urllib.request
 import uuid
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -58,24 +54,6 @@ def detector_space(tmp_path_factory):
     kept.mkdir()
     with serve(kept, str(space / "app.py"), GRADIO_SERVER_NAME="127.0.0.1") as address:
         yield space, address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's Chromium."""
-    program = shutil.which("chromium")
-    if program is None or find_spec("playwright") is None:
-        reason = "to see the page in a browser, install chromium and playwright"
-        if os.environ.get("CI") and sys.platform == "linux":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Root, as which CI runs, has no sandbox.
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
