@@ -51,6 +51,10 @@ def export_command(words: Sequence[str]) -> None:
         print(
             f"{model.variant.name} takes images of {height} x {width} pixels only, as the file will"
         )
+    if options.format == "aoti":
+        print("the file needs `import halonet` before it is loaded, and this kind of processor")
+        if size is None and model.only_size is None:
+            print("compiling takes minutes, several times less with --size and --batch", flush=True)
     data = calibration = None
     if options.precision == "int8":
         from halonet.export.quantization import CALIBRATION_IMAGES, choose_calibration_images
@@ -116,10 +120,11 @@ def make_export_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument(
         "--format",
-        type=Literal["onnx", "openvino", "torch-export", "web"],
+        type=Literal["onnx", "openvino", "torch-export", "aoti", "web"],
         default="onnx",
-        help="of the file; openvino's weights are beside it, in .bin; torch-export's needs torch "
-        "and halonet to run; web makes a folder with a page that runs the model in the browser",
+        help="of the file; openvino's weights are beside it, in .bin; torch-export's and aoti's, "
+        "which AOTInductor compiles, need torch and `import halonet` to run; web makes a folder "
+        "with a page that runs the model in the browser",
     )
     parser.add_argument(
         "--size",

@@ -2,12 +2,16 @@
 
 import json
 import math
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import onnx
 import pytest
 import torch
+from torch._inductor import config as inductor_config
 
 import halonet
 from halonet.export import onnx_file, openvino_model
@@ -16,6 +20,8 @@ from halonet.export.onnx_classifier import load_onnx
 from halonet.export.openvino_model import import_openvino, open_openvino
 from halonet.models.halonet import Preprocessing
 from tests.export.test_network import NARROW, make_model
+
+PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +107,40 @@ def test_program_of_torch_export(model, tmp_path) -> None:
         assert relative_difference(program(images), model(images)) <= 3e-6
 
 
+def test_what_aotinductor_compiles(model, tmp_path, monkeypatch) -> None:
+    """For one size and batch: any would take minutes to compile."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "last.aoti.pt2"
+    report = halonet.export_model(model, path, format="aoti", size=(64, 64), batch=1)
+    assert list(report.differences) == ["1 x 64 x 64"]
+    assert report.differences["1 x 64 x 64"] <= 3e-6
+    script, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    found = subprocess.run(
+        [sys.executable, "-c", f"{script}\nprint(logits.flatten().tolist())"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names, logits = map(json.loads, found.stdout.splitlines())
+    assert names == list("abcdefg")
+    with torch.inference_mode():
+        expected = model(torch.zeros(1, 3, 64, 64))[0]
+    assert relative_difference(torch.tensor(logits), expected) <= 3e-6
+
+
+def test_compiling_needs_a_compiler(model, tmp_path, monkeypatch) -> None:
+    from torch._inductor.cpp_builder import cpp_compiler_search
+
+    monkeypatch.setattr(inductor_config.cpp, "cxx", (None, "no-such-compiler"))
+    cpp_compiler_search.cache_clear()
+    with pytest.raises(ValueError, match=r"format aoti needs a C\+\+ compiler"):
+        halonet.export_model(model, tmp_path / "model.pt2", format="aoti")
+    with pytest.raises(ValueError, match=r"must end in \.pt2, got model\.so"):
+        halonet.export_model(model, tmp_path / "model.so", format="aoti")
+    assert not list(tmp_path.iterdir())
+
+
 def test_network_of_openvino(model, tmp_path) -> None:
     report = halonet.export_model(model, tmp_path / "model.xml", format="openvino")
     weights = tmp_path / "model.bin"
@@ -176,7 +216,7 @@ def compiled():
             None,
             {"format": "tflite"},
             ValueError,
-            "one of onnx, openvino, torch-export, got 'tflite'",
+            "one of onnx, openvino, torch-export, aoti, got 'tflite'",
         ),
         (None, {"size": (31, 64)}, ValueError, r"32 pixels or more, got \(31, 64\)"),
         (None, {"batch": 0}, ValueError, "batch must be positive, got 0"),
