@@ -17,6 +17,7 @@ def export_command(words: Sequence[str]) -> None:
     size = _parse_numbers(parser, "size", options.size, 2)
     batch = _parse_numbers(parser, "batch", options.batch, 1)
     from halonet.export.formats import SUFFIXES, export_model
+    from halonet.export.terms import find_license
     from halonet.inference.loading import is_detector
     from halonet.models.metadata import find_checkpoint
     from halonet.models.pretrained import load_model
@@ -25,6 +26,7 @@ def export_command(words: Sequence[str]) -> None:
         parser.error("--size and --batch don't go with --format web: the page takes any photo")
     checkpoint = find_checkpoint(Path(options.checkpoint))
     command = shlex.join(["halonet", "export", *words])
+    terms = options.license or find_license(checkpoint)
     if is_detector(checkpoint):
         if options.format != "onnx" or options.with_preprocessing or (size, batch) != (None, None):
             parser.error("of a detector, --format is onnx, and takes --precision and --output only")
@@ -36,14 +38,20 @@ def export_command(words: Sequence[str]) -> None:
         )
         path = options.output or checkpoint.with_suffix(SUFFIXES["onnx"])
         detector = load_detector(checkpoint)
-        _print_report(export_pyramid(detector, path, precision=options.precision, command=command))
+        report = export_pyramid(
+            detector, path, precision=options.precision, command=command, license=terms
+        )
+        _print_report(report, terms)
         return
     model = load_model(checkpoint)
     if options.format == "web":
         from halonet.export.browser import write_page
 
         folder = Path(options.output or checkpoint.parent / "web")
-        _print_report(write_page(model, folder, precision=options.precision, command=command))
+        report = write_page(
+            model, folder, precision=options.precision, command=command, license=terms
+        )
+        _print_report(report, terms)
         print(f"to see the page, in {folder}: npm install && python -m http.server")
         return
     if model.only_size is not None:
@@ -71,16 +79,18 @@ def export_command(words: Sequence[str]) -> None:
         with_preprocessing=options.with_preprocessing,
         calibration=calibration,
         command=command,
+        license=terms,
     )
-    _print_report(report)
+    _print_report(report, terms)
     if data is not None:
         _print_accuracies(model, report.path, data)
 
 
-def _print_report(report: Any) -> None:
+def _print_report(report: Any, terms: str | None) -> None:
     differences = ", ".join(f"{one:.1e} ({shape})" for shape, one in report.differences.items())
     print(f"{report.path}: {report.bytes / 1e6:.1f} MB, written in {report.seconds:.1f} s")
     print(f"difference from the model, of the largest logit: {differences}")
+    print(f"license that the file names: {terms or 'none is known; --license says one'}")
 
 
 def load_run_data(checkpoint: Path, model: Any, purpose: str) -> Any:
@@ -144,6 +154,12 @@ def make_export_parser() -> CommandParser:
         type=bool,
         default=False,
         help="take photos as bytes, of any size; resize and normalize them in the graph",
+    )
+    parser.add_argument(
+        "--license",
+        type=str | None,
+        help="of the weights, for the metadata; without it the terms of what the run started from "
+        "and trained on, where they are known",
     )
     parser.add_argument(
         "--output",

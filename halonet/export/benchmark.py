@@ -115,6 +115,8 @@ def benchmark(
 class _Contestant(nn.Module):
     """A function from images to logits, and what an evaluation asks a classifier."""
 
+    takes_photos = False
+
     def __init__(self, model: Classifier, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function

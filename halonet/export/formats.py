@@ -54,6 +54,7 @@ def export_model(
     with_preprocessing: bool = False,
     calibration: Tensor | None = None,
     command: str = "halonet.export_model",
+    license: str | None = None,  # noqa: A002 - the usual name
 ) -> ExportReport:
     """Write a classifier to a file that other runtimes run, and check it.
 
@@ -80,6 +81,7 @@ def export_model(
         calibration: for int8, images as the model takes them, [images, channels, height, width],
             32 or more of those that it is for; their activations decide the ranges.
         command: that the metadata names.
+        license: of the weights, in words, for the metadata.
 
     Raises:
         FileExistsError: there is a file at `path`, or where the weights would be.
@@ -102,7 +104,11 @@ def export_model(
     from halonet.export.openvino_model import weights_path
 
     description = describe(
-        plain, precision=precision, with_preprocessing=with_preprocessing, command=command
+        plain,
+        precision=precision,
+        with_preprocessing=with_preprocessing,
+        command=command,
+        license=license,
     )
     tolerance = max(TOLERANCES[precision], PHOTO_TOLERANCE if with_preprocessing else 0)
 

@@ -18,7 +18,7 @@ from halonet.export.description import KEY
 from halonet.export.formats import TOLERANCES, ExportReport, check_output, write_checked
 from halonet.export.graph import Graph
 from halonet.export.layers import write_layer
-from halonet.export.maps import Maps, to_planes
+from halonet.export.maps import Maps, halve, to_planes
 from halonet.export.network import write_stages
 from halonet.export.onnx_classifier import open_session
 from halonet.export.onnx_file import DTYPES, add_images
@@ -33,6 +33,7 @@ def export_pyramid(
     *,
     precision: str = "float32",
     command: str = "halonet.export.pyramid.export_pyramid",
+    license: str | None = None,  # noqa: A002 - the usual name
 ) -> ExportReport:
     """Write what a detector's heads read, for images of any size from 32 pixels on and any batch.
 
@@ -45,6 +46,7 @@ def export_pyramid(
         path: of the file; there must be none yet.
         precision: "float32", or "float16" for half the size.
         command: that the metadata names.
+        license: of the weights, in words, for the metadata.
 
     Raises:
         FileExistsError, ModuleNotFoundError, OSError: as of `export_model`.
@@ -65,6 +67,7 @@ def export_pyramid(
         "channels": plain.backbone.out_channels,
         "precision": precision,
         "command": command,
+        "license": license,
     }
 
     def write(temporary: Path) -> float:
@@ -112,8 +115,11 @@ def write_pyramid(graph: Graph, backbone: PyramidBackbone, images: Maps) -> dict
         to_planes(graph, write_layer(layer, graph, maps))
         for layer, maps in zip(pyramid.layer_blocks, merged, strict=True)
     ]
-    pooled = graph.add("MaxPool", levels[-1].value, kernel_shape=[1, 1], strides=[2, 2])
-    return dict(zip(LEVELS, [*levels, levels[-1].replace_value(pooled)], strict=True))
+    last = levels[-1]
+    pooled = graph.add("MaxPool", last.value, kernel_shape=[1, 1], strides=[2, 2])
+    height, width = halve(graph, last.height), halve(graph, last.width)
+    levels.append(Maps(pooled, last.channels, height, width, "planes"))
+    return dict(zip(LEVELS, levels, strict=True))
 
 
 def compare_levels(backbone: PyramidBackbone, path: Path) -> dict[str, float]:

@@ -14,6 +14,7 @@ from PIL import Image
 import halonet
 from halonet import cli
 from halonet.cli import export
+from halonet.export.terms import find_license
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 # Nothing of torch and ours can be imported after this.
@@ -40,11 +41,12 @@ def predict(capsys, *words) -> list:
 def test_export_tells_the_differences(capsys, run, tmp_path):
     words = ["export", str(run), "--size", "40,64", "--batch", "1", "--precision", "float16"]
     cli.main([*words, "--output", str(tmp_path / "half.onnx")])
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r".*half\.onnx: [\d.]+ MB, written in [\d.]+ s", first)
     assert re.fullmatch(
         r"difference from the model, of the largest logit: \d\.\de-\d+ \(1 x 40 x 64\)", second
     )
+    assert third == "license that the file names: none is known; --license says one"
     from halonet.export.onnx_classifier import load_onnx
 
     command = load_onnx(tmp_path / "half.onnx").description.command
@@ -89,6 +91,42 @@ def test_predictions_are_the_checkpoints(capsys, run, images, mirror):
         for before, after in zip(one["predictions"], other["predictions"], strict=True):
             assert after["class"] == before["class"]
             assert after["probability"] == pytest.approx(before["probability"], abs=2e-6)
+
+
+def test_file_that_prepares_photos_predicts_and_scores(capsys, run, images, tmp_path):
+    """Whole photos go in, and a byte may be rounded otherwise there."""
+    of_checkpoint = predict(capsys, run, images)
+    of_file = predict(capsys, run / "photos.onnx", images)
+    for one, other in zip(of_checkpoint, of_file, strict=True):
+        assert one["image"] == other["image"]
+        for before, after in zip(one["predictions"], other["predictions"], strict=True):
+            assert after["class"] == before["class"]
+            assert after["probability"] == pytest.approx(before["probability"], abs=2e-3)
+    losses = []
+    for number, checkpoint in enumerate((run, run / "photos.onnx")):
+        output = tmp_path / str(number)
+        cli.main(["evaluate", str(checkpoint), "--output", str(output)])
+        losses.append(json.loads((output / "summary.json").read_text())["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model": "halonet_tiny", "data": "folder:a", "pretrained": False}, None),
+        (
+            {"model": "halonet_tiny", "data": "elpv", "pretrained": True},
+            "weights of halonet_tiny from Tiny ImageNet, whose terms are: research, not "
+            "commercial; data elpv: CC BY-NC-SA 4.0: not for commercial use",
+        ),
+        ({"model": "halonet50ts", "pretrained": True}, "timm's weights of halonet50ts: apache-2.0"),
+        ({"backbone": "halonet_h1", "init": "a"}, "weights that it started from: unknown"),
+    ],
+)
+def test_license_is_what_the_run_tells(tmp_path, config, expected):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "last.safetensors").touch()
+    assert find_license(tmp_path / "last.safetensors") == expected
 
 
 @pytest.mark.parametrize("data", [False, True], ids=["of_the_run", "other"])
@@ -201,7 +239,6 @@ def test_mistakes_with_a_file_are_one_line(fails, run, images, tmp_path):
     broken.write_bytes(b"broken")
     assert "can't be read by onnxruntime" in fails(["predict", broken, images])
     assert "no checkpoint at" in fails(["evaluate", tmp_path / "absent.onnx"])
-    assert "prepares photos itself" in fails(["predict", run / "photos.onnx", images])
     assert "lies in no run folder" in fails(["evaluate", broken])
     assert "no checkpoint in" in fails(["export", tmp_path])
     assert "not a safetensors file" in fails(["export", run / "last.onnx"])
@@ -218,5 +255,6 @@ def test_options_are_frozen():
         if option.startswith("--")
     }
     assert found == {
-        *("batch", "format", "help", "output", "precision", "size", "with_preprocessing")
+        *("batch", "format", "help", "license", "output", "precision", "size"),
+        "with_preprocessing",
     }

@@ -49,7 +49,7 @@ def test_command_writes_the_pyramid_of_a_detector(capsys, fails, detector, tmp_p
     checkpoint = tmp_path / "model.safetensors"
     save_detector(detector, checkpoint)
     cli.main(["export", str(checkpoint), "--precision", "float16"])
-    first, second, third = capsys.readouterr().out.splitlines()
+    first, second, third, _ = capsys.readouterr().out.splitlines()
     assert "the detector's heads are left out" in first
     assert "model.onnx: " in second
     assert "(2 x 160 x 64)" in third

@@ -33,7 +33,9 @@ def model():
 
 
 def test_file_says_what_it_is(model, tmp_path) -> None:
-    report = halonet.export_model(model, tmp_path / "model.onnx", command="made here")
+    report = halonet.export_model(
+        model, tmp_path / "model.onnx", command="made here", license="CC0-1.0"
+    )
     assert list(tmp_path.iterdir()) == [report.path]
     assert report.bytes == report.path.stat().st_size
     assert list(report.differences) == [
@@ -61,7 +63,19 @@ def test_file_says_what_it_is(model, tmp_path) -> None:
         "halonet.precision": "float32",
         "halonet.with_preprocessing": False,
         "halonet.command": "made here",
+        "halonet.license": "CC0-1.0",
     }
+
+
+def test_a_file_of_before_has_no_license(model, tmp_path) -> None:
+    halonet.export_model(model, tmp_path / "model.onnx", size=(32, 32), batch=1)
+    written = onnx.load(tmp_path / "model.onnx")
+    facts = {entry.key: entry.value for entry in written.metadata_props}
+    assert facts.pop("halonet.license") == "null"
+    del written.metadata_props[:]
+    onnx.helper.set_model_props(written, facts)
+    onnx.save(written, tmp_path / "earlier.onnx")
+    assert load_onnx(tmp_path / "earlier.onnx").description.license is None
 
 
 def test_the_model_stays_as_it_is(tmp_path) -> None:
