@@ -28,20 +28,18 @@ def export_command(words: Sequence[str]) -> None:
     command = shlex.join(["halonet", "export", *words])
     terms = options.license or find_license(checkpoint)
     if is_detector(checkpoint):
-        if options.format != "onnx" or options.with_preprocessing or (size, batch) != (None, None):
-            parser.error("of a detector, --format is onnx, and takes --precision and --output only")
+        given = (options.format, options.precision, options.with_preprocessing, size, batch)
+        if given != ("onnx", "float32", False, None, None):
+            parser.error(
+                "a detector's file takes a photo of any size, in onnx and float32: of the options "
+                "only --license and --output go with it"
+            )
         from halonet.detection.detector import load_detector
-        from halonet.export.pyramid import export_pyramid
+        from halonet.export.detector import export_detector
 
-        print(
-            "the file holds the backbone and the feature pyramid; the detector's heads are left out"
-        )
         path = options.output or checkpoint.with_suffix(SUFFIXES["onnx"])
-        detector = load_detector(checkpoint)
-        report = export_pyramid(
-            detector, path, precision=options.precision, command=command, license=terms
-        )
-        _print_report(report, terms)
+        report = export_detector(load_detector(checkpoint), path, command=command, license=terms)
+        _print_report(report, terms, "photo's side, score and mask")
         return
     model = load_model(checkpoint)
     if options.format == "web":
@@ -86,10 +84,10 @@ def export_command(words: Sequence[str]) -> None:
         _print_accuracies(model, report.path, data)
 
 
-def _print_report(report: Any, terms: str | None) -> None:
+def _print_report(report: Any, terms: str | None, scale: str = "largest logit") -> None:
     differences = ", ".join(f"{one:.1e} ({shape})" for shape, one in report.differences.items())
     print(f"{report.path}: {report.bytes / 1e6:.1f} MB, written in {report.seconds:.1f} s")
-    print(f"difference from the model, of the largest logit: {differences}")
+    print(f"difference from the model, of the {scale}: {differences}")
     print(f"license that the file names: {terms or 'none is known; --license says one'}")
 
 

@@ -24,7 +24,7 @@ def find_license(checkpoint: Path) -> str | None:
     if run is None:
         return None
     config: dict[str, Any] = json.loads((run / CONFIG_NAME).read_text(encoding="utf-8"))
-    name = str(config.get("model", config.get("backbone")))
+    name = str(config.get("model"))
     parts = []
     if config.get("pretrained") is True:
         parts.append(_of_packaged(name) if name in PACKAGED else _of_timms(name))

@@ -120,7 +120,7 @@ def test_file_that_prepares_photos_predicts_and_scores(capsys, run, images, tmp_
             "commercial; data elpv: CC BY-NC-SA 4.0: not for commercial use",
         ),
         ({"model": "halonet50ts", "pretrained": True}, "timm's weights of halonet50ts: apache-2.0"),
-        ({"backbone": "halonet_h1", "init": "a"}, "weights that it started from: unknown"),
+        ({"model": "halonet_h1", "init": "a"}, "weights that it started from: unknown"),
     ],
 )
 def test_license_is_what_the_run_tells(tmp_path, config, expected):
@@ -169,7 +169,7 @@ def test_files_run_without_torch_and_halonet(capsys, run, images, tmp_path):
 
 
 def test_script_of_the_page(capsys, run, images, tmp_path):
-    _, script = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    _, script, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     shutil.copy(run / "photos.onnx", tmp_path)
     shutil.copy(images / "green" / "3.png", tmp_path / "photo.jpg")
     found = subprocess.run(
@@ -188,14 +188,16 @@ def test_commands_of_the_page(monkeypatch, run, tmp_path, images):
     assert [name for name, _ in commands] == [
         *["export"] * 9,
         *("predict", "evaluate", "benchmark", "benchmark"),
+        *("export", "detect", "detect"),
     ]
     shutil.copytree(run, tmp_path / "runs" / "finetune")
     (tmp_path / "runs" / "finetune" / "last.onnx").unlink()
     shutil.copytree(images / "red", tmp_path / "new_photos")
     monkeypatch.chdir(tmp_path)
     for name, words in commands:
-        # These take long; test_formats.py and test_benchmark.py have them.
-        if name != "benchmark" and "torch-export" not in words and "aoti" not in words:
+        # test_formats.py, test_export_detector.py and test_benchmark.py have these.
+        elsewhere = ("torch-export", "aoti", "detector", "benchmark")
+        if not any(word in f"{name} {words}" for word in elsewhere):
             cli.main([name, *words.split()])
 
 

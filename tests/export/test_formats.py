@@ -128,7 +128,7 @@ def test_what_aotinductor_compiles(model, tmp_path, monkeypatch) -> None:
     report = halonet.export_model(model, path, format="aoti", size=(64, 64), batch=1)
     assert list(report.differences) == ["1 x 64 x 64"]
     assert report.differences["1 x 64 x 64"] <= 3e-6
-    script, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    script, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     found = subprocess.run(
         [sys.executable, "-c", f"{script}\nprint(logits.flatten().tolist())"],
         cwd=tmp_path,
