@@ -27,7 +27,7 @@ from halonet.export.graph import Graph
 from halonet.export.layers import write_layer
 from halonet.export.maps import Maps, count_pixels, to_array, write_product
 from halonet.export.onnx_detector import load_onnx_detector
-from halonet.export.pyramid import write_pyramid
+from halonet.export.pyramid import copy_detector, write_pyramid
 from halonet.models.classifier import STRIDES
 
 SMALLEST_BOX = 1e-2  # pixels on a side; torchvision's, in its `postprocess_detections`
@@ -71,12 +71,13 @@ def export_detector(
         license: of the weights, in words, for the metadata.
 
     Raises:
-        FileExistsError, ModuleNotFoundError, OSError: as of `export_model`.
-        ValueError: a part that has no counterpart, or a file that would find something else.
+        FileExistsError, ModuleNotFoundError, OSError, TypeError: as of `export_model`.
+        ValueError: a fused detector, a part that has no counterpart, or a file that would find
+            something else.
     """
     path = Path(path)
+    plain = copy_detector(detector)
     check_output(path, "onnx")
-    plain = copy.deepcopy(detector).cpu().float().eval()
     texts = describe_detector(plain, command=command, license=license)
     fused = plain.fuse()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from halonet.detection.backbone import PyramidBackbone
@@ -49,14 +50,15 @@ def export_pyramid(
         license: of the weights, in words, for the metadata.
 
     Raises:
-        FileExistsError, ModuleNotFoundError, OSError: as of `export_model`.
-        ValueError: another precision, or a file that would give other maps than the backbone.
+        FileExistsError, ModuleNotFoundError, OSError, TypeError: as of `export_model`.
+        ValueError: a fused detector, another precision, or a file that would give other maps than
+            the backbone.
     """
     path = Path(path)
     if precision not in ("float32", "float16"):
         raise ValueError(f"precision of a pyramid must be float32 or float16, got {precision!r}")
+    plain = copy_detector(detector)
     check_output(path, "onnx")
-    plain = copy.deepcopy(detector).cpu().float().eval()
     metadata = {
         "model": plain.backbone.body.variant.name,
         "in_channels": plain.backbone.body.in_channels,
@@ -87,6 +89,22 @@ def export_pyramid(
     return write_checked(
         path, write, lambda file: compare_levels(plain.backbone, file), TOLERANCES[precision]
     )
+
+
+def copy_detector(detector: nn.Module) -> Detector:
+    """A copy in evaluation mode, in float32 on the CPU.
+
+    Raises:
+        TypeError: it is no `Detector`, as a compiled one. ValueError: it is fused.
+    """
+    if not isinstance(detector, Detector):
+        raise TypeError(
+            f"detector must be a Detector, got {type(detector).__name__}; of a compiled or wrapped "
+            "one, export the one that it was made from"
+        )
+    if not any(name.endswith("running_var") for name in detector.backbone.body.stem.state_dict()):
+        raise ValueError("detector is fused already: export the one that it was made from")
+    return copy.deepcopy(detector).cpu().float().eval()
 
 
 def write_pyramid(graph: Graph, backbone: PyramidBackbone, images: Maps) -> dict[str, Maps]:

@@ -19,6 +19,7 @@ from halonet.detection.detector import save_detector
 from halonet.export import detector as detector_export
 from halonet.export.check import draw_photo
 from halonet.export.onnx_detector import load_onnx_detector
+from halonet.export.pyramid import export_pyramid
 from tests.detection.pictures import draw_coco, small_detector
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
@@ -178,4 +179,18 @@ def test_a_file_that_finds_something_else_is_refused(
     monkeypatch.setattr(detector_export, "write_detector", write_wrong)
     with pytest.raises(ValueError, match=r"wasn't written: its results differ"):
         detector_export.export_detector(detector, tmp_path / "detector.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda detector: detector.fuse(), ValueError, "detector is fused already"),
+        (torch.compile, TypeError, "must be a Detector, got OptimizedModule"),
+    ],
+)
+def test_detector_that_cannot_be_exported(detector, tmp_path, change, error, said) -> None:
+    for export in (detector_export.export_detector, export_pyramid):
+        with pytest.raises(error, match=said):
+            export(change(detector), tmp_path / "detector.onnx")
     assert not list(tmp_path.iterdir())
