@@ -1,6 +1,5 @@
 """The license that a checkpoint's weights come under, as far as its run tells."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from halonet.data.sources import TERMS
 from halonet.models.creation import PACKAGED, find_weights
 from halonet.models.halonet import get_variant
 from halonet.models.timm_variants import find_timm_name
-from halonet.training.checkpoint import CONFIG_NAME, find_run
+from halonet.training.checkpoint import find_run, read_config
 
 
 def find_license(checkpoint: Path) -> str | None:
@@ -16,6 +15,9 @@ def find_license(checkpoint: Path) -> str | None:
 
     Args:
         checkpoint: in a run folder, of a classifier or a detector, or the weights of the package.
+
+    Raises:
+        ValueError: the run's configuration can't be read.
     """
     for name in PACKAGED:
         if checkpoint.samefile(find_weights(get_variant(name), True)):
@@ -23,7 +25,8 @@ def find_license(checkpoint: Path) -> str | None:
     run = find_run(checkpoint)
     if run is None:
         return None
-    config: dict[str, Any] = json.loads((run / CONFIG_NAME).read_text(encoding="utf-8"))
+    make: Any = dict  # a run of any task
+    config: Any = read_config(run, make)
     name = str(config.get("model"))
     parts = []
     if config.get("pretrained") is True:
