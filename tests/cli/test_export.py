@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch._inductor.cpp_builder import cpp_compiler_search
 
 import halonet
 from halonet import cli
@@ -240,6 +241,15 @@ def test_missing_package_is_one_line(fails, monkeypatch, run, tmp_path, package,
     path = tmp_path / ("model.xml" if output == "openvino" else "model.onnx")
     said = fails(["export", run, "--output", path, "--format", output])
     assert said == f"halonet: {package} is not installed: pip install 'halonet[{extra}]'"
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_compiler_is_one_line(fails, monkeypatch, run, tmp_path):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    cpp_compiler_search.cache_clear()
+    output = tmp_path / "model.pt2"
+    said = fails(["export", run, "--format", "aoti", "--output", output])
+    assert "format aoti needs a C++ compiler" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -11,7 +11,6 @@ import numpy
 import onnx
 import pytest
 import torch
-from torch._inductor import config as inductor_config
 
 import halonet
 from halonet.export import onnx_file, openvino_model
@@ -143,16 +142,9 @@ def test_what_aotinductor_compiles(model, tmp_path, monkeypatch) -> None:
     assert relative_difference(torch.tensor(logits), expected) <= 3e-6
 
 
-def test_compiling_needs_a_compiler(model, tmp_path, monkeypatch) -> None:
-    from torch._inductor.cpp_builder import cpp_compiler_search
-
-    monkeypatch.setattr(inductor_config.cpp, "cxx", (None, "no-such-compiler"))
-    cpp_compiler_search.cache_clear()
-    with pytest.raises(ValueError, match=r"format aoti needs a C\+\+ compiler"):
-        halonet.export_model(model, tmp_path / "model.pt2", format="aoti")
+def test_output_of_aotinductor_has_its_suffix(model, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.pt2, got model\.so"):
         halonet.export_model(model, tmp_path / "model.so", format="aoti")
-    assert not list(tmp_path.iterdir())
 
 
 def test_network_of_openvino(model, tmp_path) -> None:
