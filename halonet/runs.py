@@ -192,7 +192,7 @@ def read_model(checkpoint: Path, device: str) -> Any:
     """The classifier of a checkpoint, or of a file that `export_model` wrote.
 
     Raises:
-        ValueError: another device for an exported one, or one that prepares photos itself.
+        ValueError: another device for an exported one.
     """
     if checkpoint.suffix != ".onnx":
         return load_model(checkpoint)
@@ -200,13 +200,7 @@ def read_model(checkpoint: Path, device: str) -> Any:
 
     if device not in (AUTO, "cpu"):
         raise ValueError(f"device must be auto or cpu for an exported file, got {device!r}")
-    exported = load_onnx(checkpoint)
-    if exported.description.with_preprocessing:
-        raise ValueError(
-            f"{checkpoint} prepares photos itself; give the checkpoint that it was exported from, "
-            "or a file exported without preprocessing"
-        )
-    return exported
+    return load_onnx(checkpoint)
 
 
 def prepare(model: Any, device: torch.device) -> Any:

@@ -213,7 +213,7 @@ def evaluate_on(
     Args:
         model: in training or evaluation mode; left in the latter.
         data: of the classes that the model was trained on.
-        batch_size: images at a time.
+        batch_size: images at a time; one, where the model takes photos of any size.
         workers: processes that read images; 0 reads in this one.
         broken_share: largest share of images that can't be read.
         mirror: score the mean logits of each image and its mirror image.
@@ -233,6 +233,7 @@ def evaluate_on(
         )
     dataset = make_validation_dataset(model, data.validation, broken_share)
     dataset.prepare("held-out images")
+    batch_size = 1 if model.takes_photos else batch_size
     loader = make_loader(dataset, InOrder(len(dataset)), batch_size, workers)
     network = Mirrored(model) if mirror else model
     return evaluate(
@@ -244,6 +245,7 @@ def make_validation_dataset(
     model: Classifier, split: Split, broken_share: float = 0.0
 ) -> ImageDataset:
     """A split as the model wants to see it, without random changes."""
+    preprocessing = None if model.takes_photos else model.preprocessing
     return ImageDataset(
-        split, model.preprocessing, in_channels=model.in_channels, broken_share=broken_share
+        split, preprocessing, in_channels=model.in_channels, broken_share=broken_share
     )

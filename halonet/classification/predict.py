@@ -67,9 +67,11 @@ def compute(
         model: whose preprocessing and device are taken; it is set to eval mode.
         sources: paths or other stored images, or functions that give one.
         function: of images as the model takes them [batch, channels, height, width].
-        batch_size: images at once.
+        batch_size: images at once; one, where the model takes photos of any size.
     """
     model.eval()
+    preprocessing = None if model.takes_photos else model.preprocessing
+    batch_size = 1 if model.takes_photos else batch_size
     device = device_of(model)
     for start in range(0, len(sources), batch_size):
         batch = sources[start : start + batch_size]
@@ -77,7 +79,7 @@ def compute(
         found: list[str | None] = []
         for source in batch:
             try:
-                pixels.append(prepare_image(source, model.preprocessing, model.in_channels))
+                pixels.append(prepare_image(source, preprocessing, model.in_channels))
                 found.append(None)
             except (ValueError, FileNotFoundError) as error:
                 found.append(str(error))

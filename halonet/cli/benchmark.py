@@ -87,7 +87,10 @@ def make_benchmark_parser() -> CommandParser:
         "--threads", type=int | None, help="of every runtime; as many as torch takes unless it says"
     )
     parser.add_argument(
-        "--compile", type=bool, default=False, help="torch.compile the model too, which takes long"
+        "--compile",
+        type=bool,
+        default=False,
+        help="torch.compile the model and compile it by AOTInductor too, which takes minutes",
     )
     parser.add_format()
     return parser

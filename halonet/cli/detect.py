@@ -16,13 +16,15 @@ from halonet.cli.parser import (
     overview,
 )
 from halonet.cli.training import make_training_parser, parse_training, run_training
-from halonet.devices import find_device
+from halonet.devices import AUTO, find_device
 
 PURPOSES = {
     "train": "train Mask R-CNN, or Faster R-CNN where no object has a mask",
     "evaluate": "score a detector by COCO's metrics",
     "predict": "find the objects in images, as pictures and as COCO's results",
 }
+
+CHECKPOINT = "a run folder, a safetensors file, or an ONNX file of halonet export"
 
 
 def detect_command(words: Sequence[str]) -> None:
@@ -64,7 +66,6 @@ def evaluate_command(words: Sequence[str]) -> None:
     options = parser.parse_words(words)
     from halonet.detection.config import DetectionConfig, make_detection_config
     from halonet.detection.data import choose_part
-    from halonet.detection.detector import load_detector
     from halonet.detection.evaluate import detect_images, score
     from halonet.detection.sources import is_same_data, load_detection_data
     from halonet.detection.training import DetectionEvaluation, write_summary
@@ -84,8 +85,7 @@ def evaluate_command(words: Sequence[str]) -> None:
         config = read_config(run, make_detection_config)
         is_own = name is None or is_same_data(name, config.data)
         name, masks, share = name or config.data, masks or config.masks, config.validation_share
-    limit = options.max_detections
-    model = load_detector(checkpoint, **({} if limit is None else {"detections": limit}))
+    model = _read_detector(checkpoint, options.device, options.max_detections)
     if masks == "need" and not model.options.has_masks:
         parser.error(f"{checkpoint} finds boxes alone: masks can't be needed")
     data = load_detection_data(
@@ -98,7 +98,7 @@ def evaluate_command(words: Sequence[str]) -> None:
     # A share was held out by the training, of its own data alone.
     whole = not (is_own or data.own_parts)
     data = choose_part(data, options.split or ("all" if whole else "val"))
-    results = detect_images(model.fuse().to(device), data.validation, progress=True)
+    results = detect_images(_prepare(model, device), data.validation, progress=True)
     metrics = score(data.validation, results, max_detections=model.options.detections)
     output.mkdir(parents=True, exist_ok=True)
     write_summary(output, model, data, DetectionEvaluation(metrics, results))
@@ -118,7 +118,7 @@ def evaluate_command(words: Sequence[str]) -> None:
 def make_evaluate_parser() -> CommandParser:
     """The options of `halonet detect evaluate`."""
     parser = CommandParser(prog="halonet detect evaluate", description=PURPOSES["evaluate"])
-    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument("checkpoint", type=str, help=CHECKPOINT)
     parser.add_argument(
         "--data",
         type=str | None,
@@ -152,7 +152,6 @@ def predict_command(words: Sequence[str]) -> None:
     parser = make_predict_parser()
     options = parser.parse_words(words)
     from halonet.data.pixels import read_image
-    from halonet.detection.detector import load_detector
     from halonet.detection.predict import Objects, as_data_set, name_categories, predict
     from halonet.files import make_free_folder, require_empty, write_atomically, write_text
     from halonet.models.metadata import find_checkpoint
@@ -160,7 +159,8 @@ def predict_command(words: Sequence[str]) -> None:
     device = find_device(options.device)
     if options.output is not None:
         require_empty(Path(options.output))
-    model = load_detector(find_checkpoint(Path(options.checkpoint))).fuse().to(device)
+    checkpoint = find_checkpoint(Path(options.checkpoint))
+    model = _prepare(_read_detector(checkpoint, options.device), device)
     pictures = name_pictures(options.images, list_given_images(options.images))
     predictions = predict(model, pictures, score_threshold=options.score_threshold)
     if options.output is None:
@@ -194,6 +194,34 @@ def predict_command(words: Sequence[str]) -> None:
         print(f"a data set in COCO's format: {output / 'data_set.json'}")
     if broken:
         fail(f"{broken} of {len(pictures)} images can't be read", 1)
+
+
+def _read_detector(checkpoint: Path, device: str, detections: int | None = None) -> Any:
+    """The detector of a checkpoint, or of a file that `halonet export` wrote.
+
+    Raises:
+        ValueError: another device, or number of detections, for an exported one.
+    """
+    if checkpoint.suffix != ".onnx":
+        from halonet.detection.detector import load_detector
+
+        changes: dict[str, Any] = {} if detections is None else {"detections": detections}
+        return load_detector(checkpoint, **changes)
+    from halonet.export.onnx_detector import load_onnx_detector
+
+    if device not in (AUTO, "cpu"):
+        raise ValueError(f"device must be auto or cpu for an exported file, got {device!r}")
+    exported = load_onnx_detector(checkpoint)
+    if detections not in (None, exported.options.detections):
+        raise ValueError(
+            f"max_detections of {checkpoint} is {exported.options.detections}, got {detections}"
+        )
+    return exported
+
+
+def _prepare(model: Any, device: Any) -> Any:
+    """A detector as it is run: fused, on the device; an exported one is both, on the CPU."""
+    return model if not hasattr(model, "fuse") else model.fuse().to(device)
 
 
 def name_pictures(given: Sequence[str], images: Sequence[Path]) -> dict[Path, Path]:
@@ -232,7 +260,7 @@ def number_images(images: Sequence[Path]) -> dict[Path, int]:
 def make_predict_parser() -> CommandParser:
     """The options of `halonet detect predict`."""
     parser = CommandParser(prog="halonet detect predict", description=PURPOSES["predict"])
-    parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
+    parser.add_argument("checkpoint", type=str, help=CHECKPOINT)
     parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
     parser.add_argument("--score_threshold", type=float, default=0.5, help="least score, 0 to 1")
     parser.add_argument(

@@ -17,6 +17,7 @@ def export_command(words: Sequence[str]) -> None:
     size = _parse_numbers(parser, "size", options.size, 2)
     batch = _parse_numbers(parser, "batch", options.batch, 1)
     from halonet.export.formats import SUFFIXES, export_model
+    from halonet.export.terms import find_license
     from halonet.inference.loading import is_detector
     from halonet.models.metadata import find_checkpoint
     from halonet.models.pretrained import load_model
@@ -25,25 +26,30 @@ def export_command(words: Sequence[str]) -> None:
         parser.error("--size and --batch don't go with --format web: the page takes any photo")
     checkpoint = find_checkpoint(Path(options.checkpoint))
     command = shlex.join(["halonet", "export", *words])
+    terms = options.license or find_license(checkpoint)
     if is_detector(checkpoint):
-        if options.format != "onnx" or options.with_preprocessing or (size, batch) != (None, None):
-            parser.error("of a detector, --format is onnx, and takes --precision and --output only")
+        given = (options.format, options.precision, options.with_preprocessing, size, batch)
+        if given != ("onnx", "float32", False, None, None):
+            parser.error(
+                "a detector's file takes a photo of any size, in onnx and float32: of the options "
+                "only --license and --output go with it"
+            )
         from halonet.detection.detector import load_detector
-        from halonet.export.pyramid import export_pyramid
+        from halonet.export.detector import export_detector
 
-        print(
-            "the file holds the backbone and the feature pyramid; the detector's heads are left out"
-        )
         path = options.output or checkpoint.with_suffix(SUFFIXES["onnx"])
-        detector = load_detector(checkpoint)
-        _print_report(export_pyramid(detector, path, precision=options.precision, command=command))
+        report = export_detector(load_detector(checkpoint), path, command=command, license=terms)
+        _print_report(report, terms, "photo's side, score and mask")
         return
     model = load_model(checkpoint)
     if options.format == "web":
         from halonet.export.browser import write_page
 
         folder = Path(options.output or checkpoint.parent / "web")
-        _print_report(write_page(model, folder, precision=options.precision, command=command))
+        report = write_page(
+            model, folder, precision=options.precision, command=command, license=terms
+        )
+        _print_report(report, terms)
         print(f"to see the page, in {folder}: npm install && python -m http.server")
         return
     if model.only_size is not None:
@@ -51,6 +57,10 @@ def export_command(words: Sequence[str]) -> None:
         print(
             f"{model.variant.name} takes images of {height} x {width} pixels only, as the file will"
         )
+    if options.format == "aoti":
+        print("the file needs `import halonet` before it is loaded, and this kind of processor")
+        if size is None and model.only_size is None:
+            print("compiling takes minutes, several times less with --size and --batch", flush=True)
     data = calibration = None
     if options.precision == "int8":
         from halonet.export.quantization import CALIBRATION_IMAGES, choose_calibration_images
@@ -67,16 +77,18 @@ def export_command(words: Sequence[str]) -> None:
         with_preprocessing=options.with_preprocessing,
         calibration=calibration,
         command=command,
+        license=terms,
     )
-    _print_report(report)
+    _print_report(report, terms)
     if data is not None:
         _print_accuracies(model, report.path, data)
 
 
-def _print_report(report: Any) -> None:
+def _print_report(report: Any, terms: str | None, scale: str = "largest logit") -> None:
     differences = ", ".join(f"{one:.1e} ({shape})" for shape, one in report.differences.items())
     print(f"{report.path}: {report.bytes / 1e6:.1f} MB, written in {report.seconds:.1f} s")
-    print(f"difference from the model, of the largest logit: {differences}")
+    print(f"difference from the model, of the {scale}: {differences}")
+    print(f"license that the file names: {terms or 'none is known; --license says one'}")
 
 
 def load_run_data(checkpoint: Path, model: Any, purpose: str) -> Any:
@@ -116,10 +128,11 @@ def make_export_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument(
         "--format",
-        type=Literal["onnx", "openvino", "torch-export", "web"],
+        type=Literal["onnx", "openvino", "torch-export", "aoti", "web"],
         default="onnx",
-        help="of the file; openvino's weights are beside it, in .bin; torch-export's needs torch "
-        "and halonet to run; web makes a folder with a page that runs the model in the browser",
+        help="of the file; openvino's weights are beside it, in .bin; torch-export's and aoti's, "
+        "which AOTInductor compiles, need torch and `import halonet` to run; web makes a folder "
+        "with a page that runs the model in the browser",
     )
     parser.add_argument(
         "--size",
@@ -139,6 +152,12 @@ def make_export_parser() -> CommandParser:
         type=bool,
         default=False,
         help="take photos as bytes, of any size; resize and normalize them in the graph",
+    )
+    parser.add_argument(
+        "--license",
+        type=str | None,
+        help="of the weights, for the metadata; without it the terms of what the run started from "
+        "and trained on, where they are known",
     )
     parser.add_argument(
         "--output",

@@ -38,7 +38,8 @@ class ImageDataset(Dataset):
 
     Args:
         split: images and labels.
-        preprocessing: size and normalization.
+        preprocessing: size and normalization; None leaves the bytes as they are, in each image's
+            own size, without augmentation.
         in_channels: 3 for colour, 1 for grey.
         augmentation: random changes; None gives the centre crop, of held-out images.
         seed: of the random changes.
@@ -51,7 +52,7 @@ class ImageDataset(Dataset):
     def __init__(
         self,
         split: Split,
-        preprocessing: Preprocessing,
+        preprocessing: Preprocessing | None,
         *,
         in_channels: int = 3,
         augmentation: Augmentation | None = None,
@@ -65,7 +66,7 @@ class ImageDataset(Dataset):
         self.allowed_broken = int(broken_share * len(split.labels))
         self.transform = None
         self.least_side: int | None = None
-        if augmentation is not None:
+        if augmentation is not None and preprocessing is not None:
             self.transform = make_augmentation(augmentation, preprocessing)
             self.least_side = least_side_for_crops(augmentation, preprocessing)
         self.cached: list[Tensor | None] | None = None
@@ -87,11 +88,11 @@ class ImageDataset(Dataset):
     def _make_item(self, epoch: int, place: int) -> tuple[Tensor, Any, int]:
         found, pixels = self._find_readable(place)
         if pixels is None:
-            size = self.preprocessing.image_size
+            size = 1 if self.preprocessing is None else self.preprocessing.image_size
             label = self.split.labels[place]
             unknown = np.full_like(label, -1) if isinstance(label, np.ndarray) else -1
             return torch.zeros(self.in_channels, size, size), unknown, place
-        if self.transform is None:
+        if self.transform is None or self.preprocessing is None:
             prepared = finish_pixels(pixels, self.preprocessing)
         else:
             seed_everything(mix_seed(self.seed, epoch, place))

@@ -179,15 +179,22 @@ def find_crop(
     return starts[0], starts[1], ends[0], ends[1]
 
 
-def read_pixels(source: Source | str, preprocessing: Preprocessing, in_channels: int = 3) -> Tensor:
+def read_pixels(
+    source: Source | str, preprocessing: Preprocessing | None, in_channels: int = 3
+) -> Tensor:
     """An image as bytes [channels, height, width], its short side a little over the crop.
+
+    Without preprocessing it has its own size.
 
     Of an image more than eight times as long as it is wide, the ends are left out.
 
     Raises:
         ValueError, FileNotFoundError: see `read_image`.
     """
-    image = _crop_strip(read_image(source, in_channels))
+    image = read_image(source, in_channels)
+    if preprocessing is None:
+        return pil_to_tensor(image)
+    image = _crop_strip(image)
     return pil_to_tensor(resize_short_side(image, short_side(preprocessing)))
 
 
@@ -204,9 +211,11 @@ def short_side(preprocessing: Preprocessing) -> int:
 
 
 def prepare_image(
-    source: Source | str, preprocessing: Preprocessing, in_channels: int = 3
+    source: Source | str, preprocessing: Preprocessing | None, in_channels: int = 3
 ) -> Tensor:
     """An image as a model takes it, without random changes: [channels, image_size, image_size].
+
+    Without preprocessing it is bytes in the image's own size, [channels, height, width].
 
     Raises:
         ValueError, FileNotFoundError: see `read_image`.
@@ -214,8 +223,10 @@ def prepare_image(
     return finish_pixels(read_pixels(source, preprocessing, in_channels), preprocessing)
 
 
-def finish_pixels(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """The central crop of what `read_pixels` gives, normalized."""
+def finish_pixels(pixels: Tensor, preprocessing: Preprocessing | None) -> Tensor:
+    """The central crop of what `read_pixels` gives, normalized; as it is without preprocessing."""
+    if preprocessing is None:
+        return pixels
     return normalize(center_crop(pixels, [preprocessing.image_size]), preprocessing)
 
 

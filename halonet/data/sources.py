@@ -21,6 +21,7 @@ from halonet.data.splits import (
 
 TORCHVISION_NAMES = ("cifar10", "flowers102", "oxford_pets")
 KINDS = ("folder", "csv", "shards", "hf")
+TERMS = {"elpv": "CC BY-NC-SA 4.0: not for commercial use"}  # of data by name, as far as known
 
 
 def load_data(
@@ -183,8 +184,8 @@ def _load_elpv(*, everything: bool) -> LabelledImages:
         training,
         validation,
         note=(
-            "Solar cells in electroluminescence, elpv-dataset (CC BY-NC-SA 4.0: not for commercial "
-            "use). Published: 88.42 % (Deitsch et al. 2019), by a VGG-19 pretrained on ImageNet, "
+            f"Solar cells in electroluminescence, elpv-dataset ({TERMS['elpv']}). "
+            "Published: 88.42 % (Deitsch et al. 2019), by a VGG-19 pretrained on ImageNet, "
             "on 300 x 300 px, with another split and weights by the raters' confidence."
         ),
     )

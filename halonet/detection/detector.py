@@ -135,6 +135,16 @@ class Detector(FasterRCNN):
                 losses.append(self._image_losses(batch[index : index + 1], size, levels, target))
         return {name: torch.stack([one[name] for one in losses]).mean() for name in losses[0]}
 
+    @property
+    def name(self) -> str:
+        """The name of the backbone's variant."""
+        return self.backbone.body.variant.name
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """As in evaluation, any "masks" as [n, 1, 28, 28] within the boxes: little memory."""
         originals = [(image.shape[1], image.shape[2]) for image in images]

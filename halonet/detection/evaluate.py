@@ -158,9 +158,10 @@ def evaluation_mode(model: Detector) -> Iterator[None]:
 def detect_one(model: Detector, image: Tensor) -> dict[str, Tensor]:
     """What `Detector.detect` finds in an image [3, height, width] from 0 to 1.
 
-    The image goes to the model's device and the result stays there.
+    The image goes to the model's device and the result stays there. An exported file has no
+    parameters and runs on the CPU.
     """
-    device = next(model.parameters()).device
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
     with torch.inference_mode():
         found = model.detect([image.to(device)])[0]
     return {name: one.clone() for name, one in found.items()}  # which may be changed in place

@@ -240,8 +240,8 @@ def write_summary(
     summary = {
         "data": data.name,
         "detector": "Mask R-CNN" if model.options.has_masks else "Faster R-CNN",
-        "model": model.backbone.body.variant.name,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "model": model.name,
+        "parameters": model.parameter_count,
         "image_size": model.options.image_size,
         "training_minutes": minutes,
         **asdict(evaluation.metrics),

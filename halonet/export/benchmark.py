@@ -19,6 +19,7 @@ from halonet.export.formats import SUFFIXES, export_model
 from halonet.export.onnx_classifier import load_onnx
 from halonet.export.openvino_model import open_openvino
 from halonet.export.quantization import CALIBRATION_IMAGES, choose_calibration_images
+from halonet.export.torch_program import run_compiled
 from halonet.models.classifier import Classifier
 from halonet.training.precision import compare_bfloat16
 
@@ -33,7 +34,7 @@ class BenchmarkRow:
     """What is known of a model in one format and precision, on the CPU.
 
     Attributes:
-        format: torch, torch.compile, onnx or openvino.
+        format: torch, torch.compile, onnx, openvino or aoti.
         precision: float32, bfloat16, float16 or int8.
         bytes: size of its files; None where it has none.
         figures: scores on the held-out images by name, as of `evaluate`.
@@ -68,7 +69,7 @@ def benchmark(
         model: neither fused nor compiled; it stays as it is.
         data: of the classes that it was trained on; its held-out part is scored.
         file_bytes: size of the checkpoint.
-        compiled: `torch.compile` the model too.
+        compiled: compile the model by `torch.compile` and AOTInductor too, which takes minutes.
         broken_share: largest share of images that can't be read.
 
     Raises:
@@ -87,7 +88,7 @@ def benchmark(
     if compiled:
         row = BenchmarkRow("torch.compile", "float32")
         makers.append((row, lambda folder: _Contestant(model, torch.compile(fused))))
-    for name, precision in EXPORTS:
+    for name, precision in [*EXPORTS, *([("aoti", "float32")] if compiled else [])]:
         row = BenchmarkRow(name, precision)
         makers.append((row, lambda folder, row=row: _export(model, data, row, folder)))
 
@@ -114,6 +115,8 @@ def benchmark(
 class _Contestant(nn.Module):
     """A function from images to logits, and what an evaluation asks a classifier."""
 
+    takes_photos = False
+
     def __init__(self, model: Classifier, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
@@ -139,17 +142,19 @@ def _export(model: Classifier, data: LabelledImages, row: BenchmarkRow, folder: 
     calibration = None
     if row.precision == "int8":
         calibration = choose_calibration_images(model, data.training, CALIBRATION_IMAGES)
+    side = model.preprocessing.image_size
     report = export_model(
         model,
         folder / f"{row.precision}{SUFFIXES[row.format]}",
         format=row.format,
+        size=(side, side) if row.format == "aoti" else None,
         precision=row.precision,
         calibration=calibration,
     )
     row.bytes = report.bytes
     if row.format == "onnx":
         return load_onnx(report.path)
-    run = open_openvino(report.path)
+    run = (run_compiled if row.format == "aoti" else open_openvino)(report.path)
     return _Contestant(
         model, lambda images: torch.from_numpy(run(images.contiguous().numpy()).copy())
     )

@@ -21,6 +21,7 @@ def write_page(
     *,
     precision: str = "float32",
     command: str = "halonet.export.browser.write_page",
+    license: str | None = None,  # noqa: A002 - the usual name
 ) -> ExportReport:
     """Write the page, its scripts and the model, checked as `export_model` checks it.
 
@@ -32,6 +33,7 @@ def write_page(
         folder: a new one, or empty.
         precision: of the model, "float32" or "float16".
         command: that the metadata names.
+        license: of the weights, in words, for the metadata.
 
     Raises:
         FileExistsError: the folder has something in it.
@@ -50,8 +52,11 @@ def write_page(
             precision=precision,
             with_preprocessing=True,
             command=command,
+            license=license,
         )
-        facts = describe(model, precision=precision, with_preprocessing=True, command=command)
+        facts = describe(
+            model, precision=precision, with_preprocessing=True, command=command, license=license
+        )
         text = json.dumps(dataclasses.asdict(facts), indent=2) + "\n"
         (temporary / "model.json").write_text(text, encoding="utf-8")
         for part in files("halonet.export").joinpath("page").iterdir():

@@ -93,12 +93,19 @@ def _draw_photos(
     channels = description.in_channels
     photos, images = [], []
     for _ in range(count):
-        coarse = torch.randint(0, 256, (channels, 6, 6), generator=numbers).byte().numpy()
-        bands = [
-            Image.fromarray(band).resize((width, height), Image.Resampling.BICUBIC)
-            for band in coarse
-        ]
-        photo = Image.merge("RGB", bands) if channels == 3 else bands[0]
-        photos.append(np.asarray(photo).reshape(height, width, channels))
+        pixels = draw_photo(channels, height, width, numbers)
+        photo = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+        photos.append(pixels)
         images.append(prepare_image(lambda photo=photo: photo, description.preprocessing, channels))
     return np.stack(photos), torch.stack(images)
+
+
+def draw_photo(channels: int, height: int, width: int, numbers: torch.Generator) -> np.ndarray:
+    """A smooth picture as bytes [height, width, channels]."""
+    from PIL import Image
+
+    coarse = torch.randint(0, 256, (channels, 6, 6), generator=numbers).byte().numpy()
+    bands = [
+        Image.fromarray(band).resize((width, height), Image.Resampling.BICUBIC) for band in coarse
+    ]
+    return np.stack([np.asarray(band) for band in bands], axis=2)

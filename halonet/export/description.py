@@ -23,6 +23,7 @@ class ExportDescription:
         with_preprocessing: the file takes photos as bytes [batch, height, width, in_channels], not
             prepared images [batch, in_channels, height, width].
         command: that wrote the file.
+        license: of the weights, in words; None where it isn't known, as in files of before.
     """
 
     model: str
@@ -35,10 +36,16 @@ class ExportDescription:
     precision: str
     with_preprocessing: bool
     command: str
+    license: str | None = None
 
 
 def describe(
-    model: Classifier, *, precision: str, with_preprocessing: bool, command: str
+    model: Classifier,
+    *,
+    precision: str,
+    with_preprocessing: bool,
+    command: str,
+    license: str | None = None,  # noqa: A002 - the usual name
 ) -> ExportDescription:
     """The metadata of a model's file."""
     return ExportDescription(
@@ -52,6 +59,7 @@ def describe(
         precision=precision,
         with_preprocessing=with_preprocessing,
         command=command,
+        license=license,
     )
 
 
@@ -69,9 +77,10 @@ def from_metadata(metadata: Mapping[str, str]) -> ExportDescription:
     """
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(ExportDescription):
-        if KEY + field.name not in metadata:
+        if KEY + field.name in metadata:
+            fields[field.name] = json.loads(metadata[KEY + field.name])
+        elif field.default is dataclasses.MISSING:
             raise ValueError(f"its metadata has no {KEY + field.name!r}")
-        fields[field.name] = json.loads(metadata[KEY + field.name])
     try:
         given = fields["preprocessing"]
         fields["preprocessing"] = Preprocessing(

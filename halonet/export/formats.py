@@ -16,7 +16,8 @@ from halonet.export.description import ExportDescription, describe
 from halonet.files import write_atomically
 from halonet.models.classifier import SMALLEST_IMAGE, Classifier
 
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}  # of the formats
+# Of the formats, as files are called unless a user says; AOTInductor wants .pt2 too.
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aoti": ".aoti.pt2"}
 # The largest difference of logits from the model's, relative to the largest logit. Rounding alone
 # makes about 1e-6 in float32 and 1e-3 in float16; what eight bits may make, only accuracy tells.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "int8": math.inf}
@@ -53,6 +54,7 @@ def export_model(
     with_preprocessing: bool = False,
     calibration: Tensor | None = None,
     command: str = "halonet.export_model",
+    license: str | None = None,  # noqa: A002 - the usual name
 ) -> ExportReport:
     """Write a classifier to a file that other runtimes run, and check it.
 
@@ -65,10 +67,12 @@ def export_model(
         model: a `HaloNet` or one of timm's HaloNets, neither fused nor compiled; it stays as it is.
         path: of the file; there must be none yet.
         format: "onnx" (opset 18); "openvino", a network in `path`, which ends in .xml, and its
-            weights in the same name in .bin; or "torch-export", a program of `torch.export` for
-            where torch and halonet are, without the model's classes.
+            weights in the same name in .bin; "torch-export", a program of `torch.export` for
+            where torch and halonet are, without the model's classes; or "aoti", such a program
+            compiled by AOTInductor for this kind of processor, in a `path` that ends in .pt2,
+            which takes minutes unless `size` and `batch` are given.
         size: height and width of the images, in pixels; None for any from 32 on, with torch-export
-            from 33 on, or for the only one that the model takes.
+            and aoti from 33 on, or for the only one that the model takes.
         batch: number of images; None for any.
         precision: "float32", "float16" for half the size, or "int8" for convolutions and products
             with weights in eight bits and attention in float32; images and logits are float32.
@@ -77,6 +81,7 @@ def export_model(
         calibration: for int8, images as the model takes them, [images, channels, height, width],
             32 or more of those that it is for; their activations decide the ranges.
         command: that the metadata names.
+        license: of the weights, in words, for the metadata.
 
     Raises:
         FileExistsError: there is a file at `path`, or where the weights would be.
@@ -99,7 +104,11 @@ def export_model(
     from halonet.export.openvino_model import weights_path
 
     description = describe(
-        plain, precision=precision, with_preprocessing=with_preprocessing, command=command
+        plain,
+        precision=precision,
+        with_preprocessing=with_preprocessing,
+        command=command,
+        license=license,
     )
     tolerance = max(TOLERANCES[precision], PHOTO_TOLERANCE if with_preprocessing else 0)
 
@@ -138,6 +147,8 @@ def check_output(path: Path, format: str) -> None:  # noqa: A002
         weights = weights_path(path)
         if weights.exists():
             raise FileExistsError(f"{weights} exists already; choose another output")
+    if format == "aoti" and path.suffix != ".pt2":
+        raise ValueError(f"output of aoti must end in .pt2, got {path.name}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder at {path.parent}")
     if format in ("onnx", "openvino"):
@@ -146,6 +157,10 @@ def check_output(path: Path, format: str) -> None:  # noqa: A002
         import onnxruntime  # noqa: F401
     if format == "openvino":
         import_openvino()
+    if format == "aoti":
+        from halonet.export.torch_program import find_compiler
+
+        find_compiler()
 
 
 def write_checked(
@@ -213,6 +228,11 @@ def _write_file(
 
         write_program(fused, path, description, size=size, batch=batch)
         return
+    if format == "aoti":
+        from halonet.export.torch_program import write_compiled
+
+        write_compiled(fused, path, description, size=size, batch=batch)
+        return
     if format == "openvino":
         from halonet.export.openvino_model import write_openvino
 
@@ -233,6 +253,10 @@ def _open_file(format: str, path: Path) -> Callable[[Any], Any]:  # noqa: A002
         from halonet.export.torch_program import run_program
 
         return run_program(path)
+    if format == "aoti":
+        from halonet.export.torch_program import run_compiled
+
+        return run_compiled(path)
     if format == "openvino":
         from halonet.export.openvino_model import open_openvino
 

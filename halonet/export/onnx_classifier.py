@@ -18,7 +18,8 @@ class OnnxClassifier(nn.Module):
         description: what the file says of its model.
         name: of the model's variant.
         parameter_count: of the model; the object has no parameters.
-        num_classes, in_channels, preprocessing, class_names, task: as of a `Classifier`.
+        num_classes, in_channels, preprocessing, class_names, task, takes_photos: as of a
+            `Classifier`.
     """
 
     def __init__(self, path: Path, session: Any, description: ExportDescription) -> None:
@@ -32,18 +33,22 @@ class OnnxClassifier(nn.Module):
         self.preprocessing = description.preprocessing
         self.class_names = description.class_names
         self.task = description.task
+        self.takes_photos = description.with_preprocessing
         self._session = session
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [batch, num_classes] of images [batch, in_channels, height, width].
 
-        A file for one batch size runs as often as it takes, the last time on some blank images.
+        They are prepared, or of a file that takes photos bytes of any size. A file for one batch
+        size runs as often as it takes, the last time on some blank images.
 
         Raises:
             ValueError: the file is for images of another shape.
         """
         (wanted,) = self._session.get_inputs()
         count, *shape = wanted.shape
+        if self.takes_photos:
+            images = images.byte().permute(0, 2, 3, 1)
         fits = len(shape) == images.dim() - 1 and all(
             isinstance(expected, str) or expected == size
             for expected, size in zip(shape, images.shape[1:], strict=True)

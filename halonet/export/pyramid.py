@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from halonet.detection.backbone import PyramidBackbone
@@ -18,7 +19,7 @@ from halonet.export.description import KEY
 from halonet.export.formats import TOLERANCES, ExportReport, check_output, write_checked
 from halonet.export.graph import Graph
 from halonet.export.layers import write_layer
-from halonet.export.maps import Maps, to_planes
+from halonet.export.maps import Maps, halve, to_planes
 from halonet.export.network import write_stages
 from halonet.export.onnx_classifier import open_session
 from halonet.export.onnx_file import DTYPES, add_images
@@ -33,6 +34,7 @@ def export_pyramid(
     *,
     precision: str = "float32",
     command: str = "halonet.export.pyramid.export_pyramid",
+    license: str | None = None,  # noqa: A002 - the usual name
 ) -> ExportReport:
     """Write what a detector's heads read, for images of any size from 32 pixels on and any batch.
 
@@ -45,16 +47,18 @@ def export_pyramid(
         path: of the file; there must be none yet.
         precision: "float32", or "float16" for half the size.
         command: that the metadata names.
+        license: of the weights, in words, for the metadata.
 
     Raises:
-        FileExistsError, ModuleNotFoundError, OSError: as of `export_model`.
-        ValueError: another precision, or a file that would give other maps than the backbone.
+        FileExistsError, ModuleNotFoundError, OSError, TypeError: as of `export_model`.
+        ValueError: a fused detector, another precision, or a file that would give other maps than
+            the backbone.
     """
     path = Path(path)
     if precision not in ("float32", "float16"):
         raise ValueError(f"precision of a pyramid must be float32 or float16, got {precision!r}")
+    plain = copy_detector(detector)
     check_output(path, "onnx")
-    plain = copy.deepcopy(detector).cpu().float().eval()
     metadata = {
         "model": plain.backbone.body.variant.name,
         "in_channels": plain.backbone.body.in_channels,
@@ -65,6 +69,7 @@ def export_pyramid(
         "channels": plain.backbone.out_channels,
         "precision": precision,
         "command": command,
+        "license": license,
     }
 
     def write(temporary: Path) -> float:
@@ -84,6 +89,22 @@ def export_pyramid(
     return write_checked(
         path, write, lambda file: compare_levels(plain.backbone, file), TOLERANCES[precision]
     )
+
+
+def copy_detector(detector: nn.Module) -> Detector:
+    """A copy in evaluation mode, in float32 on the CPU.
+
+    Raises:
+        TypeError: it is no `Detector`, as a compiled one. ValueError: it is fused.
+    """
+    if not isinstance(detector, Detector):
+        raise TypeError(
+            f"detector must be a Detector, got {type(detector).__name__}; of a compiled or wrapped "
+            "one, export the one that it was made from"
+        )
+    if not any(name.endswith("running_var") for name in detector.backbone.body.stem.state_dict()):
+        raise ValueError("detector is fused already: export the one that it was made from")
+    return copy.deepcopy(detector).cpu().float().eval()
 
 
 def write_pyramid(graph: Graph, backbone: PyramidBackbone, images: Maps) -> dict[str, Maps]:
@@ -112,8 +133,11 @@ def write_pyramid(graph: Graph, backbone: PyramidBackbone, images: Maps) -> dict
         to_planes(graph, write_layer(layer, graph, maps))
         for layer, maps in zip(pyramid.layer_blocks, merged, strict=True)
     ]
-    pooled = graph.add("MaxPool", levels[-1].value, kernel_shape=[1, 1], strides=[2, 2])
-    return dict(zip(LEVELS, [*levels, levels[-1].replace_value(pooled)], strict=True))
+    last = levels[-1]
+    pooled = graph.add("MaxPool", last.value, kernel_shape=[1, 1], strides=[2, 2])
+    height, width = halve(graph, last.height), halve(graph, last.width)
+    levels.append(Maps(pooled, last.channels, height, width, "planes"))
+    return dict(zip(LEVELS, levels, strict=True))
 
 
 def compare_levels(backbone: PyramidBackbone, path: Path) -> dict[str, float]:

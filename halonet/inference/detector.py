@@ -42,7 +42,7 @@ class LoadedDetector:
     @property
     def name(self) -> str:
         """The name of the backbone's variant."""
-        return self.model.backbone.body.variant.name
+        return self.model.name
 
     def predict(self, images: Any, *, score_threshold: float = 0.5) -> "Objects | list[Objects]":
         """The objects in an image, or a list of them for several images.

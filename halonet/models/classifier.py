@@ -39,6 +39,7 @@ class Classifier(nn.Module):
         num_features: channels of `forward_features`.
         feature_channels: channels of the map at each stride, {4: .., 8: .., 16: .., 32: ..}.
         preprocessing: what its images go through; saved with the weights.
+        takes_photos: it prepares its images itself, bytes of any size, as some exported files do.
         class_names: names of the classes in order, or None; saved with the weights.
         task: multiclass, of one class for each image (softmax), or multilabel, of any number
             (sigmoid); saved with the weights.
@@ -46,6 +47,7 @@ class Classifier(nn.Module):
 
     classifier_name: ClassVar[str]
     final_name: ClassVar[str]
+    takes_photos: ClassVar[bool] = False
     variant: Any  # a Variant or TimmVariant; each kind of model says which
     num_classes: int
     in_channels: int

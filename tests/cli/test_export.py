@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch._inductor.cpp_builder import cpp_compiler_search
 
 import halonet
 from halonet import cli
 from halonet.cli import export
+from halonet.export.terms import find_license
+from halonet.models.creation import find_weights
+from halonet.models.halonet import get_variant
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 # Nothing of torch and ours can be imported after this.
@@ -40,11 +44,12 @@ def predict(capsys, *words) -> list:
 def test_export_tells_the_differences(capsys, run, tmp_path):
     words = ["export", str(run), "--size", "40,64", "--batch", "1", "--precision", "float16"]
     cli.main([*words, "--output", str(tmp_path / "half.onnx")])
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r".*half\.onnx: [\d.]+ MB, written in [\d.]+ s", first)
     assert re.fullmatch(
         r"difference from the model, of the largest logit: \d\.\de-\d+ \(1 x 40 x 64\)", second
     )
+    assert third == "license that the file names: none is known; --license says one"
     from halonet.export.onnx_classifier import load_onnx
 
     command = load_onnx(tmp_path / "half.onnx").description.command
@@ -91,6 +96,47 @@ def test_predictions_are_the_checkpoints(capsys, run, images, mirror):
             assert after["probability"] == pytest.approx(before["probability"], abs=2e-6)
 
 
+def test_file_that_prepares_photos_predicts_and_scores(capsys, run, images, tmp_path):
+    """Whole photos go in, and a byte may be rounded otherwise there."""
+    of_checkpoint = predict(capsys, run, images)
+    of_file = predict(capsys, run / "photos.onnx", images)
+    for one, other in zip(of_checkpoint, of_file, strict=True):
+        assert one["image"] == other["image"]
+        for before, after in zip(one["predictions"], other["predictions"], strict=True):
+            assert after["class"] == before["class"]
+            assert after["probability"] == pytest.approx(before["probability"], abs=2e-3)
+    losses = []
+    for number, checkpoint in enumerate((run, run / "photos.onnx")):
+        output = tmp_path / str(number)
+        cli.main(["evaluate", str(checkpoint), "--output", str(output)])
+        losses.append(json.loads((output / "summary.json").read_text())["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model": "halonet_tiny", "data": "folder:a", "pretrained": False}, None),
+        (
+            {"model": "halonet_tiny", "data": "elpv", "pretrained": True},
+            "weights of halonet_tiny from Tiny ImageNet, whose terms are: research, not "
+            "commercial; data elpv: CC BY-NC-SA 4.0: not for commercial use",
+        ),
+        ({"model": "halonet50ts", "pretrained": True}, "timm's weights of halonet50ts: apache-2.0"),
+        ({"model": "halonet_h1", "init": "a"}, "weights that it started from: unknown"),
+    ],
+)
+def test_license_is_what_the_run_tells(tmp_path, config, expected):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "last.safetensors").touch()
+    assert find_license(tmp_path / "last.safetensors") == expected
+
+
+def test_license_of_the_packages_weights():
+    weights = Path(find_weights(get_variant("halonet_tiny"), True))
+    assert "Tiny ImageNet, whose terms are: research" in str(find_license(weights))
+
+
 @pytest.mark.parametrize("data", [False, True], ids=["of_the_run", "other"])
 def test_scores_are_the_checkpoints(capsys, run, images, tmp_path, data):
     shown, summaries = [], []
@@ -131,7 +177,7 @@ def test_files_run_without_torch_and_halonet(capsys, run, images, tmp_path):
 
 
 def test_script_of_the_page(capsys, run, images, tmp_path):
-    (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    _, script, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     shutil.copy(run / "photos.onnx", tmp_path)
     shutil.copy(images / "green" / "3.png", tmp_path / "photo.jpg")
     found = subprocess.run(
@@ -148,16 +194,18 @@ def test_script_of_the_page(capsys, run, images, tmp_path):
 def test_commands_of_the_page(monkeypatch, run, tmp_path, images):
     commands = re.findall(r"^halonet (\w+) (.+?)(?: +#.*)?$", PAGE, re.MULTILINE)
     assert [name for name, _ in commands] == [
-        *["export"] * 8,
+        *["export"] * 9,
         *("predict", "evaluate", "benchmark", "benchmark"),
+        *("export", "detect", "detect"),
     ]
     shutil.copytree(run, tmp_path / "runs" / "finetune")
     (tmp_path / "runs" / "finetune" / "last.onnx").unlink()
     shutil.copytree(images / "red", tmp_path / "new_photos")
     monkeypatch.chdir(tmp_path)
     for name, words in commands:
-        # These take long; test_formats.py and test_benchmark.py have them.
-        if name != "benchmark" and "torch-export" not in words:
+        # test_formats.py, test_export_detector.py and test_benchmark.py have these.
+        elsewhere = ("torch-export", "aoti", "detector", "benchmark")
+        if not any(word in f"{name} {words}" for word in elsewhere):
             cli.main([name, *words.split()])
 
 
@@ -196,12 +244,20 @@ def test_missing_package_is_one_line(fails, monkeypatch, run, tmp_path, package,
     assert not list(tmp_path.iterdir())
 
 
+def test_missing_compiler_is_one_line(fails, monkeypatch, run, tmp_path):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    cpp_compiler_search.cache_clear()
+    output = tmp_path / "model.pt2"
+    said = fails(["export", run, "--format", "aoti", "--output", output])
+    assert "format aoti needs a C++ compiler" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_mistakes_with_a_file_are_one_line(fails, run, images, tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"broken")
     assert "can't be read by onnxruntime" in fails(["predict", broken, images])
     assert "no checkpoint at" in fails(["evaluate", tmp_path / "absent.onnx"])
-    assert "prepares photos itself" in fails(["predict", run / "photos.onnx", images])
     assert "lies in no run folder" in fails(["evaluate", broken])
     assert "no checkpoint in" in fails(["export", tmp_path])
     assert "not a safetensors file" in fails(["export", run / "last.onnx"])
@@ -218,5 +274,6 @@ def test_options_are_frozen():
         if option.startswith("--")
     }
     assert found == {
-        *("batch", "format", "help", "output", "precision", "size", "with_preprocessing")
+        *("batch", "format", "help", "license", "output", "precision", "size"),
+        "with_preprocessing",
     }

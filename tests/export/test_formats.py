@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy
 import onnx
@@ -17,6 +20,8 @@ from halonet.export.openvino_model import import_openvino, open_openvino
 from halonet.models.halonet import Preprocessing
 from tests.export.test_network import NARROW, make_model
 
+PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -27,7 +32,9 @@ def model():
 
 
 def test_file_says_what_it_is(model, tmp_path) -> None:
-    report = halonet.export_model(model, tmp_path / "model.onnx", command="made here")
+    report = halonet.export_model(
+        model, tmp_path / "model.onnx", command="made here", license="CC0-1.0"
+    )
     assert list(tmp_path.iterdir()) == [report.path]
     assert report.bytes == report.path.stat().st_size
     assert list(report.differences) == [
@@ -55,7 +62,19 @@ def test_file_says_what_it_is(model, tmp_path) -> None:
         "halonet.precision": "float32",
         "halonet.with_preprocessing": False,
         "halonet.command": "made here",
+        "halonet.license": "CC0-1.0",
     }
+
+
+def test_a_file_of_before_has_no_license(model, tmp_path) -> None:
+    halonet.export_model(model, tmp_path / "model.onnx", size=(32, 32), batch=1)
+    written = onnx.load(tmp_path / "model.onnx")
+    facts = {entry.key: entry.value for entry in written.metadata_props}
+    assert facts.pop("halonet.license") == "null"
+    del written.metadata_props[:]
+    onnx.helper.set_model_props(written, facts)
+    onnx.save(written, tmp_path / "earlier.onnx")
+    assert load_onnx(tmp_path / "earlier.onnx").description.license is None
 
 
 def test_the_model_stays_as_it_is(tmp_path) -> None:
@@ -99,6 +118,33 @@ def test_program_of_torch_export(model, tmp_path) -> None:
     images = torch.randn(3, 3, 40, 56)
     with torch.no_grad():
         assert relative_difference(program(images), model(images)) <= 3e-6
+
+
+def test_what_aotinductor_compiles(model, tmp_path, monkeypatch) -> None:
+    """For one size and batch: any would take minutes to compile."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "last.aoti.pt2"
+    report = halonet.export_model(model, path, format="aoti", size=(64, 64), batch=1)
+    assert list(report.differences) == ["1 x 64 x 64"]
+    assert report.differences["1 x 64 x 64"] <= 3e-6
+    script, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    found = subprocess.run(
+        [sys.executable, "-c", f"{script}\nprint(logits.flatten().tolist())"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names, logits = map(json.loads, found.stdout.splitlines())
+    assert names == list("abcdefg")
+    with torch.inference_mode():
+        expected = model(torch.zeros(1, 3, 64, 64))[0]
+    assert relative_difference(torch.tensor(logits), expected) <= 3e-6
+
+
+def test_output_of_aotinductor_has_its_suffix(model, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.pt2, got model\.so"):
+        halonet.export_model(model, tmp_path / "model.so", format="aoti")
 
 
 def test_network_of_openvino(model, tmp_path) -> None:
@@ -176,7 +222,7 @@ def compiled():
             None,
             {"format": "tflite"},
             ValueError,
-            "one of onnx, openvino, torch-export, got 'tflite'",
+            "one of onnx, openvino, torch-export, aoti, got 'tflite'",
         ),
         (None, {"size": (31, 64)}, ValueError, r"32 pixels or more, got \(31, 64\)"),
         (None, {"batch": 0}, ValueError, "batch must be positive, got 0"),

@@ -6,8 +6,6 @@ import onnx
 import pytest
 import torch
 
-from halonet import cli
-from halonet.detection.detector import save_detector
 from halonet.export.check import relative_difference
 from halonet.export.onnx_classifier import open_session
 from halonet.export.pyramid import LEVELS, export_pyramid
@@ -45,18 +43,12 @@ def test_levels_are_the_backbones(detector, tmp_path) -> None:
                 assert difference <= 5e-5, (height, width, batch, name)
 
 
-def test_command_writes_the_pyramid_of_a_detector(capsys, fails, detector, tmp_path) -> None:
-    checkpoint = tmp_path / "model.safetensors"
-    save_detector(detector, checkpoint)
-    cli.main(["export", str(checkpoint), "--precision", "float16"])
-    first, second, third = capsys.readouterr().out.splitlines()
-    assert "the detector's heads are left out" in first
-    assert "model.onnx: " in second
-    assert "(2 x 160 x 64)" in third
-    assert "exists already" in fails(["export", checkpoint])
-    (tmp_path / "model.onnx").unlink()
-    said = fails(["export", checkpoint, "--precision", "int8"])
-    assert "precision of a pyramid must be float32 or float16, got 'int8'" in said
-    said = fails(["export", checkpoint, "--size", "64,64"], 2)
-    assert "of a detector, --format is onnx" in said
-    assert [one.name for one in tmp_path.iterdir()] == ["model.safetensors"]
+def test_half_precision_is_named_and_eight_bits_are_refused(detector, tmp_path) -> None:
+    path = tmp_path / "pyramid.onnx"
+    report = export_pyramid(detector, path, precision="float16", license="CC0-1.0")
+    assert max(report.differences.values()) <= 1e-2
+    facts = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
+    assert (facts["halonet.precision"], facts["halonet.license"]) == ("float16", "CC0-1.0")
+    with pytest.raises(ValueError, match=r"must be float32 or float16, got 'int8'"):
+        export_pyramid(detector, tmp_path / "small.onnx", precision="int8")
+    assert list(tmp_path.iterdir()) == [path]
