@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from halonet.cli.detect import name_pictures
 from halonet.cli.parser import CommandParser, fail, list_given_images, make_table, one_line
+from halonet.cli.pictures import name_pictures
 from halonet.devices import find_device
 from halonet.models.pretrained import load_model
 
@@ -27,6 +27,7 @@ def explain_command(words: Sequence[str]) -> None:
     from halonet.explain.explanation import Explanation, explain_image, view_image_attention
     from halonet.explain.relevance import DEFAULT_METHOD
     from halonet.files import make_free_folder, require_empty, write_text
+    from halonet.inference.video import NamedImage
 
     device = find_device(options.device)
     if options.output is not None:
@@ -43,12 +44,12 @@ def explain_command(words: Sequence[str]) -> None:
         except (ValueError, FileNotFoundError) as error:
             print(f"halonet: {one_line(error)}", file=sys.stderr)
             continue
+        given = NamedImage(str(path), lambda image=image: image)
         # From here on an error is of the options, and nothing is written yet.
         if at is None:
             found = explain_image(
                 model,
-                lambda image=image: image,
-                name=str(path),
+                given,
                 class_name=options["class"],
                 method=options.method or DEFAULT_METHOD,
                 stage=options.stage,
@@ -57,9 +58,8 @@ def explain_command(words: Sequence[str]) -> None:
         else:
             found = view_image_attention(
                 model,
-                lambda image=image: image,
+                given,
                 at,
-                name=str(path),
                 stage=options.stage,
                 layer=options.layer,
                 head=options.head,
@@ -97,7 +97,7 @@ def make_explain_parser() -> CommandParser:
     """The options of `halonet explain`."""
     parser = CommandParser(prog="halonet explain", description=PURPOSE)
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
-    parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
+    parser.add_images()
     parser.add_argument("--class", type=str | None, help="the most probable unless it says")
     parser.add_argument(
         "--method",

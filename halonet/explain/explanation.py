@@ -131,7 +131,6 @@ def explain_image(
     model: Classifier,
     source: Source | str,
     *,
-    name: str | None = None,
     class_name: str | None = None,
     method: str = DEFAULT_METHOD,
     stage: int | None = None,
@@ -141,8 +140,7 @@ def explain_image(
 
     Args:
         model: not fused; it is set to eval mode.
-        source: a path or other stored bytes, or a function that gives an image.
-        name: of the image, for the result; None takes the source's.
+        source: a path or other stored bytes, or a function that gives an image; named by its str().
         class_name: one of the model's classes; None takes the most probable one.
         method, stage: as `measure_relevance` takes them.
         curves: measure the curves too, which run the model 66 times.
@@ -164,7 +162,7 @@ def explain_image(
     relevance = measure_relevance(model, image, chosen, method=method, stage=stage)
     crop = find_crop(picture.size, model.preprocessing)
     return Explanation(
-        str(source) if name is None else name,
+        str(source),
         names[chosen],
         probabilities[chosen].item(),
         method,
@@ -181,7 +179,6 @@ def view_image_attention(
     source: Source | str,
     at: tuple[float, float],
     *,
-    name: str | None = None,
     stage: int | None = None,
     layer: int | None = None,
     head: int | None = None,
@@ -190,9 +187,8 @@ def view_image_attention(
 
     Args:
         model: it is set to eval mode.
-        source: a path or other stored bytes, or a function that gives an image.
+        source: a path or other stored bytes, or a function that gives an image; named by its str().
         at: x and y of the place, in pixels of the image from its left and upper border.
-        name: of the image, for the result; None takes the source's.
         stage, layer, head: as `view_attention` takes them.
 
     Raises:
@@ -205,7 +201,7 @@ def view_image_attention(
     left, top, right, bottom = crop = find_crop(picture.size, model.preprocessing)
     if not (left <= at[0] < right and top <= at[1] < bottom):
         raise ValueError(
-            f"{at[0]:g},{at[1]:g} is outside what the model sees of {name or source}: x from "
+            f"{at[0]:g},{at[1]:g} is outside what the model sees of {source}: x from "
             f"{left:.0f} to {right:.0f}, y from {top:.0f} to {bottom:.0f}"
         )
     size = model.preprocessing.image_size
@@ -213,9 +209,7 @@ def view_image_attention(
     view = view_attention(
         model, _prepare(model, picture), point, stage=stage, layer=layer, head=head
     )
-    return ImageAttention(
-        str(source) if name is None else name, at, crop, view, _cut(picture, crop), size
-    )
+    return ImageAttention(str(source), at, crop, view, _cut(picture, crop), size)
 
 
 def name_classes(model: Classifier) -> tuple[str, ...]:
