@@ -114,8 +114,9 @@ class Prediction:
         """The image beside bars of its most probable classes; written to `path` if there is one."""
         from matplotlib.figure import Figure
 
-        from halonet.classification.report_pictures import BLUE, INK
+        from halonet.classification.report_pictures import BLUE
         from halonet.data.pixels import read_image
+        from halonet.explain.pictures import INK
         from halonet.files import write_atomically
 
         figure = Figure((6.4, 3), dpi=110, layout="constrained")

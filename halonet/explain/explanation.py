@@ -73,6 +73,12 @@ class Explanation:
         """The numbers as text."""
         return json.dumps(self.to_dict(), indent=2)
 
+    def draw(self) -> Image.Image:
+        """The picture under its positive relevance, bright where it is most."""
+        from halonet.explain.pictures import shade_relevance
+
+        return shade_relevance(self.picture, self.relevance)
+
     def plot(self, path: Path | str | None = None) -> "Figure":
         """The picture beside itself with its relevance; written to `path` where there is one."""
         from halonet.explain.pictures import draw_relevance

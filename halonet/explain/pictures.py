@@ -1,35 +1,54 @@
 """Relevance and attention, drawn on the image."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from halonet.classification.report_pictures import INK
 from halonet.explain.attention import AttentionView
 
-LIGHT, ORANGE = "#ffffff", "#e69f00"
-HEAT = "magma"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, LIGHT, ORANGE = "#1f2933", "#ffffff", "#e69f00"
+HEAT, HEAT_SHARE = "magma", 0.6
 SMOOTHING_SHARE = 1 / 64  # of the side, standard deviation: the eye wants parts, not single pixels
 
 
-def draw_relevance(picture: Image.Image, relevance: Tensor, titles: tuple[str, str]) -> Figure:
-    """The picture, and the picture under its positive relevance [size, size], smoothed a little."""
+def draw_relevance(picture: Image.Image, relevance: Tensor, titles: tuple[str, str]) -> "Figure":
+    """The picture, and the picture under its relevance [size, size]; see `shade_relevance`."""
     size = relevance.shape[0]
     figure, axes = _new_figure(picture, size, titles)
-    sigma = SMOOTHING_SHARE * size
-    side = 2 * math.ceil(3 * sigma) + 1
-    positive = gaussian_blur(relevance.clamp(min=0)[None], [side, side], [sigma, sigma])[0].numpy()
-    axes[1].imshow(positive, cmap=HEAT, alpha=0.6, extent=(0, size, size, 0))
+    axes[1].imshow(shade_relevance(picture, relevance), extent=(0, size, size, 0))
     return figure
 
 
-def draw_attention(picture: Image.Image, view: AttentionView, size: int) -> Figure:
+def shade_relevance(picture: Image.Image, relevance: Tensor) -> Image.Image:
+    """The picture under its positive relevance [size, size], smoothed a little, bright where most.
+
+    It has the picture's size, or the relevance's where that is larger.
+    """
+    from matplotlib import colormaps
+
+    size = relevance.shape[0]
+    sigma = SMOOTHING_SHARE * size
+    side = 2 * math.ceil(3 * sigma) + 1
+    positive = gaussian_blur(relevance.clamp(min=0)[None], [side, side], [sigma, sigma])[0]
+    scaled = (positive - positive.min()) / (positive.max() - positive.min()).clamp(min=1e-30)
+    heat = Image.fromarray((255 * colormaps[HEAT](scaled.numpy())[..., :3]).astype(np.uint8))
+    shown = picture.convert("RGB")
+    if min(shown.size) < size:
+        shown = shown.resize((size, size))
+    return Image.blend(shown, heat.resize(shown.size, Image.Resampling.BICUBIC), HEAT_SHARE)
+
+
+def draw_attention(picture: Image.Image, view: AttentionView, size: int) -> "Figure":
     """The pixel that looks and its window, and the weights of the window in the image."""
+    from matplotlib.patches import Rectangle
+
     head = "mean of the heads" if view.head is None else f"head {view.head}"
     titles = ("the pixel and its window", f"stage {view.stage}, layer {view.layer}, {head}")
     figure, axes = _new_figure(picture, size, titles)
@@ -46,8 +65,10 @@ def draw_attention(picture: Image.Image, view: AttentionView, size: int) -> Figu
     return figure
 
 
-def _new_figure(picture: Image.Image, size: int, titles: tuple[str, str]) -> tuple[Figure, Any]:
+def _new_figure(picture: Image.Image, size: int, titles: tuple[str, str]) -> tuple["Figure", Any]:
     """Two copies of a picture side by side, in coordinates of the model's input."""
+    from matplotlib.figure import Figure
+
     figure = Figure((6.4, 3.5), dpi=110, layout="constrained", facecolor="white")
     axes = figure.subplots(1, 2)
     shown = picture.convert("RGB")
