@@ -13,7 +13,6 @@ from halonet.data.splits import Source
 from halonet.explain.attention import AttentionView, view_attention
 from halonet.explain.curves import Curves, find_probabilities, measure_curves
 from halonet.explain.relevance import DEFAULT_METHOD, measure_relevance
-from halonet.files import write_atomically
 from halonet.models.classifier import Classifier
 
 if TYPE_CHECKING:
@@ -81,14 +80,14 @@ class Explanation:
 
     def plot(self, path: Path | str | None = None) -> "Figure":
         """The picture beside itself with its relevance; written to `path` where there is one."""
-        from halonet.explain.pictures import draw_relevance
+        from halonet.explain.pictures import draw_relevance, save_figure
 
         stage = "" if self.stage is None else f", stage {self.stage}"
         titles = (
             f"{self.class_name} {100 * self.probability:.0f} %",
             f"{self.method.replace('_', ' ')}{stage}",
         )
-        return _save(draw_relevance(self.picture, self.relevance, titles), path)
+        return save_figure(draw_relevance(self.picture, self.relevance, titles), path)
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,9 @@ class ImageAttention:
 
     def plot(self, path: Path | str | None = None) -> "Figure":
         """The pixel and its window on the picture, and the weights on it; written to `path`."""
-        from halonet.explain.pictures import draw_attention
+        from halonet.explain.pictures import draw_attention, save_figure
 
-        return _save(draw_attention(self.picture, self.view, self.image_size), path)
+        return save_figure(draw_attention(self.picture, self.view, self.image_size), path)
 
 
 def explain_image(
@@ -235,9 +234,3 @@ def _cut(picture: Image.Image, crop: tuple[float, float, float, float]) -> Image
 
 def _round(numbers: Tensor) -> Any:
     return numbers.double().round(decimals=4).tolist()
-
-
-def _save(figure: "Figure", path: Path | str | None) -> "Figure":
-    if path is not None:
-        write_atomically(Path(path), lambda temporary: figure.savefig(temporary))
-    return figure

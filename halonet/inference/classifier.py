@@ -21,6 +21,8 @@ from halonet.models.classifier import Classifier
 if TYPE_CHECKING:
     from halonet.classification.prediction import Prediction
     from halonet.explain.explanation import Explanation, ImageAttention
+    from halonet.explain.receptive_field import ReceptiveField
+    from halonet.explain.tables import RelativeTables
     from halonet.inference.video import NamedImage, Video
 
 BATCH_SIZE = 8  # small: a video's frames of a batch are in memory together
@@ -194,3 +196,30 @@ class LoadedClassifier:
 
         source = take_one(image)
         return view_image_attention(self.model, source, at, stage=stage, layer=layer, head=head)
+
+    def tables(self, images: Any) -> "RelativeTables":
+        """What the learned relative tables add to the scores at each offset, by layer and head.
+
+        Args:
+            images: see `load_run`; the result is the mean over their queries.
+
+        Raises:
+            FileNotFoundError, TypeError, ModuleNotFoundError: as `predict`.
+            ValueError: as `predict`; a model without relative tables.
+        """
+        from halonet.explain.tables import read_tables
+
+        return read_tables(self.model, read_frames(list_images(images)[0]))
+
+    def receptive_field(self, images: Any) -> "ReceptiveField":
+        """How much each pixel moves the middle of each stage's map, as its mean gradient.
+
+        Args:
+            images: see `load_run`; the result is the mean over them.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError, ModuleNotFoundError: as `predict`.
+        """
+        from halonet.explain.receptive_field import measure_receptive_field
+
+        return measure_receptive_field(self.model, read_frames(list_images(images)[0]))

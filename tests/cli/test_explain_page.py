@@ -11,7 +11,7 @@ from halonet import cli
 from halonet.inference.video import VideoWriter
 
 PAGE = (Path(__file__).parents[2] / "docs" / "explain.md").read_text()
-SHELL, PYTHON, _ = re.findall(r"```(?:python)?\n(.*?)```", PAGE, re.DOTALL)
+SHELL, PYTHON, *_ = re.findall(r"```(?:python)?\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = [line.partition("#")[0].split()[1:] for line in SHELL.splitlines()]
 
 
@@ -19,6 +19,7 @@ COMMANDS = [line.partition("#")[0].split()[1:] for line in SHELL.splitlines()]
 def place(whole_run, images, monkeypatch, tmp_path):
     """A folder with all that the page names."""
     shutil.copytree(whole_run.folder, tmp_path / "runs" / "finetune")
+    shutil.copytree(whole_run.folder, tmp_path / "runs" / "convolutions")
     shutil.copytree(images, tmp_path / "photos")
     with Image.open(images / "red" / "0.png") as image:
         photo = image.resize((200, 160))
@@ -37,7 +38,7 @@ def fit(text):
 
 
 def test_commands_run(capsys, place):
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 11
     for words in COMMANDS:
         if words[0] != "demo" or "--space" in words:  # else it waits for visitors, see tests/demo
             cli.main(fit(" ".join(words)).split())
@@ -48,6 +49,8 @@ def test_commands_run(capsys, place):
         "explanations",
         "explanations-2",
         "explanations-3",
+        "explanations-4/tables.png",
+        "explanations-5/receptive_field.png",
         "embeddings.npz",
         "similar.png",
         "space/app.py",
