@@ -49,18 +49,18 @@ def similar_command(words: Sequence[str]) -> None:
     from halonet.classification.embeddings import draw_neighbours, find_similar
     from halonet.data.pixels import read_image
     from halonet.files import require_no_input
-    from halonet.inference.images import list_files
+    from halonet.inference.images import list_files, take_one
     from halonet.models.metadata import find_checkpoint
 
     device = find_device(options.device)
-    query, checkpoint = Path(options.query), find_checkpoint(Path(options.checkpoint))
+    query, checkpoint = take_one(options.query), find_checkpoint(Path(options.checkpoint))
     output = None if options.output is None else Path(options.output)
     image = read_image(query)
     paths = [path for path in list_given_images(options.images) if not _is_same(path, query)]
     if output is not None:
         if not output.parent.is_dir():
             raise FileNotFoundError(f"no folder at {output.parent}")
-        require_no_input(output, [checkpoint, query, *list_files(paths)])
+        require_no_input(output, [checkpoint, *list_files([query, *paths])])
     model = load_model(checkpoint).fuse().to(device)
     _, wanted = _embed(model, [query])
     found, embeddings = _embed(model, paths)
@@ -101,8 +101,13 @@ def _embed(model: Any, paths: Sequence[Any]) -> tuple[list[Any], Any]:
     return found, torch.stack(rows) if rows else torch.empty(0, model.num_features)
 
 
-def _is_same(path: Any, query: Path) -> bool:
-    return isinstance(path, Path) and path.exists() and path.samefile(query)
+def _is_same(path: Any, query: Any) -> bool:
+    return (
+        isinstance(path, Path)
+        and isinstance(query, Path)
+        and path.exists()
+        and path.samefile(query)
+    )
 
 
 def make_embed_parser() -> CommandParser:
@@ -121,7 +126,7 @@ def make_similar_parser() -> CommandParser:
     """The options of `halonet similar`."""
     parser = CommandParser(prog="halonet similar", description=PURPOSES["similar"])
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
-    parser.add_argument("query", type=str, help="an image")
+    parser.add_argument("query", type=str, help="an image, or its URL")
     parser.add_images()
     parser.add_argument("--count", type=int, default=11, help="images to show")
     parser.add_argument("--output", type=str | None, help="a picture of them: .png, .svg or .pdf")

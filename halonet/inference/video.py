@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from halonet.data.download import download, is_url
+from halonet.files import naming_file
 
 SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 # FFmpeg's input device, and its name of a camera, by Python's name of the system.
@@ -181,7 +182,8 @@ class VideoWriter:
 
         self.path = path
         self._temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
-        self._container = av.open(str(self._temporary), "w", format="mp4")
+        with naming_file(path, self._temporary):
+            self._container = av.open(str(self._temporary), "w", format="mp4")
         self._stream: Any = None
         self._stamp = -1
 
@@ -202,10 +204,12 @@ class VideoWriter:
 
     def close(self) -> None:
         """Write what is left; without any picture there is no file."""
-        if self._stream is not None:
-            self._container.mux(self._stream.encode())
-        self._container.close()
-        if self._stream is None:
+        try:
+            with naming_file(self.path, self._temporary):
+                if self._stream is not None:
+                    self._container.mux(self._stream.encode())
+                self._container.close()
+                if self._stream is not None:
+                    os.replace(self._temporary, self.path)
+        finally:
             self._temporary.unlink(missing_ok=True)
-        else:
-            os.replace(self._temporary, self.path)

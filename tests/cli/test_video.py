@@ -82,6 +82,19 @@ def test_a_video_at_a_url(run, video, serve):
         run.predict(f"{url}/none.mp4")
 
 
+def test_images_at_urls_are_explained_and_compared(whole_run, images, serve, capsys, tmp_path):
+    run, url = str(whole_run.folder), f"{serve(images)}/red/0.png"
+    cli.main(["explain", run, url, "--output", str(tmp_path / "why")])
+    (entry,) = json.loads((tmp_path / "why" / "explanations.json").read_text())
+    assert entry["image"] == url
+    assert (tmp_path / "why" / "0.png.png").is_file()
+    capsys.readouterr()
+    cli.main(["similar", run, url, url, str(images / "red"), "--format", "json"])
+    first, second, *_ = json.loads(capsys.readouterr().out)
+    assert {first["image"], second["image"]} == {url, str(images / "red" / "0.png")}
+    assert first["similarity"] == pytest.approx(1, abs=1e-4)
+
+
 def test_frames_of_a_telephone_are_upright(tmp_path):
     """The track's matrix says that the picture is to be turned to the right by a quarter."""
     path = tmp_path / "film.mp4"
