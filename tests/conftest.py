@@ -3,6 +3,10 @@
 import os
 import shutil
 import sys
+import threading
+from contextlib import ExitStack
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 
 import pytest
@@ -28,6 +32,26 @@ def whole_run(images, tmp_path_factory):
 
     config = small_config(images, checkpoint_steps=1)
     return train(config, output=str(tmp_path_factory.mktemp("runs") / "whole"))
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """Serves a folder at a URL of this machine, which it returns."""
+    with ExitStack() as stack:
+
+        def start(folder):
+            handler = partial(Quiet, directory=folder)
+            serving = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            threading.Thread(target=serving.serve_forever, daemon=True).start()
+            stack.callback(serving.shutdown)
+            return f"http://127.0.0.1:{serving.server_port}"
+
+        yield start
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,6 @@
 """A trained classifier in three lines, and every way in which an image may come."""
 
 import json
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -22,18 +19,10 @@ def run(whole_run):
     return halonet.load_run(whole_run.folder, device="cpu")
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
-def server(images):
+def server(images, serve):
     """The drawn images at a URL of this machine."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=images)) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{serving.server_port}"
-        serving.shutdown()
+    return serve(images)
 
 
 def test_predictions_are_the_command_lines(capsys, run, whole_run, images):
@@ -74,7 +63,8 @@ def test_an_image_comes_in_many_ways(run, images, server):
     ("image", "error", "named"),
     [
         ("none.jpg", FileNotFoundError, "no image at none.jpg"),
-        (3, TypeError, "image 1 must be a path, a URL, a PIL image, an array or a tensor, got int"),
+        (3.5, TypeError, "image 1 must be a path, a URL, a camera's number, .* got float"),
+        (True, TypeError, "image 1 must be a path, .* got bool"),
         ([], ValueError, "images must be one or more"),
         (np.zeros((4, 4, 2), np.uint8), ValueError, r"1, 3 or 4 channels.*\[4, 4, 2\]"),
         (np.zeros((4, 0, 3), np.uint8), ValueError, r"got an array of \[4, 0, 3\]"),

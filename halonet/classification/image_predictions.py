@@ -16,11 +16,19 @@ from halonet.files import write_atomically
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong prediction: place of the image in the held-out part, what is true, what was said."""
+    """A wrong prediction.
+
+    Attributes:
+        index: place of the image in the held-out part.
+        truth: what is true.
+        said: what was said, in words.
+        class_index: of the class that was said; of several labels the one that is most wrong.
+    """
 
     index: int
     truth: str
     said: str
+    class_index: int
 
 
 class ImagePredictions:
@@ -63,7 +71,9 @@ class ImagePredictions:
                 if wrong[index]:
                     confidence = self.evaluation.confidences[index].item()
                     said = f"{self.predicted_labels(index)[0]} {100 * confidence:.0f} %"
-                    found.append((confidence, Mistake(index, self.true_labels(index)[0], said)))
+                    place = int(self.evaluation.predictions[index])
+                    mistake = Mistake(index, self.true_labels(index)[0], said, place)
+                    found.append((confidence, mistake))
         else:
             chances = self.evaluation.probabilities
             misses = (chances - self.labels).abs()
@@ -74,7 +84,7 @@ class ImagePredictions:
                     truth = ", ".join(self.true_labels(index)) or "none"
                     chance = 100 * chances[index, place].item()
                     said = f"{self.data.class_names[place]} {chance:.0f} %"
-                    found.append((miss, Mistake(index, truth, said)))
+                    found.append((miss, Mistake(index, truth, said, place)))
         return [mistake for _, mistake in sorted(found, key=lambda one: -one[0])]
 
     def calibrate(self) -> Calibration:

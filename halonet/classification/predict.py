@@ -1,6 +1,7 @@
 """Predictions and embeddings of images without labels."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def predict(
-    model: Classifier, sources: Sequence[Source], *, batch_size: int = 32, mirror: bool = False
+    model: Classifier, sources: Iterable[Source], *, batch_size: int = 32, mirror: bool = False
 ) -> Iterator[tuple[Source, Tensor | str]]:
     """Class probabilities [classes] of each image, or what is wrong with it, in order.
 
@@ -44,7 +45,7 @@ def predict(
 
 
 def embed(
-    model: Classifier, sources: Sequence[Source], *, batch_size: int = 32
+    model: Classifier, sources: Iterable[Source], *, batch_size: int = 32
 ) -> Iterator[tuple[Source, Tensor | str]]:
     """Pooled features [num_features] of each image, or what is wrong with it, in order."""
 
@@ -56,7 +57,7 @@ def embed(
 
 def compute(
     model: Classifier,
-    sources: Sequence[Source],
+    sources: Iterable[Source],
     function: Callable[[Tensor], Tensor],
     *,
     batch_size: int = 32,
@@ -73,8 +74,8 @@ def compute(
     preprocessing = None if model.takes_photos else model.preprocessing
     batch_size = 1 if model.takes_photos else batch_size
     device = device_of(model)
-    for start in range(0, len(sources), batch_size):
-        batch = sources[start : start + batch_size]
+    waiting = iter(sources)
+    while batch := [*islice(waiting, batch_size)]:
         pixels: list[Tensor] = []
         found: list[str | None] = []
         for source in batch:

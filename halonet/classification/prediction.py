@@ -1,6 +1,7 @@
 """What a classifier says of an image."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,13 @@ from halonet.models.classifier import LabelTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL import Image
 
     from halonet.data.splits import Source
 
 TOP_K = 3  # classes that are shown of an image
+LEAST_WIDTH, LEAST_TEXT = 240, 14  # pixels of a picture that is written on, and of its letters
+SHADE = (0, 0, 0, 150)  # behind the letters
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Prediction:
         probabilities: of each class [classes], 0 to 1; they sum to 1 where task is multiclass.
         task: multiclass, of one label for each image, or multilabel, of any number.
         source: the image, as `read_image` takes it, for `plot`.
+        time: of a video's frame, in seconds from the first; None of an image.
     """
 
     image: str
@@ -35,6 +40,7 @@ class Prediction:
     probabilities: Tensor
     task: LabelTask
     source: "Source"
+    time: float | None = None
 
     @property
     def class_name(self) -> str:
@@ -67,6 +73,7 @@ class Prediction:
         multilabel = self.task == "multilabel"
         entry: dict[str, Any] = {
             "image": self.image,
+            **({} if self.time is None else {"time": round(self.time, 3)}),
             "predictions": [
                 {"class": name, "probability": round(probability, 6)}
                 for name, probability in (self.labels(threshold) if multilabel else self.top(top_k))
@@ -81,12 +88,35 @@ class Prediction:
         """The prediction as text."""
         return json.dumps(self.to_dict(), indent=2)
 
+    def draw(
+        self, image: "Image.Image", *, top_k: int = TOP_K, threshold: float = THRESHOLD
+    ) -> "Image.Image":
+        """A copy of the image with its classes, as `to_dict` chooses them, and probabilities.
+
+        An image less than 240 pixels wide is enlarged, for the words to be read.
+        """
+        from PIL import ImageDraw, ImageFont
+
+        factor = math.ceil(LEAST_WIDTH / image.width)
+        drawn = image.convert("RGB").resize((factor * image.width, factor * image.height))
+        shown = self.labels(threshold) if self.task == "multilabel" else self.top(top_k)
+        lines = [f"{name} {100 * probability:.0f} %" for name, probability in shown] or ["none"]
+        size = max(LEAST_TEXT, drawn.width // 24)
+        pen, font = ImageDraw.Draw(drawn, "RGBA"), ImageFont.load_default(size)
+        text, corner = "\n".join(lines), (size // 2, size // 2)
+        left, top, right, bottom = pen.multiline_textbbox(corner, text, font)
+        edge = size // 4
+        pen.rectangle((left - edge, top - edge, right + edge, bottom + edge), fill=SHADE)
+        pen.multiline_text(corner, text, "white", font)
+        return drawn
+
     def plot(self, path: Path | str | None = None) -> "Figure":
         """The image beside bars of its most probable classes; written to `path` if there is one."""
         from matplotlib.figure import Figure
 
-        from halonet.classification.report_pictures import BLUE, INK
+        from halonet.classification.report_pictures import BLUE
         from halonet.data.pixels import read_image
+        from halonet.explain.pictures import INK
         from halonet.files import write_atomically
 
         figure = Figure((6.4, 3), dpi=110, layout="constrained")

@@ -5,9 +5,12 @@ import html
 import io
 import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from halonet.classification.calibration import Calibration
 from halonet.classification.evaluate import Evaluation
@@ -23,12 +26,15 @@ from halonet.classification.report_pictures import (
 )
 from halonet.data.pixels import read_image
 from halonet.data.splits import LabelledImages
+from halonet.explain.explanation import Explanation, explain_image, name_classes
 from halonet.files import write_text
 from halonet.models.classifier import Classifier
 
 GALLERY = 24  # mistakes shown
 LARGEST_DIAGRAMS = 20  # classes
 THUMBNAIL = 160  # pixels of the longer side
+EXPLAINED = 8  # mistakes
+EXPLAINING_SECONDS = 10  # after which no other is begun: a large model takes long on a CPU
 
 
 def write_report(
@@ -77,8 +83,30 @@ def write_report(
             "Training; its own loss and accuracy are of augmented images, while the model learns"
         )
         draw_curves(folder / "curves.png", rows, data)
-    write_text(folder / "report.html", _page(summary, predictions, mistakes, pictures))
+    explanations = _explain(model, data, mistakes)
+    page = _page(summary, predictions, mistakes, pictures, explanations)
+    write_text(folder / "report.html", page)
     return summary
+
+
+def _explain(
+    model: Any, data: LabelledImages, mistakes: Sequence[Mistake]
+) -> dict[int, Explanation]:
+    """What speaks for the class that was said, by the places of the surest mistakes' images.
+
+    None of an exported model, which has no gradients.
+    """
+    if not isinstance(model, Classifier):
+        return {}
+    started = time.monotonic()
+    found = {}
+    for mistake in mistakes[:EXPLAINED]:
+        if time.monotonic() - started > EXPLAINING_SECONDS:
+            break
+        source = data.validation.sources[mistake.index]
+        name = name_classes(model)[mistake.class_index]
+        found[mistake.index] = explain_image(model, source, class_name=name)
+    return found
 
 
 def _name_model(model: Any) -> str:
@@ -215,24 +243,49 @@ def show_share(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _make_gallery(predictions: ImagePredictions, mistakes: Sequence[Mistake]) -> str:
-    """The surest mistakes, each with its image, its path, what was said and what is true."""
+def _make_gallery(
+    predictions: ImagePredictions,
+    mistakes: Sequence[Mistake],
+    explanations: dict[int, Explanation],
+) -> str:
+    """The surest mistakes, each with its image, its path, what was said and what is true.
+
+    Below the image its explanation, where there is one.
+    """
     if not mistakes:
         return "<p>There is none.</p>"
     figures = []
     for mistake in mistakes[:GALLERY]:
         source = predictions.data.validation.sources[mistake.index]
-        image = read_image(source)
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=85)
-        content = base64.b64encode(buffer.getvalue()).decode()
+        shown = _embed_image(read_image(source))
+        if (explanation := explanations.get(mistake.index)) is not None:
+            name = predictions.data.class_names[mistake.class_index]
+            shown += _embed_image(explanation.draw(), f"what speaks for {name}")
         figures.append(
-            f'<figure><img src="data:image/jpeg;base64,{content}" alt="">'
-            f"<figcaption>{html.escape(mistake.said)}, is {html.escape(mistake.truth)}<br>"
+            f"<figure>{shown}<figcaption>{html.escape(mistake.said)}, "
+            f"is {html.escape(mistake.truth)}<br>"
             f"<code>{html.escape(str(source))}</code></figcaption></figure>"
         )
     return f'<div class="gallery">{"".join(figures)}</div>'
+
+
+def _embed_image(image: Image.Image, description: str = "") -> str:
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img src="data:image/jpeg;base64,{content}" alt="{html.escape(description)}">'
+
+
+def _describe_explanations(explanations: dict[int, Explanation]) -> str:
+    if not explanations:
+        return ""
+    method = next(iter(explanations.values())).method.replace("_", " ")
+    images = "the first" if len(explanations) == 1 else f"the first {len(explanations)}"
+    return (
+        f"<p>Below {images}: what the model sees, bright where it speaks for the class that was "
+        f"said, by {method}. <code>halonet explain</code> does so for any image and class.</p>"
+    )
 
 
 def _make_headline(summary: dict[str, Any]) -> str:
@@ -254,6 +307,7 @@ def _page(
     predictions: ImagePredictions,
     mistakes: Sequence[Mistake],
     pictures: dict[str, str],
+    explanations: dict[int, Explanation],
 ) -> str:
     header, rows = make_class_rows(summary)
     table = "".join(f"<th>{html.escape(title)}</th>" for title in header)
@@ -287,6 +341,7 @@ pixels{trained}. Expected calibration error {show_share(summary["calibration"]["
 <table><tr>{table}</tr></table>
 {shown}
 <h2>The surest mistakes, {shown_mistakes}</h2>
-{_make_gallery(predictions, mistakes)}
+{_describe_explanations(explanations)}
+{_make_gallery(predictions, mistakes, explanations)}
 </body></html>
 """

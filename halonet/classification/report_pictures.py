@@ -8,9 +8,10 @@ from halonet.classification.calibration import Calibration
 from halonet.classification.image_predictions import ImagePredictions, Mistake
 from halonet.data.pixels import read_image
 from halonet.data.splits import LabelledImages
+from halonet.explain.pictures import INK
 from halonet.files import write_atomically
 
-INK, BLUE, ORANGE, GREY = "#1f2933", "#2563a8", "#c2410c", "#9aa5b1"
+BLUE, ORANGE, GREY = "#2563a8", "#c2410c", "#9aa5b1"
 SHOWN = 6  # images in a row of predictions.png
 
 

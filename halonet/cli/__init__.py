@@ -77,6 +77,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 # The extras that install packages; those that aren't named are in train.
 EXTRAS = {
+    "av": "video",
     "datasets": "data",
     "pyarrow": "data",
     "faster_coco_eval": "detection",

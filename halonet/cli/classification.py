@@ -4,7 +4,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from halonet.cli.parser import (
     list_given_images,
     make_table,
 )
+from halonet.cli.pictures import PictureWriter, name_pictures
 from halonet.cli.training import make_training_parser, parse_training, run_training
 from halonet.devices import find_device
 
@@ -27,6 +28,8 @@ PURPOSES = {
     "predict": "print the most probable classes of images",
 }
 
+BATCH_SIZE = 32  # images
+TIME_WIDTH = 10  # columns of a frame's time
 FALSE = ("false", "no", "off")  # as YAML has it
 CHECKPOINT = "a run folder, a safetensors file, or an ONNX file of halonet export"
 
@@ -157,10 +160,15 @@ def predict_command(words: Sequence[str]) -> None:
         parser.error(f"--top_k must be 1 or more, got {options.top_k}")
     if options.threshold is not None and not 0 < options.threshold < 1:
         parser.error(f"--threshold must be between 0 and 1, got {options.threshold}")
+    if options.every < 1:
+        parser.error(f"--every must be 1 or more, got {options.every}")
     from halonet.classification.multilabel import THRESHOLD
     from halonet.classification.predict import predict
     from halonet.classification.prediction import Prediction
-    from halonet.files import require_no_input
+    from halonet.data.pixels import read_image
+    from halonet.files import require_empty, require_no_input
+    from halonet.inference.images import list_files, read_frames
+    from halonet.inference.video import Video
     from halonet.models.metadata import find_checkpoint
     from halonet.runs import prepare, read_model
 
@@ -175,26 +183,41 @@ def predict_command(words: Sequence[str]) -> None:
     names = model.class_names or tuple(str(index) for index in range(model.num_classes))
     if options.output is not None and not Path(options.output).parent.is_dir():
         raise FileNotFoundError(f"no folder at {Path(options.output).parent}")
-    paths = list_given_images(options.images)
+    folder = None if options.save_pictures is None else Path(options.save_pictures)
+    if folder is not None:
+        require_empty(folder)
+    pictures = name_pictures(options.images, list_given_images(options.images, videos=True))
     if options.output is not None:
-        require_no_input(Path(options.output), [checkpoint, *paths])
+        require_no_input(Path(options.output), [checkpoint, *list_files(pictures)])
 
+    # One by one where frames come: each is in memory until it is written.
+    batch_size = 1 if any(isinstance(image, Video) for image in pictures) else BATCH_SIZE
+    chosen = {"top_k": options.top_k or TOP_K, "threshold": options.threshold or THRESHOLD}
+    sources = read_frames(pictures, options.every)
     as_json = options.format == "json"
-    width = max(len(str(path)) for path in paths)
+    width = max(len(str(image)) + TIME_WIDTH * isinstance(image, Video) for image in pictures)
     opening = "[" if as_json else _make_line("image", "predictions", width)
     written = broken = 0
-    with _output(options.output) as write:
+    with ExitStack() as stack:
+        write = stack.enter_context(_output(options.output))
+        writer = None
+        if folder is not None:
+            writer = stack.enter_context(PictureWriter(folder, pictures))
         try:
-            for path, probabilities in predict(model, paths, mirror=options.mirror):
+            for source, probabilities in predict(
+                model, sources, batch_size=batch_size, mirror=options.mirror
+            ):
                 if isinstance(probabilities, str):
                     broken += 1
                     print(f"halonet: {probabilities}", file=sys.stderr)
                     continue
-                prediction = Prediction(str(path), names, probabilities, model.task, path)
-                entry = prediction.to_dict(
-                    top_k=options.top_k or TOP_K, threshold=options.threshold or THRESHOLD
-                )
-                text = _make_line(entry["image"], _describe_entry(entry), width)
+                time = getattr(source, "time", None)
+                prediction = Prediction(str(source), names, probabilities, model.task, source, time)
+                if writer is not None:
+                    writer.write(source, prediction.draw(read_image(source), **chosen), time)
+                entry = prediction.to_dict(**chosen)
+                name = entry["image"] if time is None else f"{entry['image']} {time:.2f} s"
+                text = _make_line(name, _describe_entry(entry), width)
                 if as_json:
                     text = "\n" + textwrap.indent(json.dumps(entry, indent=2), "  ")
                 separator = "," if as_json else ""
@@ -206,7 +229,7 @@ def predict_command(words: Sequence[str]) -> None:
         if not written:
             write("[]\n" if as_json else opening)
     if broken:
-        fail(f"{broken} of {len(paths)} images can't be read", 1)
+        fail(f"{broken} of {len(pictures)} images can't be read", 1)
 
 
 @contextmanager
@@ -242,7 +265,7 @@ def make_predict_parser() -> CommandParser:
     """The options of `halonet predict`."""
     parser = CommandParser(prog="halonet predict", description=PURPOSES["predict"])
     parser.add_argument("checkpoint", type=str, help=CHECKPOINT)
-    parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
+    parser.add_images(videos=True)
     parser.add_argument(
         "--top_k", type=int | None, help=f"classes for each image, {TOP_K} unless it says"
     )
@@ -256,5 +279,10 @@ def make_predict_parser() -> CommandParser:
     parser.add_format()
     parser.add_argument(
         "--output", type=str | None, help="a file to write to instead of the screen"
+    )
+    parser.add_argument(
+        "--save_pictures",
+        type=str | None,
+        help="a new or empty folder for the images with their classes written on, and videos alike",
     )
     return parser

@@ -1,9 +1,10 @@
 """halonet detect train | evaluate | predict: Mask R-CNN and Faster R-CNN."""
 
+import itertools
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from halonet.cli.parser import (
     make_table,
     overview,
 )
+from halonet.cli.pictures import PictureWriter, name_pictures
 from halonet.cli.training import make_training_parser, parse_training, run_training
 from halonet.devices import AUTO, find_device
 
@@ -151,9 +153,12 @@ def predict_command(words: Sequence[str]) -> None:
     """Write the objects in images, as pictures and as JSON, and print their number."""
     parser = make_predict_parser()
     options = parser.parse_words(words)
+    if options.every < 1:
+        parser.error(f"--every must be 1 or more, got {options.every}")
     from halonet.data.pixels import read_image
     from halonet.detection.predict import Objects, as_data_set, name_categories, predict
-    from halonet.files import make_free_folder, require_empty, write_atomically, write_text
+    from halonet.files import make_free_folder, require_empty, write_text
+    from halonet.inference.images import read_frames
     from halonet.models.metadata import find_checkpoint
 
     device = find_device(options.device)
@@ -161,37 +166,49 @@ def predict_command(words: Sequence[str]) -> None:
         require_empty(Path(options.output))
     checkpoint = find_checkpoint(Path(options.checkpoint))
     model = _prepare(_read_detector(checkpoint, options.device), device)
-    pictures = name_pictures(options.images, list_given_images(options.images))
-    predictions = predict(model, pictures, score_threshold=options.score_threshold)
+    pictures = name_pictures(options.images, list_given_images(options.images, videos=True))
+    sources = read_frames(pictures, options.every)
+    predictions = predict(model, sources, score_threshold=options.score_threshold)
     if options.output is None:
         output = make_free_folder(Path("predictions"))
     else:
         output = Path(options.output)
         output.mkdir(parents=True, exist_ok=True)
-    numbers = number_images([*pictures])
+    number = number_images([*pictures])
     images: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
-    rows, broken = [], 0
-    for path, found in predictions:
-        if not isinstance(found, Objects):
-            broken += 1
-            print(f"halonet: {found}", file=sys.stderr)
-            continue
-        named = {"file_name": str(path)}
-        height, width = found.size
-        images.append({"id": numbers[path], **named, "width": width, "height": height})
-        results += [one | named for one in found.as_results(numbers[path])]
-        picture = output / pictures[path]
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(picture, found.draw(read_image(path)).save)
-        rows.append([path, len(found.scores), picture])
+    objects: Counter[Path] = Counter()
+    places: dict[Path, str] = {}
+    broken, stopped = 0, False
+    with PictureWriter(output, pictures) as writer:
+        try:
+            for source, found in predictions:
+                if not isinstance(found, Objects):
+                    broken += 1
+                    print(f"halonet: {found}", file=sys.stderr)
+                    continue
+                named: dict[str, Any] = {"file_name": str(source)}
+                if found.time is not None:
+                    named["time"] = round(found.time, 3)
+                height, width = found.size
+                image_id = number(source)
+                images.append({"id": image_id, **named, "width": width, "height": height})
+                results += [one | named for one in found.as_results(image_id)]
+                picture = writer.write(source, found.draw(read_image(source)), found.time)
+                places[picture] = str(source)
+                objects[picture] += len(found.scores)
+        except KeyboardInterrupt:  # as a camera ends
+            stopped = True
     write_text(output / "predictions.json", json.dumps(results, indent=2) + "\n")
+    rows = [[place, objects[picture], picture] for picture, place in places.items()]
     print(make_table(["image", "objects", "picture"], rows))
     print(f"COCO's results: {output / 'predictions.json'}")
     if options.data_set:
         content = as_data_set(images, results, name_categories(model))
         write_text(output / "data_set.json", json.dumps(content, indent=2) + "\n")
         print(f"a data set in COCO's format: {output / 'data_set.json'}")
+    if stopped:
+        fail("stopped", 130)
     if broken:
         fail(f"{broken} of {len(pictures)} images can't be read", 1)
 
@@ -224,44 +241,27 @@ def _prepare(model: Any, device: Any) -> Any:
     return model if not hasattr(model, "fuse") else model.fuse().to(device)
 
 
-def name_pictures(given: Sequence[str], images: Sequence[Path]) -> dict[Path, Path]:
-    """The name of each image's picture, no two alike: sub/a.jpg.png for photos/sub/a.jpg.
-
-    The names start below the folder that was given; where several folders or images were given,
-    below the innermost folder that holds them all. An image that was given twice is there once.
-
-    Args:
-        given: images and folders, as the user named them.
-        images: the image files among and in them.
-    """
-    places = [Path(os.path.abspath(place)) for place in given]
-    root = os.path.commonpath([place if place.is_dir() else place.parent for place in places])
-    found: dict[Path, Path] = {}
-    for image in images:
-        found.setdefault(Path(os.path.abspath(image)), image)
-    return {
-        image: place.relative_to(root).with_name(f"{place.name}.png")
-        for place, image in found.items()
-    }
-
-
-def number_images(images: Sequence[Path]) -> dict[Path, int]:
-    """Ids of images for COCO's results: their names, where all are numbers, else 1, 2, ...
+def number_images(images: Sequence[Any]) -> Callable[[Any], int]:
+    """Gives the next image's id for COCO's results: its name, where all are numbers, else 1, 2, ...
 
     COCO's own images are called by their ids.
+
+    Args:
+        images: all that there are, videos among them.
     """
-    stems = [image.stem for image in images]
+    stems = [image.stem if isinstance(image, Path) else "" for image in images]
     named = all(stem.isdecimal() and len(stem) < 19 for stem in stems)
     if named and len(set(map(int, stems))) == len(stems):
-        return {image: int(image.stem) for image in images}
-    return {image: number for number, image in enumerate(images, start=1)}
+        return lambda image: int(image.stem)
+    counter = itertools.count(1)
+    return lambda image: next(counter)
 
 
 def make_predict_parser() -> CommandParser:
     """The options of `halonet detect predict`."""
     parser = CommandParser(prog="halonet detect predict", description=PURPOSES["predict"])
     parser.add_argument("checkpoint", type=str, help=CHECKPOINT)
-    parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
+    parser.add_images(videos=True)
     parser.add_argument("--score_threshold", type=float, default=0.5, help="least score, 0 to 1")
     parser.add_argument(
         "--data_set",

@@ -21,6 +21,7 @@ def embed_command(words: Sequence[str]) -> None:
     options = make_embed_parser().parse_words(words)
     from halonet.classification.embeddings import check_embedding_file, write_embeddings
     from halonet.files import require_no_input
+    from halonet.inference.images import list_files
     from halonet.models.metadata import find_checkpoint
 
     device = find_device(options.device)
@@ -29,7 +30,7 @@ def embed_command(words: Sequence[str]) -> None:
     if not output.parent.is_dir():
         raise FileNotFoundError(f"no folder at {output.parent}")
     paths = list_given_images(options.images)
-    require_no_input(output, [checkpoint, *paths])
+    require_no_input(output, [checkpoint, *list_files(paths)])
     model = load_model(checkpoint).fuse().to(device)
     found, embeddings = _embed(model, paths)
     if found:
@@ -48,17 +49,18 @@ def similar_command(words: Sequence[str]) -> None:
     from halonet.classification.embeddings import draw_neighbours, find_similar
     from halonet.data.pixels import read_image
     from halonet.files import require_no_input
+    from halonet.inference.images import list_files, take_one
     from halonet.models.metadata import find_checkpoint
 
     device = find_device(options.device)
-    query, checkpoint = Path(options.query), find_checkpoint(Path(options.checkpoint))
+    query, checkpoint = take_one(options.query), find_checkpoint(Path(options.checkpoint))
     output = None if options.output is None else Path(options.output)
     image = read_image(query)
     paths = [path for path in list_given_images(options.images) if not _is_same(path, query)]
     if output is not None:
         if not output.parent.is_dir():
             raise FileNotFoundError(f"no folder at {output.parent}")
-        require_no_input(output, [checkpoint, query, *paths])
+        require_no_input(output, [checkpoint, *list_files([query, *paths])])
     model = load_model(checkpoint).fuse().to(device)
     _, wanted = _embed(model, [query])
     found, embeddings = _embed(model, paths)
@@ -83,7 +85,7 @@ def similar_command(words: Sequence[str]) -> None:
         fail(f"{len(paths) - len(found)} of {len(paths)} images can't be read", 1)
 
 
-def _embed(model: Any, paths: Sequence[Path]) -> tuple[list[Path], Any]:
+def _embed(model: Any, paths: Sequence[Any]) -> tuple[list[Any], Any]:
     """The images that can be read, and their embeddings [images, features]."""
     import torch
 
@@ -99,15 +101,20 @@ def _embed(model: Any, paths: Sequence[Path]) -> tuple[list[Path], Any]:
     return found, torch.stack(rows) if rows else torch.empty(0, model.num_features)
 
 
-def _is_same(path: Path, query: Path) -> bool:
-    return path.exists() and path.samefile(query)
+def _is_same(path: Any, query: Any) -> bool:
+    return (
+        isinstance(path, Path)
+        and isinstance(query, Path)
+        and path.exists()
+        and path.samefile(query)
+    )
 
 
 def make_embed_parser() -> CommandParser:
     """The options of `halonet embed`."""
     parser = CommandParser(prog="halonet embed", description=PURPOSES["embed"])
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
-    parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
+    parser.add_images()
     parser.add_argument(
         "--output", type=str, required=True, help="a file that ends in .npz or .parquet"
     )
@@ -119,8 +126,8 @@ def make_similar_parser() -> CommandParser:
     """The options of `halonet similar`."""
     parser = CommandParser(prog="halonet similar", description=PURPOSES["similar"])
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
-    parser.add_argument("query", type=str, help="an image")
-    parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
+    parser.add_argument("query", type=str, help="an image, or its URL")
+    parser.add_images()
     parser.add_argument("--count", type=int, default=11, help="images to show")
     parser.add_argument("--output", type=str | None, help="a picture of them: .png, .svg or .pdf")
     parser.add_device()

@@ -5,14 +5,15 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from halonet.cli.detect import name_pictures
 from halonet.cli.parser import CommandParser, fail, list_given_images, make_table, one_line
+from halonet.cli.pictures import name_pictures
 from halonet.devices import find_device
 from halonet.models.pretrained import load_model
 
 PURPOSE = "show what a classifier looked at in images"
+OF_ONE_IMAGE = ("class", "method", "curves", "at", "stage", "layer", "head")  # options
 
 
 def explain_command(words: Sequence[str]) -> None:
@@ -20,6 +21,16 @@ def explain_command(words: Sequence[str]) -> None:
     parser = make_explain_parser()
     options = parser.parse_words(words)
     at = None if options.at is None else _parse_point(parser, options.at)
+    if options.beside is not None and not options.receptive_field:
+        parser.error("--beside goes with --receptive-field")
+    if options.tables or options.receptive_field:
+        named = [name for name in OF_ONE_IMAGE if options[name]]
+        if named or (options.tables and options.receptive_field):
+            other = named[0] if named else "receptive_field"
+            kind = "tables" if options.tables else "receptive_field"
+            parser.error(f"--{other} goes without --{kind}")
+        _explain_model(options)
+        return
     for name in ("layer", "head") if at is None else ("class", "method"):
         if options[name] is not None:
             parser.error(f"--{name} goes {'with' if at is None else 'without'} --at")
@@ -27,6 +38,7 @@ def explain_command(words: Sequence[str]) -> None:
     from halonet.explain.explanation import Explanation, explain_image, view_image_attention
     from halonet.explain.relevance import DEFAULT_METHOD
     from halonet.files import make_free_folder, require_empty, write_text
+    from halonet.inference.video import NamedImage
 
     device = find_device(options.device)
     if options.output is not None:
@@ -43,12 +55,12 @@ def explain_command(words: Sequence[str]) -> None:
         except (ValueError, FileNotFoundError) as error:
             print(f"halonet: {one_line(error)}", file=sys.stderr)
             continue
+        given = NamedImage(str(path), lambda image=image: image)
         # From here on an error is of the options, and nothing is written yet.
         if at is None:
             found = explain_image(
                 model,
-                lambda image=image: image,
-                name=str(path),
+                given,
                 class_name=options["class"],
                 method=options.method or DEFAULT_METHOD,
                 stage=options.stage,
@@ -57,9 +69,8 @@ def explain_command(words: Sequence[str]) -> None:
         else:
             found = view_image_attention(
                 model,
-                lambda image=image: image,
+                given,
                 at,
-                name=str(path),
                 stage=options.stage,
                 layer=options.layer,
                 head=options.head,
@@ -86,6 +97,46 @@ def explain_command(words: Sequence[str]) -> None:
         fail(f"{len(pictures) - len(entries)} of {len(pictures)} images can't be read", 1)
 
 
+def _explain_model(options: Any) -> None:
+    """Write the picture and the numbers of the relative tables, or of the receptive fields."""
+    from halonet.explain.pictures import save_figure
+    from halonet.explain.receptive_field import SHARES, measure_receptive_field
+    from halonet.explain.tables import read_tables
+    from halonet.files import make_free_folder, require_empty, write_text
+
+    device = find_device(options.device)
+    if options.output is not None:
+        require_empty(Path(options.output))
+    images = list_given_images(options.images)
+    models = [
+        load_model(place).eval().to(device)
+        for place in (options.checkpoint, options.beside)
+        if place is not None
+    ]
+    if options.tables:
+        tables = read_tables(models[0], images)
+        numbers, figure, name = tables.to_dict(), tables.plot(), "tables.png"
+    else:
+        places = (options.checkpoint, options.beside)
+        fields = [
+            measure_receptive_field(model, images, name=place)
+            for model, place in zip(models, places, strict=False)
+        ]
+        numbers, name = [field.to_dict() for field in fields], "receptive_field.png"
+        figure = fields[0].plot(beside=fields[1] if len(fields) > 1 else None)
+        rows = [
+            [one.name, stage, *(one.side(stage, share) for share in SHARES)]
+            for one in fields
+            for stage in range(1, len(one.gradients) + 1)
+        ]
+        print(make_table(["model", "stage", *(f"{share:.0%} within" for share in SHARES)], rows))
+    output = Path(options.output or make_free_folder(Path("explanations")))
+    output.mkdir(parents=True, exist_ok=True)
+    save_figure(figure, output / name)
+    write_text(output / "explanations.json", json.dumps(numbers) + "\n")
+    print(f"open {output / name}; the numbers: {output / 'explanations.json'}")
+
+
 def _parse_point(parser: CommandParser, text: str) -> tuple[float, float]:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)\s*", text)
     if match is None:
@@ -97,7 +148,7 @@ def make_explain_parser() -> CommandParser:
     """The options of `halonet explain`."""
     parser = CommandParser(prog="halonet explain", description=PURPOSE)
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
-    parser.add_argument("images", type=str, nargs="+", help="images, or folders of images")
+    parser.add_images()
     parser.add_argument("--class", type=str | None, help="the most probable unless it says")
     parser.add_argument(
         "--method",
@@ -119,6 +170,21 @@ def make_explain_parser() -> CommandParser:
         "--layer", type=int | None, help="attention layer of the stage, from 1; the last"
     )
     parser.add_argument("--head", type=int | None, help="from 1; the mean of all")
+    parser.add_argument(
+        "--tables",
+        type=bool,
+        default=False,
+        help="draw what the learned relative tables add to the scores, mean over the images",
+    )
+    parser.add_argument(
+        "--receptive_field",
+        type=bool,
+        default=False,
+        help="draw how much each pixel moves the middle of each stage's map, mean over the images",
+    )
+    parser.add_argument(
+        "--beside", type=str | None, help="another run, whose receptive field is drawn too"
+    )
     parser.add_argument(
         "--output", type=str | None, help="a new or empty folder; explanations, explanations-2, ..."
     )

@@ -84,6 +84,23 @@ class CommandParser(ArgumentParser):
             help="take the mean of the logits of each image and its mirror image",
         )
 
+    def add_images(self, *, videos: bool = False) -> None:
+        """Add the images; where `videos`, with --every, for commands that take videos too."""
+        kinds = "images, videos, URLs, folders of images, or a camera's number, 0 or more"
+        self.add_argument(
+            "images",
+            type=str,
+            nargs="+",
+            help=kinds if videos else "images, URLs, or folders of images",
+        )
+        if videos:
+            self.add_argument(
+                "--every",
+                type=int,
+                default=1,
+                help="of a video the first frame, and from there each that is this many later",
+            )
+
     def add_format(self) -> None:
         """Add --format, of what is printed."""
         self.add_argument(
@@ -104,29 +121,48 @@ def find_options(words: Sequence[str], *names: str) -> dict[str, str | None]:
     return vars(parser.parse_known_args(["".join(part) for part in parts])[0])
 
 
-def list_given_images(given: Sequence[str]) -> list[Path]:
-    """The image files that the user named, those in folders among them.
+def list_given_images(given: Sequence[str], *, videos: bool = False) -> list[Any]:
+    """The images that the user named by path or URL, those in folders among them.
 
     What is left out of a folder is said on standard error.
 
-    Raises:
-        ValueError: a folder without images.
-    """
-    from halonet.data.image_files import find_images
+    Args:
+        given: what the user typed.
+        videos: videos and the numbers of cameras may be among them.
 
-    paths: list[Path] = []
-    for place in map(Path, given):
-        if not place.is_dir():
-            paths.append(place)
+    Returns:
+        Paths, `NamedImage` of URLs, and `Video`.
+
+    Raises:
+        ValueError: a folder without images, or a video that can't be read. FileNotFoundError: a URL
+        that can't be read, no such video or camera.
+    """
+    from halonet.data.download import is_url
+    from halonet.data.image_files import find_images
+    from halonet.inference.images import open_place
+    from halonet.inference.video import Video
+
+    images: list[Any] = []
+    for place in given:
+        if videos and is_camera(place):
+            images.append(Video(int(place)))
             continue
-        found, left_out = find_images(place)
+        if not Path(place).is_dir():
+            images.append(open_place(place) if videos or is_url(place) else Path(place))
+            continue
+        found, left_out = find_images(Path(place))
         said = f"; left out: {left_out}" if left_out.counts else ""
         if not found:
             raise ValueError(f"{place} holds no images{said}")
         if said:
             print(f"halonet: {one_line(f'{place}{said}')}", file=sys.stderr)
-        paths += found
-    return paths
+        images += found
+    return images
+
+
+def is_camera(place: str) -> bool:
+    """Whether the user named a camera, by its number; a file may be called by a number, too."""
+    return place.isdecimal() and not Path(place).exists()
 
 
 def overview(command: str, purposes: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,8 @@ def _read_chunks(url: str, name: str, show_progress: bool) -> Iterator[bytes]:
                     bar.update(len(chunk))
                     yield chunk
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):  # it is the server's answer, too
+            error.close()
         raise _Failure(error) from None
     if expected not in (-1, received):
         raise _Failure(f"the connection ended after {received} of {expected} bytes")

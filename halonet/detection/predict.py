@@ -50,6 +50,7 @@ class Objects:
         category_ids: their ids in COCO's files.
         source: the image, as `read_image` takes it, for `plot`.
         masks: [n, 1, 28, 28] within the boxes, from 0 to 1; None of Faster R-CNN.
+        time: of a video's frame, in seconds from the first; None of an image.
     """
 
     image: str
@@ -61,6 +62,7 @@ class Objects:
     category_ids: tuple[int, ...]
     source: Source
     masks: Tensor | None = None
+    time: float | None = None
 
     @property
     def names(self) -> list[str]:
@@ -109,7 +111,8 @@ class Objects:
             rounded = [round(edge, 3) for edge in box]
             objects.append({"class": name, "score": result["score"], "box": rounded, **mask})
         height, width = self.size
-        return {"image": self.image, "width": width, "height": height, "objects": objects}
+        time = {} if self.time is None else {"time": round(self.time, 3)}
+        return {"image": self.image, **time, "width": width, "height": height, "objects": objects}
 
     def to_json(self) -> str:
         """The objects as text."""
@@ -190,7 +193,13 @@ def _predict(
             yield (
                 source,
                 Objects(
-                    str(source), size, **found, class_names=names, category_ids=ids, source=source
+                    str(source),
+                    size,
+                    **found,
+                    class_names=names,
+                    category_ids=ids,
+                    source=source,
+                    time=getattr(source, "time", None),
                 ),
             )
 

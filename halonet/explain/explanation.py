@@ -13,7 +13,6 @@ from halonet.data.splits import Source
 from halonet.explain.attention import AttentionView, view_attention
 from halonet.explain.curves import Curves, find_probabilities, measure_curves
 from halonet.explain.relevance import DEFAULT_METHOD, measure_relevance
-from halonet.files import write_atomically
 from halonet.models.classifier import Classifier
 
 if TYPE_CHECKING:
@@ -73,16 +72,22 @@ class Explanation:
         """The numbers as text."""
         return json.dumps(self.to_dict(), indent=2)
 
+    def draw(self) -> Image.Image:
+        """The picture under its positive relevance, bright where it is most."""
+        from halonet.explain.pictures import shade_relevance
+
+        return shade_relevance(self.picture, self.relevance)
+
     def plot(self, path: Path | str | None = None) -> "Figure":
         """The picture beside itself with its relevance; written to `path` where there is one."""
-        from halonet.explain.pictures import draw_relevance
+        from halonet.explain.pictures import draw_relevance, save_figure
 
         stage = "" if self.stage is None else f", stage {self.stage}"
         titles = (
             f"{self.class_name} {100 * self.probability:.0f} %",
             f"{self.method.replace('_', ' ')}{stage}",
         )
-        return _save(draw_relevance(self.picture, self.relevance, titles), path)
+        return save_figure(draw_relevance(self.picture, self.relevance, titles), path)
 
 
 @dataclass(frozen=True)
@@ -122,16 +127,15 @@ class ImageAttention:
 
     def plot(self, path: Path | str | None = None) -> "Figure":
         """The pixel and its window on the picture, and the weights on it; written to `path`."""
-        from halonet.explain.pictures import draw_attention
+        from halonet.explain.pictures import draw_attention, save_figure
 
-        return _save(draw_attention(self.picture, self.view, self.image_size), path)
+        return save_figure(draw_attention(self.picture, self.view, self.image_size), path)
 
 
 def explain_image(
     model: Classifier,
     source: Source | str,
     *,
-    name: str | None = None,
     class_name: str | None = None,
     method: str = DEFAULT_METHOD,
     stage: int | None = None,
@@ -141,8 +145,7 @@ def explain_image(
 
     Args:
         model: not fused; it is set to eval mode.
-        source: a path or other stored bytes, or a function that gives an image.
-        name: of the image, for the result; None takes the source's.
+        source: a path or other stored bytes, or a function that gives an image; named by its str().
         class_name: one of the model's classes; None takes the most probable one.
         method, stage: as `measure_relevance` takes them.
         curves: measure the curves too, which run the model 66 times.
@@ -164,7 +167,7 @@ def explain_image(
     relevance = measure_relevance(model, image, chosen, method=method, stage=stage)
     crop = find_crop(picture.size, model.preprocessing)
     return Explanation(
-        str(source) if name is None else name,
+        str(source),
         names[chosen],
         probabilities[chosen].item(),
         method,
@@ -181,7 +184,6 @@ def view_image_attention(
     source: Source | str,
     at: tuple[float, float],
     *,
-    name: str | None = None,
     stage: int | None = None,
     layer: int | None = None,
     head: int | None = None,
@@ -190,9 +192,8 @@ def view_image_attention(
 
     Args:
         model: it is set to eval mode.
-        source: a path or other stored bytes, or a function that gives an image.
+        source: a path or other stored bytes, or a function that gives an image; named by its str().
         at: x and y of the place, in pixels of the image from its left and upper border.
-        name: of the image, for the result; None takes the source's.
         stage, layer, head: as `view_attention` takes them.
 
     Raises:
@@ -205,7 +206,7 @@ def view_image_attention(
     left, top, right, bottom = crop = find_crop(picture.size, model.preprocessing)
     if not (left <= at[0] < right and top <= at[1] < bottom):
         raise ValueError(
-            f"{at[0]:g},{at[1]:g} is outside what the model sees of {name or source}: x from "
+            f"{at[0]:g},{at[1]:g} is outside what the model sees of {source}: x from "
             f"{left:.0f} to {right:.0f}, y from {top:.0f} to {bottom:.0f}"
         )
     size = model.preprocessing.image_size
@@ -213,9 +214,7 @@ def view_image_attention(
     view = view_attention(
         model, _prepare(model, picture), point, stage=stage, layer=layer, head=head
     )
-    return ImageAttention(
-        str(source) if name is None else name, at, crop, view, _cut(picture, crop), size
-    )
+    return ImageAttention(str(source), at, crop, view, _cut(picture, crop), size)
 
 
 def name_classes(model: Classifier) -> tuple[str, ...]:
@@ -235,9 +234,3 @@ def _cut(picture: Image.Image, crop: tuple[float, float, float, float]) -> Image
 
 def _round(numbers: Tensor) -> Any:
     return numbers.double().round(decimals=4).tolist()
-
-
-def _save(figure: "Figure", path: Path | str | None) -> "Figure":
-    if path is not None:
-        write_atomically(Path(path), lambda temporary: figure.savefig(temporary))
-    return figure

@@ -1,17 +1,31 @@
 """A trained classifier that takes images as they come: predict, embed, explain."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from halonet.devices import AUTO, find_device
-from halonet.inference.images import list_images, require_readable, take_one
+from halonet.inference.images import (
+    forget_pixels,
+    list_images,
+    read_frames,
+    require_readable,
+    take_one,
+)
 from halonet.models.classifier import Classifier
 
 if TYPE_CHECKING:
     from halonet.classification.prediction import Prediction
     from halonet.explain.explanation import Explanation, ImageAttention
+    from halonet.explain.receptive_field import ReceptiveField
+    from halonet.explain.tables import RelativeTables
+    from halonet.inference.video import NamedImage, Video
+
+BATCH_SIZE = 8  # small: a video's frames of a batch are in memory together
 
 
 class LoadedClassifier:
@@ -44,50 +58,83 @@ class LoadedClassifier:
         """The name of the model's variant."""
         return self.model.variant.name
 
-    def predict(self, images: Any, *, mirror: bool = False) -> "Prediction | list[Prediction]":
+    def predict(
+        self, images: Any, *, every: int = 1, mirror: bool = False
+    ) -> "Prediction | list[Prediction]":
         """The probabilities of the classes of an image, or a list of them for several images.
 
         Args:
             images: see `load_run`.
+            every: of a video the first frame, and from there each that is this many frames later.
             mirror: take the mean of the logits of each image and its mirror image.
 
         Raises:
             FileNotFoundError: no image there, or a URL that can't be read.
             TypeError, ValueError: no image, or an array or tensor of another shape or range.
+            ModuleNotFoundError: a video or a camera without `halonet[video]`.
         """
+        found, single = list_images(images)
+        predictions = [
+            replace(one, source=forget_pixels(one.source))
+            for one in self._predict(found, every, mirror, batch_size=BATCH_SIZE)
+        ]
+        return predictions[0] if single else predictions
+
+    def stream(
+        self, images: Any, *, every: int = 1, mirror: bool = False
+    ) -> Iterator["Prediction"]:
+        """Predictions one by one, as the images come: of a long video, or a camera without an end.
+
+        Args:
+            images: see `load_run`; the number of a camera gives frame after frame.
+            every, mirror: as `predict` has them.
+
+        Raises:
+            As `predict`.
+
+        Example:
+            >>> for prediction in run.stream(0):
+            ...     print(prediction.time, prediction.class_name)
+        """
+        found = list_images(images, live=True)[0]
+        return self._predict(found, every, mirror, batch_size=1)
+
+    def _predict(
+        self,
+        found: Iterable["Path | NamedImage | Video"],
+        every: int,
+        mirror: bool,
+        *,
+        batch_size: int,
+    ) -> Iterator["Prediction"]:
         from halonet.classification.predict import predict
         from halonet.classification.prediction import Prediction
 
-        found, single = list_images(images)
-        rows = predict(self._fused, [image.source for image in found], mirror=mirror)
-        predictions = [
-            Prediction(
-                image.name,
+        sources = read_frames(found, every)
+        for source, row in predict(self._fused, sources, batch_size=batch_size, mirror=mirror):
+            yield Prediction(
+                str(source),
                 self.class_names,
-                require_readable(image, row),
+                require_readable(source, row),
                 self.model.task,
-                image.source,
+                source,
+                getattr(source, "time", None),
             )
-            for image, (_, row) in zip(found, rows, strict=True)
-        ]
-        return predictions[0] if single else predictions
 
     def embed(self, images: Any) -> Tensor:
         """Pooled features [num_features] of an image, or [images, num_features] of several.
 
         Args:
-            images: see `load_run`.
+            images: see `load_run`; of a video, all frames.
 
         Raises:
-            FileNotFoundError, TypeError, ValueError: as `predict`.
+            FileNotFoundError, TypeError, ValueError, ModuleNotFoundError: as `predict`.
         """
         from halonet.classification.predict import embed
 
         found, single = list_images(images)
-        rows = embed(self._fused, [image.source for image in found])
-        features = torch.stack(
-            [require_readable(image, row) for image, (_, row) in zip(found, rows, strict=True)]
-        )
+        rows = embed(self._fused, read_frames(found), batch_size=BATCH_SIZE)
+        features = torch.stack([require_readable(source, row) for source, row in rows])
         return features[0] if single else features
 
     def explain(
@@ -114,11 +161,10 @@ class LoadedClassifier:
         from halonet.explain.explanation import explain_image
         from halonet.explain.relevance import DEFAULT_METHOD
 
-        name, source = take_one(image)
+        source = take_one(image)
         return explain_image(
             self.model,
             source,
-            name=name,
             class_name=class_name,
             method=method or DEFAULT_METHOD,
             stage=stage,
@@ -148,7 +194,32 @@ class LoadedClassifier:
         """
         from halonet.explain.explanation import view_image_attention
 
-        name, source = take_one(image)
-        return view_image_attention(
-            self.model, source, at, name=name, stage=stage, layer=layer, head=head
-        )
+        source = take_one(image)
+        return view_image_attention(self.model, source, at, stage=stage, layer=layer, head=head)
+
+    def tables(self, images: Any) -> "RelativeTables":
+        """What the learned relative tables add to the scores at each offset, by layer and head.
+
+        Args:
+            images: see `load_run`; the result is the mean over their queries.
+
+        Raises:
+            FileNotFoundError, TypeError, ModuleNotFoundError: as `predict`.
+            ValueError: as `predict`; a model without relative tables.
+        """
+        from halonet.explain.tables import read_tables
+
+        return read_tables(self.model, read_frames(list_images(images)[0]))
+
+    def receptive_field(self, images: Any) -> "ReceptiveField":
+        """How much each pixel moves the middle of each stage's map, as its mean gradient.
+
+        Args:
+            images: see `load_run`; the result is the mean over them.
+
+        Raises:
+            FileNotFoundError, TypeError, ValueError, ModuleNotFoundError: as `predict`.
+        """
+        from halonet.explain.receptive_field import measure_receptive_field
+
+        return measure_receptive_field(self.model, read_frames(list_images(images)[0]))

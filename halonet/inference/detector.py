@@ -1,14 +1,22 @@
 """A trained detector that takes images as they come."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halonet.devices import AUTO, find_device
-from halonet.inference.images import list_images, require_readable
+from halonet.inference.images import (
+    forget_pixels,
+    list_images,
+    read_frames,
+    require_readable,
+)
 
 if TYPE_CHECKING:
     from halonet.detection.detector import Detector
     from halonet.detection.predict import Objects
+    from halonet.inference.video import NamedImage, Video
 
 
 class LoadedDetector:
@@ -44,26 +52,51 @@ class LoadedDetector:
         """The name of the backbone's variant."""
         return self.model.name
 
-    def predict(self, images: Any, *, score_threshold: float = 0.5) -> "Objects | list[Objects]":
+    def predict(
+        self, images: Any, *, every: int = 1, score_threshold: float = 0.5
+    ) -> "Objects | list[Objects]":
         """The objects in an image, or a list of them for several images.
 
         Args:
             images: see `load_run`.
+            every: of a video the first frame, and from there each that is this many frames later.
             score_threshold: objects with lower scores, 0 to 1, are left out.
 
         Raises:
             FileNotFoundError: no image there, or a URL that can't be read.
             TypeError, ValueError: no image, an array or tensor of another shape or range, or
                 `score_threshold` isn't from 0 to 1.
+            ModuleNotFoundError: a video or a camera without `halonet[video]`.
         """
-        from halonet.detection.predict import predict
-
         found, single = list_images(images)
-        rows = predict(
-            self._fused, [image.source for image in found], score_threshold=score_threshold
-        )
         everything = [
-            dataclasses.replace(require_readable(image, row), image=image.name)
-            for image, (_, row) in zip(found, rows, strict=True)
+            dataclasses.replace(one, source=forget_pixels(one.source))
+            for one in self._predict(found, every, score_threshold)
         ]
         return everything[0] if single else everything
+
+    def stream(
+        self, images: Any, *, every: int = 1, score_threshold: float = 0.5
+    ) -> Iterator["Objects"]:
+        """Objects image by image, as they come: of a long video, or a camera without an end.
+
+        Args:
+            images: see `load_run`; the number of a camera gives frame after frame.
+            every, score_threshold: as `predict` has them.
+
+        Raises:
+            As `predict`.
+        """
+        return self._predict(list_images(images, live=True)[0], every, score_threshold)
+
+    def _predict(
+        self,
+        found: Iterable["Path | NamedImage | Video"],
+        every: int,
+        score_threshold: float,
+    ) -> Iterator["Objects"]:
+        from halonet.detection.predict import predict
+
+        sources = read_frames(found, every)
+        for source, row in predict(self._fused, sources, score_threshold=score_threshold):
+            yield require_readable(source, row)

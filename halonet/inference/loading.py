@@ -22,10 +22,11 @@ def load_run(
     """Load a trained classifier or detector, for use.
 
     What it is used on is an image or several. An image is a path, a URL (http or https), a PIL
-    image, an array [height, width] or [height, width, 1, 3 or 4], or a tensor
-    [1, 3 or 4, height, width]; arrays and tensors have bytes or numbers from 0 to 1. Several images
-    are a folder, a list of any of these, or a tensor or array with a first dimension more. Every
-    image goes through the model's own preprocessing.
+    image, an array [height, width] or [height, width, 1, 3 or 4], a tensor
+    [1, 3 or 4, height, width], or the number of a camera, 0 or more, which takes a picture; arrays
+    and tensors have bytes or numbers from 0 to 1. Several images are a folder, a video's path or
+    URL, a list of any of these, or a tensor or array with a first dimension more. Every image goes
+    through the model's own preprocessing.
 
     Args:
         model: a run folder, a safetensors file of `halonet.save_model` or of a detector, a folder

@@ -72,6 +72,23 @@ def test_attention_of_a_place(capsys, monkeypatch, whole_run, photos, tmp_path):
     assert Path("explanations-2", "a.png.png").is_file()
 
 
+def test_tables_and_receptive_field(capsys, monkeypatch, whole_run, photos, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = ["explain", str(whole_run.folder), "photos"]
+    cli.main([*words, "--tables"])
+    numbers = json.loads(Path("explanations", "explanations.json").read_text())
+    assert numbers["images"] == 2
+    assert [(one["stage"], one["layer"]) for one in numbers["layers"]] == [(3, 1), (4, 1)]
+    cli.main([*words, "--receptive-field", "--beside", str(whole_run.folder / "best.safetensors")])
+    first, second = json.loads(Path("explanations-2", "explanations.json").read_text())
+    assert second["model"].endswith("best.safetensors")
+    assert len(first["side_of_50_percent"]) == 4
+    for picture in ("explanations/tables.png", "explanations-2/receptive_field.png"):
+        with Image.open(picture) as drawn:
+            assert drawn.width > 200
+    assert len(capsys.readouterr().out.splitlines()) == 11
+
+
 @pytest.mark.parametrize(
     ("words", "status", "named"),
     [
@@ -86,6 +103,11 @@ def test_attention_of_a_place(capsys, monkeypatch, whole_run, photos, tmp_path):
         (["--at", "150,150", "--head", "9"], 1, "head must be from 1 to 1"),
         (["--at", "150,150", "--class", "red"], 2, "--class goes without --at"),
         (["--head", "1"], 2, "--head goes with --at"),
+        (["--tables", "--at", "1,1"], 2, "--at goes without --tables"),
+        (["--receptive-field", "--curves"], 2, "--curves goes without --receptive-field"),
+        (["--receptive-field", "--tables"], 2, "--receptive-field goes without --tables"),
+        (["--beside", "run"], 2, "--beside goes with --receptive-field"),
+        (["photos/none.png", "--tables"], 1, "no image at photos/none.png"),
     ],
 )
 def test_what_does_not_fit_leaves_nothing(

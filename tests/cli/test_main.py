@@ -98,7 +98,10 @@ TRAIN_OPTIONS = [
         ),
         (
             classification.make_predict_parser(),
-            ["device", "format", "help", "mirror", "output", "threshold", "top_k"],
+            [
+                *("device", "every", "format", "help", "mirror", "output", "save_pictures"),
+                *("threshold", "top_k"),
+            ],
         ),
         (
             models.make_models_parser(),
@@ -115,7 +118,10 @@ TRAIN_OPTIONS = [
             detect.make_evaluate_parser(),
             ["data", "device", "help", "masks", "max_detections", "output", "split"],
         ),
-        (detect.make_predict_parser(), ["data_set", "device", "help", "output", "score_threshold"]),
+        (
+            detect.make_predict_parser(),
+            ["data_set", "device", "every", "help", "output", "score_threshold"],
+        ),
     ],
     ids=[
         *("train", "evaluate", "predict", "models", "shards", "recipes", "check", "compare"),

@@ -141,7 +141,7 @@ def test_predictions_of_a_stopped_command_are_kept(
     monkeypatch, capsys, tmp_path, images, whole_run, form, to_file
 ):
     def stop(model, paths, **options):
-        yield paths[0], torch.tensor([0.25, 0.75])
+        yield next(iter(paths)), torch.tensor([0.25, 0.75])
         raise KeyboardInterrupt
 
     monkeypatch.setattr("halonet.classification.predict.predict", stop)

@@ -12,7 +12,8 @@ from pycocotools import mask as official
 from pycocotools.coco import COCO
 
 from halonet import cli
-from halonet.cli.detect import name_pictures, number_images
+from halonet.cli.detect import number_images
+from halonet.cli.pictures import name_pictures
 from halonet.data.pixels import read_image
 from halonet.detection.detector import save_detector
 from halonet.detection.predict import Objects, draw_truth, predict
@@ -202,10 +203,10 @@ def test_fused_detector_finds_the_same(frozen: bool, tmp_path: Path) -> None:
 
 def test_ids_are_names_where_all_are_numbers() -> None:
     coco = [Path("000000000139.jpg"), Path("000000000285.jpg")]
-    assert number_images(coco) == {coco[0]: 139, coco[1]: 285}
+    assert [*map(number_images(coco), coco)] == [139, 285]
     for names in (["7.jpg", "a.jpg"], ["a/7.jpg", "b/7.jpg"], ["7.jpg", "7.png"], ["1" * 19]):
         paths = [Path(name) for name in names]
-        assert [*number_images(paths).values()] == [*range(1, len(paths) + 1)]
+        assert [*map(number_images(paths), paths)] == [*range(1, len(paths) + 1)]
 
 
 @pytest.mark.parametrize("mask_channels", [0, 8])
