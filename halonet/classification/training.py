@@ -108,7 +108,7 @@ class Classification:
             ValueError: more images can't be read than the configuration allows.
         """
         images, labels, broken = batch
-        self.broken.update(broken[broken >= 0].tolist())
+        self.broken.update(place for place in broken.tolist() if place >= 0)
         self.training.check_broken(self.broken)
         images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
@@ -116,6 +116,7 @@ class Classification:
         targets = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels)
+            images = images.contiguous(memory_format=torch.channels_last)  # torch.roll loses it
         logits = model(images)
         loss = self.loss(logits.float(), targets)
         figures = {"loss": loss}

@@ -185,6 +185,11 @@ def backward_query_kernel(
             b_query_gradient = tl.dot(
                 b_entries_gradient, b_tables, b_query_gradient, input_precision=PRECISION
             )
+        store_pixels(
+            p_query_gradient + i_query_map * CHANNELS, b_query_gradient * gradient_scale,
+            o_pixel, m_query, heads, CHANNELS, BLOCK_C,
+        )  # fmt: skip
+        if TABLE_CHANNELS > 0:
             # [BLOCK_T, BLOCK_C]
             b_part = gradient_scale * tl.dot(
                 tl.trans(b_entries_gradient), b_query, input_precision=PRECISION
@@ -192,10 +197,6 @@ def backward_query_kernel(
             if i_item >= programs:
                 b_part += tl.load(p_part, mask=m_table, other=0.0)
             tl.store(p_part, b_part, mask=m_table)
-        store_pixels(
-            p_query_gradient + i_query_map * CHANNELS, b_query_gradient * gradient_scale,
-            o_pixel, m_query, heads, CHANNELS, BLOCK_C,
-        )  # fmt: skip
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """Which shape of tiles a Triton kernel runs with: a few candidates, timed once for a problem.
 
 The candidates were chosen by what the compiler reports for Ampere to Blackwell (registers, spills,
-shared memory: `benchmarks/gpu_compile.py`), not by timings: no GPU was at hand.
+shared memory: `benchmarks/gpu_compile.py`) and by the time to be expected of it
+(`benchmarks/gpu_model.py`), not by timings: no GPU was at hand.
 """
 
 import os
@@ -66,33 +67,70 @@ def list_candidates(
     elif channels > 128 or (dtype == torch.float32 and channels > 64):
         candidates = _WIDE[kernel]
     else:
-        candidates = (_NARROW if channels <= 16 else _MIDDLE)[kernel]
-    fitted = [tiles._replace(queries=min(tiles.queries, queries)) for tiles in candidates]
+        tables = _NARROW if channels <= 16 else _MIDDLE if channels <= 32 else _BROAD
+        candidates = tables[kernel]
+    least = _least_warps(kernel, dtype, channels)
+    fitted = [_fit(tiles, queries, least) for tiles in candidates]
     # Smaller tiles of queries can have become the same.
     return [*(tiles for tiles in dict.fromkeys(fitted) if tiles != SMALLEST), SMALLEST]
 
 
+def _least_warps(kernel: str, dtype: torch.dtype, channels: int) -> int:
+    """Below these a program's sums don't fit its registers."""
+    if dtype == torch.float32:
+        return 4
+    if kernel == "forward":
+        return 1
+    if channels > 32:
+        return 4
+    return 2 if kernel == "key gradient" and channels > 16 else 1
+
+
+def _fit(tiles: Tiles, queries: int, least_warps: int) -> Tiles:
+    """For a block of few queries: as many a warp as before, since fewer would be no less work."""
+    if queries >= tiles.queries:
+        return tiles
+    warps = max(tiles.warps * queries // tiles.queries, least_warps)
+    return tiles._replace(queries=queries, warps=min(warps, tiles.warps))
+
+
 _NARROW = {
     "forward": (
+        Tiles(64, 4, 8, 4, 2),
         Tiles(64, 8, 8, 4, 2),
         Tiles(64, 4, 8, 4, 3),
         Tiles(64, 8, 16, 8, 2),
-        Tiles(32, 8, 8, 4, 2),
+        Tiles(32, 4, 8, 2, 2),
     ),
     "query gradient": (
-        Tiles(64, 4, 8, 4, 2),
+        Tiles(32, 4, 8, 2, 1),
+        Tiles(32, 4, 8, 2, 2, registers=168),
         Tiles(64, 8, 8, 4, 1),
         Tiles(64, 8, 8, 4, 2, registers=168),
-        Tiles(32, 8, 8, 4, 2),
     ),
     "key gradient": (
+        Tiles(32, 8, 8, 2, 2),
         Tiles(64, 8, 8, 4, 2),
         Tiles(64, 8, 8, 4, 2, registers=128),
-        Tiles(32, 8, 8, 4, 2),
-        Tiles(64, 16, 8, 8, 2),
+        Tiles(16, 8, 8, 1, 2),
     ),
 }
 _MIDDLE = {
+    "forward": _NARROW["forward"],
+    "query gradient": (
+        Tiles(64, 4, 8, 4, 1),
+        Tiles(64, 4, 4, 4, 1),
+        Tiles(64, 8, 8, 4, 1),
+        Tiles(32, 4, 8, 2, 1),
+    ),
+    "key gradient": (
+        Tiles(32, 8, 8, 4, 2),
+        Tiles(32, 8, 8, 2, 2),
+        Tiles(32, 8, 8, 4, 1),
+        Tiles(64, 8, 8, 4, 1),
+    ),
+}
+_BROAD = {
     "forward": _NARROW["forward"],
     "query gradient": (
         Tiles(64, 4, 4, 4, 1),
@@ -101,8 +139,8 @@ _MIDDLE = {
         Tiles(32, 4, 8, 4, 1),
     ),
     "key gradient": (
-        Tiles(32, 8, 8, 4, 2),
         Tiles(32, 8, 8, 4, 1),
+        Tiles(32, 8, 8, 4, 2),
         Tiles(64, 8, 8, 4, 1),
         Tiles(16, 8, 8, 4, 2),
     ),

@@ -65,6 +65,25 @@ def test_candidates_fit_the_block_and_end_with_the_smallest(
         assert candidates[-1] == SMALLEST
 
 
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "channels", "warps"),
+    [
+        ("forward", torch.bfloat16, 16, 1),
+        ("forward", torch.bfloat16, 64, 1),
+        ("forward", torch.float32, 16, 4),
+        ("query gradient", torch.bfloat16, 16, 1),
+        ("query gradient", torch.bfloat16, 64, 4),
+        ("key gradient", torch.bfloat16, 32, 2),
+    ],
+    ids=str,
+)
+def test_few_queries_take_as_few_warps_as_hold_the_sums(
+    kernel: str, dtype: torch.dtype, channels: int, warps: int
+) -> None:
+    first = triton_tuning.list_candidates(kernel, dtype, "tf32", channels, 16)[0]
+    assert first.warps == warps
+
+
 @pytest.fixture
 def fake_device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A device on which tiles of 128 queries don't fit, and those of 32 are the fastest."""

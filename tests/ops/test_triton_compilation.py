@@ -3,6 +3,9 @@
 `benchmarks/gpu_compile.py` does the same for the whole family.
 """
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +97,30 @@ def test_compiles_for_amd() -> None:
     assert binary.spilled == 0
     assert binary.shared <= SHARED_BYTES["gfx942"]
     assert binary.loop["tensor"] > 0
+
+
+def test_model_of_the_time_to_expect() -> None:
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    finished = subprocess.run(
+        [sys.executable, benchmarks / "gpu_model.py", "--stage", "stage4", "--device", "sm_90"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    forward, backward = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in finished.stdout.splitlines()[-2:]
+    )
+    assert [row[:3] for row in (forward, backward)] == [
+        ["stage4", "H100", "forward"],
+        ["stage4", "H100", "backward"],
+    ]
+    # One map of 8 x 8 pixels and 8 heads of 64 channels in 128 images, of queries, keys, values and
+    # results, and a number of 4 bytes for each softmax, at 3.35 TB/s.
+    numbers = 128 * 8 * 8 * 8
+    assert int(forward[3]) == round(numbers * (4 * 64 * 2 + 4) / 3.35e12 * 1e6)
+    assert forward[4] == "memory"
+    assert int(backward[3]) > int(forward[3])
 
 
 def test_faults_are_found() -> None:
