@@ -28,13 +28,15 @@ from halonet.check.machine import name_processor
 from halonet.devices import MATRIX_SIDE
 
 HERE = Path(__file__).resolve().parent
-# Tell glibc to return no pages to the system, and to allocate from the heap only.
 # A processor with AVX-512 as one that has AVX2 only: torch's own kernels, oneDNN and MKL.
 AVX2_ONLY = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    # What is compiled for all instructions is kept under the same name, and gives no numbers here.
+    "TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir(), "halonet_avx2")),
 }
+# Tell glibc to return no pages to the system, and to allocate from the heap only.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
