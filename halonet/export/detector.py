@@ -25,9 +25,10 @@ from halonet.export.pyramid import copy_detector
 TOLERANCE = 1e-3
 # Photos of the check, as shares of the detector's image size.
 CHECKED_PHOTOS = ((0.6, 1.0), (1.3, 0.9), (0.5, 0.5))
-# One object in so many may be another: of two regions or objects that overlap, or lie at a limit of
-# their number, and have equal scores up to rounding, either is kept, and so others after them.
+# Of regions or objects that overlap, or lie at a limit of their number, and have equal scores up to
+# rounding, any may be kept, and so others after them: one object in so many may be another.
 OBJECTS_OF_A_CHANGE = 4
+EQUAL_SCORES = 1e-5
 
 
 def export_detector(
@@ -132,7 +133,8 @@ def compare_objects(
 ) -> float:
     """The largest difference of two detections of a photo: of boxes, scores, and a mask's mean.
 
-    Each expected object is compared with the nearest one of its label. One in four may have none.
+    Each expected object is compared with the nearest one of its label; those that have a score in
+    common are left out where others are there, and one in four may have no counterpart.
 
     Args:
         found, expected: as `Detector.detect` gives them.
@@ -151,4 +153,8 @@ def compare_objects(
     if "masks" in expected:
         masks = (expected["masks"] - found["masks"][place]).abs().flatten(1).mean(1)
         nearest = torch.maximum(nearest, masks)
+    gaps = (expected["scores"][:, None] - expected["scores"]).abs()
+    alone = (gaps < EQUAL_SCORES).sum(1) == 1
+    nearest = nearest[alone] if alone.any() else nearest
+    spared = len(nearest) // OBJECTS_OF_A_CHANGE
     return nearest.sort().values[len(nearest) - 1 - spared].item()
