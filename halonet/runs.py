@@ -46,7 +46,8 @@ def train(
 
     Raises:
         ValueError: an unknown field or a value that can't be.
-        Others as `halonet.training.run.start_run` and `resume_run` do.
+        OSError: a file can't be written, or is missing; `halonet.training.run.start_run` and
+            `resume_run` name the rest.
 
     Example:
         >>> result = halonet.train(data="folder:photos", epochs=5)
@@ -125,8 +126,8 @@ def evaluate(
 
     Raises:
         ValueError: no data were named and the checkpoint lies in no run, or a value can't be.
-        FileNotFoundError: no checkpoint, or no images. FileExistsError: `output` holds something
-        else than an earlier report.
+        FileNotFoundError: no checkpoint, or no images.
+        FileExistsError: `output` holds something else than an earlier report.
     """
     from halonet.classification.config import TrainingConfig, make_config
     from halonet.classification.evaluate import choose_images, evaluate_on

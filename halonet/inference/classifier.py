@@ -87,10 +87,10 @@ class LoadedClassifier:
 
         Args:
             images: see `load_run`; the number of a camera gives frame after frame.
-            every, mirror: as `predict` has them.
+            every: as `predict` has it.
+            mirror: likewise.
 
-        Raises:
-            As `predict`.
+        It raises as `predict` does.
 
         Example:
             >>> for prediction in run.stream(0):
@@ -151,7 +151,8 @@ class LoadedClassifier:
         Args:
             image: one, see `load_run`.
             class_name: None takes the most probable one.
-            method, stage: as `halonet explain` has them; docs/explain.md compares the methods.
+            method: as `halonet explain` has it; docs/explain.md compares the methods.
+            stage: likewise.
             curves: measure the deletion and insertion curves too, which run the model 66 times.
 
         Raises:
@@ -185,8 +186,9 @@ class LoadedClassifier:
         Args:
             image: one, see `load_run`.
             at: x and y of the place in pixels of the image, from its left and upper border.
-            stage, layer, head: which attention, counted from 1. None: the last stage that has
-                some, its last layer, the mean over the heads.
+            stage: of the attention, from 1; None takes the last that has some.
+            layer: of the stage's attention layers, from 1; None takes the last.
+            head: from 1; None takes the mean over the heads.
 
         Raises:
             FileNotFoundError, TypeError: as `predict`.

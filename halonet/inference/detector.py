@@ -82,10 +82,10 @@ class LoadedDetector:
 
         Args:
             images: see `load_run`; the number of a camera gives frame after frame.
-            every, score_threshold: as `predict` has them.
+            every: as `predict` has it.
+            score_threshold: likewise.
 
-        Raises:
-            As `predict`.
+        It raises as `predict` does.
         """
         return self._predict(list_images(images, live=True)[0], every, score_threshold)
 

@@ -48,11 +48,20 @@ def attention_weights(
     are computed on the way, batch x heads x pixels x (b + 2h)^2 of them.
 
     Args:
-        query, key, row_table, column_table: as `halo_attention` takes them.
+        query: as `halo_attention` takes it.
+        key: likewise.
+        row_table: likewise.
+        column_table: likewise.
         pixels: rows and columns in the query's map, which is the result's: at stride 2, the pixel
             (i, j) is that of (2i, 2j) in the key's map.
-        block_size, halo_size, stride, kernel_size, position_stride, scale, position_scale,
-            mask_padding: as `halo_attention` takes them.
+        block_size: as `halo_attention` takes it, and so all that follow.
+        halo_size: likewise.
+        stride: likewise.
+        kernel_size: likewise.
+        position_stride: likewise.
+        scale: likewise.
+        position_scale: likewise.
+        mask_padding: likewise.
 
     Raises:
         ValueError: a pixel outside the query's map.
