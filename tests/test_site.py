@@ -15,9 +15,11 @@ from PIL import Image
 from halonet import cli
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 START, TUTORIAL = (
-    (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("index.md", "tutorial.md")
+    (DOCS / name).read_text(encoding="utf-8") for name in ("index.md", "tutorial_photos.md")
 )
+TUTORIALS = sorted(DOCS.glob("tutorial_*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -62,15 +64,25 @@ def test_site_builds_without_a_warning(tmp_path) -> None:
         assert f'id="halonet.{name}"' in reference, name
 
 
-def test_installations_are_those_of_the_readme() -> None:
-    lines = [
-        line for page in (START, TUTORIAL) for line in "".join(list_blocks(page, "")).splitlines()
-    ]
+@pytest.mark.parametrize("page", [DOCS / "index.md", *TUTORIALS], ids=lambda page: page.stem)
+def test_commands_are_understood(place, monkeypatch: pytest.MonkeyPatch, page: Path) -> None:
+    trained = []
+    for module in ("classification", "detect"):
+        monkeypatch.setattr(f"halonet.cli.{module}.run_training", lambda *_: trained.append(1))
+    lines = "".join(list_blocks(page.read_text(encoding="utf-8"), "")).splitlines()
+    expected = 0
     for line in lines:
-        if line.startswith("pip install") and "demo" not in line:
+        words = shlex.split(line.partition(" && ")[2] or line, comments=True)
+        if line.startswith("pip install"):
+            assert line in README or line == "pip install '.[demo]'"
+        if words[0] == "torchrun":
             assert line in README
-        if line.startswith("halonet train"):
-            assert line in README
+        if words[0] == "halonet" and "train" in words[1:3]:
+            cli.main(words[1:])
+            expected += 1
+        elif words[0] == "halonet":
+            assert words[1] in cli.COMMANDS, line
+    assert len(trained) == expected > 0 or page.stem == "tutorial_many_machines"
 
 
 def test_tutorial_runs(capsys, place) -> None:
