@@ -76,13 +76,14 @@ def list_candidates(
 
 
 def _least_warps(kernel: str, dtype: torch.dtype, channels: int) -> int:
-    """Below these a program's sums don't fit its registers."""
+    """Below these, or as many as the tiles have, a program's sums don't fit its registers."""
+    most = 8
     if dtype == torch.float32:
-        return 4
+        return most
     if kernel == "forward":
         return 1
     if channels > 32:
-        return 4
+        return most
     return 2 if kernel == "key gradient" and channels > 16 else 1
 
 
