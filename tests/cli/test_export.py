@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torch._inductor import config as inductor_config
 from torch._inductor.cpp_builder import cpp_compiler_search
 
 import halonet
@@ -244,11 +245,11 @@ def test_missing_package_is_one_line(fails, monkeypatch, run, tmp_path, package,
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_compiler_is_one_line(fails, monkeypatch, run, tmp_path):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+def test_missing_compiler_is_one_line(fails, run, tmp_path):
     cpp_compiler_search.cache_clear()
     output = tmp_path / "model.pt2"
-    said = fails(["export", run, "--format", "aoti", "--output", output])
+    with inductor_config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        said = fails(["export", run, "--format", "aoti", "--output", output])
     assert "format aoti needs a C++ compiler" in said
     assert not list(tmp_path.iterdir())
 
