@@ -103,9 +103,10 @@ def benchmark(
             try:
                 contestant: Any = make(Path(folder))
                 with torch.inference_mode():
-                    row.difference = relative_difference(contestant(images), expected)
-                if not math.isfinite(row.difference):
+                    difference = relative_difference(contestant(images), expected)
+                if not math.isfinite(difference):
                     raise ValueError("its logits are not finite")
+                row.difference = difference
             except ModuleNotFoundError as error:
                 row.problem = f"{error.name} is not installed"
             except Exception as error:  # of each runtime's own kind

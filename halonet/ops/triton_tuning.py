@@ -76,14 +76,9 @@ def list_candidates(
 
 
 def _least_warps(kernel: str, dtype: torch.dtype, channels: int) -> int:
-    """Below these, or as many as the tiles have, a program's sums don't fit its registers."""
-    most = 8
-    if dtype == torch.float32:
-        return most
-    if kernel == "forward":
-        return 1
-    if channels > 32:
-        return most
+    """Below these a program's sums don't fit its registers."""
+    if dtype == torch.float32 or (kernel != "forward" and channels > 32):
+        return 8  # no tiles have more
     return 2 if kernel == "key gradient" and channels > 16 else 1
 
 

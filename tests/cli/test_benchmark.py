@@ -1,10 +1,12 @@
 """halonet benchmark: its rows, its scores and what it leaves; not its times."""
 
 import json
+import math
 import sys
 import tempfile
 
 import pytest
+import torch
 
 from halonet import cli
 from halonet.export import benchmark
@@ -68,6 +70,21 @@ def test_what_does_not_run_is_a_row(capsys, monkeypatch, whole_run, tmp_path):
     assert "openvino float32 doesn't run: openvino is not installed" in lines
     assert "accuracy on 3 held-out images" in lines[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_logits_that_are_not_finite_are_a_problem(capsys, monkeypatch, whole_run):
+    contestant = benchmark._Contestant
+
+    def make(model):
+        return contestant(model, lambda images: torch.full((len(images), 2), math.nan))
+
+    monkeypatch.setattr(benchmark, "_make_bfloat16", make)
+    monkeypatch.setattr(benchmark, "EXPORTS", [])
+    rows = json.loads(run(capsys, whole_run.folder, "--format", "json"))
+    model, broken = rows
+    assert model["problem"] is None
+    assert broken["problem"] == "its logits are not finite"
+    assert broken["difference"] is None  # JSON has no nan
 
 
 def test_mistake_is_one_line(fails, whole_run, tmp_path):
