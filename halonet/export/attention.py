@@ -15,7 +15,7 @@ from halonet.export.maps import (
     Maps,
     count_pixels,
     halve,
-    split_images,
+    skip_pixels,
     to_array,
     to_rows,
     write_product,
@@ -54,151 +54,165 @@ class AttentionLayer:
 def write_attention(graph: Graph, maps: Maps, layer: AttentionLayer) -> Maps:
     """Attention with its projections; maps of rows at 1 / stride of the size."""
     maps = to_rows(graph, maps)
-    window, heads = layer.window, layer.heads
-    place = _Placement(graph, window, maps.height, maps.width)
-    blocks, queries = place.count_blocks(), window.block_queries**2
+    heads, queries = layer.heads, layer.window.block_queries**2
+    place = _Placement(graph, layer.window, heads, maps.height, maps.width)
 
-    chosen = graph.add("Gather", split_images(graph, maps), place.query_index, axis=1)
-    chosen = graph.reshape(chosen, -1, maps.channels)
-    query = write_product(graph, chosen, layer.query_weight, layer.query_bias)
-    query = _split_heads(graph, query, place.count_queries(), heads, layer.query_weight)
-    query = graph.reshape(query, -1, heads, blocks, queries, layer.query_weight.shape[0] // heads)
-    windows = []
+    chosen = maps if layer.window.stride == 1 else skip_pixels(graph, maps)
+    query_pixels = _project(graph, chosen, layer.query_weight, layer.query_bias, heads)
     key_bias = None if layer.key_bias is None else layer.key_bias * layer.scale
+    windows = []
     for weight, bias in (
         (layer.key_weight * layer.scale, key_bias),
         (layer.value_weight, layer.value_bias),
     ):
-        rows = write_product(graph, maps.value, weight, bias)
-        pixels = _split_heads(graph, rows, count_pixels(graph, maps), heads, weight)
-        windows.append(place.gather_windows(pixels))
+        cells = place.gather_windows(_project(graph, maps, weight, bias, heads))
+        windows.append(_join_heads(graph, cells, place, layer.window.size**2, weight, heads))
     key, value = windows
+    query = graph.add("Gather", query_pixels, place.query_index, axis=1)
+    query = _join_heads(graph, query, place, queries, layer.query_weight, heads)
 
-    scores = graph.add("MatMul", query, graph.add("Transpose", key, perm=[0, 1, 2, 4, 3]))
-    logits = _write_position(graph, query, layer, place)
+    scores = graph.add("MatMul", query, graph.add("Transpose", key, perm=[0, 1, 3, 2]))
+    logits = _write_position(graph, query_pixels, layer, place)
     if logits is not None:
         scores = graph.add("Add", scores, logits)
     attended = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), value)
 
     width = layer.value_weight.shape[0]  # of all heads
-    merged = graph.reshape(attended, -1, heads, place.count_queries(), width // heads)
-    merged = graph.add("Transpose", merged, perm=[0, 2, 1, 3])
+    merged = graph.reshape(attended, -1, place.count_queries(), width // heads)
     merged = graph.add("Gather", merged, place.result_index, axis=1)
     return Maps(
         graph.reshape(merged, -1, width), width, place.result_height, place.result_width, "rows"
     )
 
 
-def _split_heads(graph: Graph, rows: str, count: str, heads: int, weight: Tensor) -> str:
-    """Rows [B count, N C], as a weight makes them, as [B, N, count, C]."""
-    pixels = graph.reshape(rows, -1, count, heads, weight.shape[0] // heads)
-    return graph.add("Transpose", pixels, perm=[0, 2, 1, 3])
+def _project(graph: Graph, maps: Maps, weight: Tensor, bias: Tensor | None, heads: int) -> str:
+    """Maps times a weight, with a row for each pixel and head: [B, H W N, C]."""
+    rows = write_product(graph, maps.value, weight, bias)
+    count = graph.add("Mul", count_pixels(graph, maps), heads)
+    return graph.reshape(rows, -1, count, weight.shape[0] // heads)
+
+
+def _join_heads(
+    graph: Graph, gathered: str, place: "_Placement", count: int, weight: Tensor, heads: int
+) -> str:
+    """What was gathered, [B, N, Y X, count, C], as [B N, Y X, count, C].
+
+    Runtimes know attention by products of four dimensions: OpenVINO makes one kernel of it.
+    """
+    return graph.reshape(gathered, -1, place.count_blocks(), count, weight.shape[0] // heads)
 
 
 def _write_position(
-    graph: Graph, query: str, layer: AttentionLayer, place: "_Placement"
+    graph: Graph, query_pixels: str, layer: AttentionLayer, place: "_Placement"
 ) -> str | None:
-    """What is added to the scores for relative position and mask, [.., I J, U V]; None for nothing.
+    """What is added to the scores for relative position and mask, [B N, Y X, I J, U V], or with
+    ones for some of its sizes; None for nothing.
 
     Both are sums of a part for the cell's row and one for its column: they are made as [.., U + V],
     and a product with zeros and ones spreads them over the window.
     """
+    window = layer.window
     visible = place.write_visible()
-    if layer.row_table is None or layer.column_table is None:
-        if visible is None:
-            return None
-        logits = graph.weight(np.zeros(2 * layer.window.size))
+    if layer.row_table is not None and layer.column_table is not None:
+        logits = _write_relative_logits(graph, query_pixels, layer, place)
+    elif visible is not None:
+        logits = graph.weight(np.zeros([1, 1, 1, 1, 2 * window.size]))
     else:
-        logits = _write_relative_logits(graph, query, layer, place.count_blocks())
+        return None
     if visible is not None:
-        logits = graph.add("Where", visible, logits, _write_hidden(graph, logits, layer.window))
-    return _spread(graph, logits, layer.window)
+        hidden = _write_hidden(graph, logits, window)
+        largest = graph.weight(np.finfo(graph.dtype).max)
+        logits = graph.add("Min", logits, graph.add("Where", visible, largest, hidden))
+    logits = graph.add("Transpose", logits, perm=[0, 2, 3, 1, 4])  # [B, N, Y X, I J, U + V]
+    queries = 1 if layer.row_table is None and not window.kernel_size else window.block_queries**2
+    logits = graph.reshape(logits, -1, place.count_blocks(), queries, 2 * window.size)
+    ones = np.eye(window.size)
+    rows, columns = np.repeat(ones, window.size, 1), np.tile(ones, window.size)
+    return graph.add("MatMul", logits, graph.weight(np.concatenate([rows, columns])))
 
 
 def _write_hidden(graph: Graph, logits: str, window: Window) -> str:
-    """What stands for the logit of a row or column of the window that isn't visible."""
+    """The logit of a row or column of the window that isn't visible."""
     if window.kernel_size:
         # Twice of it is still a number.
         return graph.weight(-1e30 if graph.dtype is np.float32 else -3e4)
     # A cell outside the map has the key of the nearest pixel, which is in the window: with a logit
     # that is lower by 30 or more it has at most 1e-13 of this pixel's weight. A weight of nothing,
     # as of -1e30, would take many times as long: numbers below 1e-38 are slow on most processors.
-    lowest = graph.add("ReduceMin", logits, [-1], keepdims=1)
+    lowest = graph.add("ReduceMin", logits, keepdims=0)
     return graph.add("Add", lowest, graph.weight(-30))
 
 
-def _spread(graph: Graph, logits: str, window: Window) -> str:
-    """Logits of rows and columns of the window [.., U + V] as those of its cells [.., U V]."""
-    ones = np.eye(window.size)
-    rows, columns = np.repeat(ones, window.size, 1), np.tile(ones, window.size)
-    return graph.add("MatMul", logits, graph.weight(np.concatenate([rows, columns])))
+def _write_relative_logits(
+    graph: Graph, query_pixels: str, layer: AttentionLayer, place: "_Placement"
+) -> str:
+    """Queries times the tables: logits of rows and columns [B, I J, N, Y X, U + V].
 
-
-def _write_relative_logits(graph: Graph, query: str, layer: AttentionLayer, blocks: str) -> str:
-    """Queries [B, N, Y X, I J, C] times the tables: logits of rows and columns [.., I J, U + V]."""
+    All queries at one place of their blocks take the same entries of the tables, which makes one
+    matrix for each place. Query i and cell u take the entry u - i * step + b - 1.
+    """
     assert layer.row_table is not None
     assert layer.column_table is not None
     window, heads = layer.window, layer.heads
-    side, channels = window.block_queries, layer.query_weight.shape[0] // heads
+    side, size, channels = window.block_queries, window.size, layer.query_weight.shape[0] // heads
     row_table, column_table = (
         to_array(table) * layer.position_scale for table in (layer.row_table, layer.column_table)
     )
+    length = len(row_table)
     if row_table.shape[1] != channels:  # half width: each is for one half of the channels
         zeros = np.zeros_like(row_table)
         row_table = np.concatenate([row_table, zeros], 1)
         column_table = np.concatenate([zeros, column_table], 1)
-    square = graph.reshape(query, -1, blocks, side, side, channels)
-    turned = graph.add("Transpose", square, perm=[0, 1, 3, 2, 4])  # [B N, Y X, J, I, C]
-    rows = _write_axis_logits(graph, turned, row_table, window)
-    rows = graph.add("Transpose", rows, perm=[0, 1, 3, 2, 4])
-    columns = _write_axis_logits(graph, square, column_table, window)
-    both = graph.add("Concat", rows, columns, axis=4)  # [B N, Y X, I, J, U + V]
-    return graph.reshape(both, -1, heads, blocks, side**2, 2 * window.size)
-
-
-def _write_axis_logits(graph: Graph, query: str, table: np.ndarray, window: Window) -> str:
-    """Logits along one axis, of queries that are in its order: [.., I, C] to [.., I, U].
-
-    Query i and cell u take the table's entry u - i * step + b - 1. Of the used entries, whose
-    first is that of the last query and cell 0, that is u + (I - 1 - i) * step: in the flat
-    products [.., I T] one step less than T further on for each query.
-    """
-    side, step, size = window.block_queries, window.position_stride, window.size
-    length = size + (side - 1) * step  # T
-    first = window.block_size - 1 - (side - 1) * step
-    used = table[first : first + length]
-    products = graph.add("MatMul", query, graph.weight(used.T))
-    if side == 1:
-        return products
-    flat = graph.add("Reshape", products, [0, 0, 0, side * length])
-    start = (side - 1) * step
-    flat = graph.add("Slice", flat, [start], [start + side * (length - step)], [3])
-    shifted = graph.add("Reshape", flat, [0, 0, 0, side, length - step])
-    return graph.add("Slice", shifted, [0], [size], [4])
+    steps = np.arange(side) * window.position_stride
+    entries = np.arange(size) - steps[:, None] + window.block_size - 1  # [I, U]
+    whole = side, side, size
+    rows = np.broadcast_to(entries[:, None], whole)
+    columns = np.broadcast_to(entries + length, whole)
+    index = np.concatenate([rows, columns], 2).reshape(side**2, 2 * size)
+    tables = graph.weight(np.concatenate([row_table, column_table]))
+    matrices = graph.add("Gather", tables, graph.constant(index), axis=0)  # [I J, U + V, C]
+    query = graph.add("Gather", query_pixels, place.turned_query_index, axis=1)
+    query = graph.reshape(query, -1, side**2, place.count_windows(), channels)
+    logits = graph.add("MatMul", query, graph.add("Transpose", matrices, perm=[0, 2, 1]))
+    return graph.reshape(logits, -1, side**2, heads, place.count_blocks(), 2 * size)
 
 
 class _Placement:
     """Which pixels of a map the queries, the windows and the result are, as flat indices.
 
+    A projection's row for each pixel and head is read by one index, head n of pixel p at p N + n:
+    so heads are never transposed.
+
     Attributes:
         window: the operator's options.
-        query_index: pixel of each query, [Y X, I J].
-        window_index: pixel of each cell of each window, [Y X, U V]; of a cell outside the map the
-            nearest pixel's, or where padding counts the number of pixels.
-        result_index: the query that each pixel of the result is, [result_height * result_width].
+        heads: number of heads.
+        query_index: row of each query among those of the map at 1 / stride of the size,
+            [N, Y X, I J].
+        turned_query_index: the same as [I J, N, Y X].
+        window_index: row of each cell of each window, [N, Y X, U V]; of a cell outside the map the
+            nearest pixel's, or where padding counts the one after the last pixel's.
+        result_index: the query that each pixel and head of the result is, of [N Y X I J],
+            [result_height * result_width * N].
         result_height, result_width: scalars.
     """
 
-    def __init__(self, graph: Graph, window: Window, height: str, width: str) -> None:
-        self.graph, self.window = graph, window
-        self.height, self.width = height, width
-        self.rows, self.columns = (self._count_axis_blocks(size) for size in (height, width))
+    def __init__(self, graph: Graph, window: Window, heads: int, height: str, width: str) -> None:
+        self.graph, self.window, self.heads = graph, window, heads
+        self.sizes = height, width
+        self.rows, self.columns = (self._count_axis_blocks(size) for size in self.sizes)
         self.result_height, self.result_width = (
-            size if window.stride == 1 else halve(graph, size) for size in (height, width)
+            size if window.stride == 1 else halve(graph, size) for size in self.sizes
         )
-        self.query_index = self._make_index(window.block_queries, window.stride, 0)
+        side = window.block_queries
+        result_sizes = self.result_height, self.result_width
+        self.query_index = self._make_index(result_sizes, side, side, 0)
+        self.turned_query_index = graph.add("Transpose", self.query_index, perm=[2, 0, 1])
         self.window_index = self._make_index(
-            window.size, 1, window.halo_size, one_beyond=not window.mask_padding
+            self.sizes,
+            window.block_size,
+            window.size,
+            window.halo_size,
+            one_beyond=not window.mask_padding,
         )
         self.result_index = self._make_result_index()
 
@@ -206,90 +220,104 @@ class _Placement:
         """Blocks of a map."""
         return self.graph.add("Mul", self.rows, self.columns)
 
+    def count_windows(self) -> str:
+        """Windows of a map in all heads."""
+        return self.graph.add("Mul", self.count_blocks(), self.heads)
+
     def count_queries(self) -> str:
-        """Queries of a map, those outside it among them."""
-        return self.graph.add("Mul", self.count_blocks(), self.window.block_queries**2)
+        """Queries of a map in all heads, those outside it among them."""
+        return self.graph.add("Mul", self.count_windows(), self.window.block_queries**2)
 
     def gather_windows(self, pixels: str) -> str:
-        """The cells [B, N, Y X, U V, C] of the windows of pixels [B, N, H W, C]."""
+        """The cells [B, N, Y X, U V, C] of the windows of a projection [B, H W N, C]."""
         graph = self.graph
         if not self.window.mask_padding:
             # One pixel more, of zeros: the cells outside the map.
-            pixels = graph.add("Pad", pixels, [0, 0, 0, 0, 0, 0, 1, 0])
-        return graph.add("Gather", pixels, self.window_index, axis=2)
+            pixels = graph.add("Pad", pixels, [0, 0, 0, 0, self.heads, 0])
+        return graph.add("Gather", pixels, self.window_index, axis=1)
 
     def write_visible(self) -> str | None:
         """Rows and columns of the window that a query may attend to; None where all are.
 
-        [Y X, 1, U + V], or with a kernel_size [Y X, I J, U + V].
+        [1, 1, Y X, U + V], or with a kernel_size [I J, 1, Y X, U + V].
         """
         window = self.window
         if not window.mask_padding and not window.kernel_size:
             return None
         graph, size = self.graph, window.size
         side = window.block_queries if window.kernel_size else 1
-        whole = graph.shape(self.rows, self.columns, side, side, size)
+        whole = graph.shape(side, side, self.rows, self.columns, size)
         parts = []
         for axis, blocks in enumerate((self.rows, self.columns)):
             shape = [1, 1, 1, 1, size]
-            shape[axis], shape[2 + axis] = -1, side
+            shape[axis], shape[2 + axis] = side, -1
             part = graph.add("Reshape", self._write_axis_visible(axis, blocks), shape)
             parts.append(graph.add("Expand", part, whole))
-        return graph.reshape(graph.add("Concat", *parts, axis=4), -1, side**2, 2 * size)
+        both = graph.add("Concat", *parts, axis=4)
+        return graph.reshape(both, side**2, 1, self.count_blocks(), 2 * size)
 
     def _write_axis_visible(self, axis: int, blocks: str) -> str:
-        """What is visible along one axis: [Y, 1, U], with a kernel_size [Y, I, U]."""
+        """What is visible along one axis: [1, Y, U], with a kernel_size [I, Y, U]."""
         graph, window = self.graph, self.window
-        pixels = self._list_pixels(blocks, window.size, window.halo_size)
-        inside = graph.add("Unsqueeze", self._is_inside(axis, pixels), [1])
+        pixels = self._list_pixels(blocks, window.block_size, window.size, window.halo_size)
+        inside = self._is_inside(self.sizes[axis], pixels)
         if not window.kernel_size:
             return inside
         cells = np.arange(window.size) - window.halo_size
         queries = np.arange(window.block_queries) * window.stride
         near = np.abs(cells - queries[:, None]) <= window.kernel_size // 2
-        kernel = graph.constant(near[None], bool)
+        kernel = graph.constant(near[:, None], bool)
         if window.mask_padding:
             return graph.add("And", inside, kernel)
-        return graph.add("Expand", kernel, graph.shape(blocks, *near.shape))
+        return graph.add("Expand", kernel, graph.shape(len(queries), blocks, len(cells)))
 
     def _count_axis_blocks(self, size: str) -> str:
         block = self.window.block_size
         return self.graph.add("Div", self.graph.add("Add", size, block - 1), block)
 
-    def _list_pixels(self, blocks: str, count: int, before: int, step: int = 1) -> str:
+    def _list_pixels(self, blocks: str, block: int, count: int, before: int) -> str:
         """Along one axis, `count` pixels of each block from `before` ahead of it on, [Y, count]."""
         graph = self.graph
-        starts = graph.add("Mul", graph.add("Range", 0, blocks, 1), self.window.block_size)
-        offsets = graph.constant(np.arange(count) * step - before)
+        starts = graph.add("Mul", graph.add("Range", 0, blocks, 1), block)
+        offsets = graph.constant(np.arange(count) - before)
         return graph.add("Add", graph.add("Unsqueeze", starts, [1]), offsets)
 
-    def _is_inside(self, axis: int, pixels: str) -> str:
-        size = (self.height, self.width)[axis]
+    def _is_inside(self, size: str, pixels: str) -> str:
         graph = self.graph
         return graph.add(
             "And", graph.add("GreaterOrEqual", pixels, 0), graph.add("Less", pixels, size)
         )
 
-    def _make_index(self, count: int, step: int, before: int, *, one_beyond: bool = False) -> str:
-        """Flat indices of `count` x `count` pixels of each block; outside the map the nearest one.
+    def _make_index(
+        self,
+        sizes: tuple[str, str],
+        block: int,
+        count: int,
+        before: int,
+        *,
+        one_beyond: bool = False,
+    ) -> str:
+        """Rows of `count` x `count` pixels of each block in all heads, [N, Y X, count * count];
+        outside a map of these sizes the nearest pixel's.
 
         With `one_beyond` what is outside has the index after the last pixel's.
         """
         graph = self.graph
         axes, inside = [], []
         for axis, blocks in enumerate((self.rows, self.columns)):
-            pixels = self._list_pixels(blocks, count, before, step)
+            pixels = self._list_pixels(blocks, block, count, before)
             shape = [1, 1, 1, 1]
             shape[axis], shape[2 + axis] = -1, count
-            last = graph.add("Sub", (self.height, self.width)[axis], 1)
+            last = graph.add("Sub", sizes[axis], 1)
             clipped = graph.add("Clip", pixels, 0, last)
             axes.append(graph.add("Reshape", clipped, shape))
-            inside.append(graph.add("Reshape", self._is_inside(axis, pixels), shape))
-        index = graph.add("Add", graph.add("Mul", axes[0], self.width), axes[1])
+            inside.append(graph.add("Reshape", self._is_inside(sizes[axis], pixels), shape))
+        index = graph.add("Add", graph.add("Mul", axes[0], sizes[1]), axes[1])
         if one_beyond:
-            pixels = graph.add("Mul", self.height, self.width)
+            pixels = graph.add("Mul", *sizes)
             index = graph.add("Where", graph.add("And", *inside), index, pixels)
-        return graph.reshape(index, -1, count**2)
+        first = graph.add("Mul", graph.reshape(index, -1, count**2), self.heads)
+        return graph.add("Add", first, graph.constant(np.arange(self.heads)[:, None, None]))
 
     def _make_result_index(self) -> str:
         graph, side = self.graph, self.window.block_queries
@@ -299,4 +327,7 @@ class _Placement:
         row_places, column_places = (graph.add("Mod", axis, side) for axis in (rows, columns))
         block = graph.add("Add", graph.add("Mul", row_blocks, self.columns), column_blocks)
         place = graph.add("Add", graph.add("Mul", row_places, side), column_places)
-        return graph.reshape(graph.add("Add", graph.add("Mul", block, side**2), place), -1)
+        first = graph.add("Add", graph.add("Mul", block, side**2), place)
+        per_head = graph.add("Mul", self.count_blocks(), side**2)
+        heads = graph.add("Mul", graph.constant(np.arange(self.heads)), per_head)
+        return graph.reshape(graph.add("Add", graph.add("Unsqueeze", first, [2]), heads), -1)

@@ -8,15 +8,17 @@ import numpy as np
 
 OPSET = 18
 IR_VERSION = 8  # the oldest that opset 18 goes with, so that older runtimes read the file
+LARGEST_RESULT = 2**16  # bytes that a constant takes though it is larger than what it is made of
 
 
 class Graph:
     """Nodes and constants of an ONNX graph, in order.
 
     A value is known by its name. Equal constants, and nodes of one kind with the same inputs, are
-    written once; a node of which all inputs are constants becomes a constant itself. So a writer
-    may ask for the geometry of a map wherever it needs it, and a graph for one image size holds
-    the geometry as numbers.
+    written once; a node of which all inputs are constants becomes a constant itself, unless that
+    takes much more room: runtimes compute it when they load the file. So a writer may ask for the
+    geometry of a map wherever it needs it, and a graph for one image size holds the geometry as
+    numbers, or as what makes them.
 
     Args:
         dtype: of weights and activations, float32 or float16.
@@ -92,10 +94,11 @@ class Graph:
         # Numbered by the nodes: constants that come and go don't change the names.
         made = [f"{operator}_{len(self.nodes)}_{place}" for place in range(outputs)]
         node = helper.make_node(operator, names, made, name=made[0], **attributes)
-        if all(name in self.constants or not name for name in names):
-            made = [self.constant(array, array.dtype) for array in self._compute(node)]
-        else:
+        arrays = self._compute(node)
+        if arrays is None:
             self.nodes.append(node)
+        else:
+            made = [self.constant(array, array.dtype) for array in arrays]
         for place, name in enumerate(made):
             self._names[(*key, place)] = name
         return made
@@ -142,12 +145,17 @@ class Graph:
     def _scalar(self, size: str | int) -> str:
         return size if isinstance(size, str) else self.constant(size)
 
-    def _compute(self, node: Any) -> list[np.ndarray]:
+    def _compute(self, node: Any) -> list[np.ndarray] | None:
+        """The results of a node; None where they aren't known, or larger than what they're of."""
         from onnx.reference import ReferenceEvaluator
 
+        if any(name and name not in self.constants for name in node.input):
+            return None
         known = {name: self.constants[name] for name in node.input if name}
         evaluator: Any = ReferenceEvaluator(node)
-        return [np.asarray(one) for one in evaluator.run(None, known)]
+        results = [np.asarray(one) for one in evaluator.run(None, known)]
+        room = max(LARGEST_RESULT, sum(array.nbytes for array in known.values()))
+        return results if sum(array.nbytes for array in results) <= room else None
 
 
 def _of(dtype: Any) -> np.dtype:

@@ -69,6 +69,16 @@ def split_images(graph: Graph, maps: Maps) -> str:
     return graph.reshape(maps.value, -1, count_pixels(graph, maps), maps.channels)
 
 
+def skip_pixels(graph: Graph, maps: Maps) -> Maps:
+    """Maps of rows with every second pixel of every second row."""
+    rows, columns = (graph.add("Range", 0, size, 2) for size in (maps.height, maps.width))
+    starts = graph.add("Mul", graph.reshape(rows, -1, 1), maps.width)
+    index = graph.reshape(graph.add("Add", starts, columns), -1)
+    kept = graph.add("Gather", split_images(graph, maps), index, axis=1)
+    value = graph.reshape(kept, -1, maps.channels)
+    return Maps(value, maps.channels, halve(graph, maps.height), halve(graph, maps.width), "rows")
+
+
 def write_product(graph: Graph, rows: str, weight: Tensor, bias: Tensor | None) -> str:
     """Rows [.., in] times a weight [out, in], which may have more dimensions of size 1."""
     inputs = [rows, graph.weight(to_array(weight.flatten(1)))]
@@ -97,8 +107,8 @@ def write_convolution(graph: Graph, maps: Maps, layer: nn.Conv2d) -> Maps:
     if stride == 2:
         height, width = halve(graph, height), halve(graph, width)
     if maps.layout == "rows" and sides == (1, 1) and layer.groups == 1:
-        rows = maps.value if stride == 1 else _skip_pixels(graph, maps)
-        value = write_product(graph, rows, layer.weight, layer.bias)
+        rows = maps if stride == 1 else skip_pixels(graph, maps)
+        value = write_product(graph, rows.value, layer.weight, layer.bias)
         return Maps(value, layer.out_channels, height, width, "rows")
     planes = to_planes(graph, maps)
     value = write_kernel(graph, planes.value, layer)
@@ -139,12 +149,3 @@ def write_activation(graph: Graph, value: str, layer: nn.Module) -> str:
         share = graph.add("Add", graph.add("Erf", scaled), graph.weight(1))
         return graph.add("Mul", graph.add("Mul", value, graph.weight(0.5)), share)
     raise ValueError(f"can't export the activation {layer}")
-
-
-def _skip_pixels(graph: Graph, maps: Maps) -> str:
-    """The rows of every second pixel of every second row of maps."""
-    rows, columns = (graph.add("Range", 0, size, 2) for size in (maps.height, maps.width))
-    starts = graph.add("Mul", graph.reshape(rows, -1, 1), maps.width)
-    index = graph.reshape(graph.add("Add", starts, columns), -1)
-    kept = graph.add("Gather", split_images(graph, maps), index, axis=1)
-    return graph.reshape(kept, -1, maps.channels)
