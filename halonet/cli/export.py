@@ -14,6 +14,8 @@ def export_command(words: Sequence[str]) -> None:
     """Write the file, and print how far its logits are from the model's."""
     parser = make_export_parser()
     options = parser.parse_words(words)
+    from halonet.export.graph import OPSET
+
     size = _parse_numbers(parser, "size", options.size, 2)
     batch = _parse_numbers(parser, "batch", options.batch, 1)
     from halonet.export.formats import SUFFIXES, export_model
@@ -22,14 +24,16 @@ def export_command(words: Sequence[str]) -> None:
     from halonet.models.metadata import find_checkpoint
     from halonet.models.pretrained import load_model
 
-    if options.format == "web" and (size, batch) != (None, None):
-        parser.error("--size and --batch don't go with --format web: the page takes any photo")
+    if options.format == "web" and (size, batch, options.opset) != (None, None, OPSET):
+        parser.error(
+            "--size, --batch and --opset don't go with --format web, which takes any photo"
+        )
     checkpoint = find_checkpoint(Path(options.checkpoint))
     command = shlex.join(["halonet", "export", *words])
     terms = options.license or find_license(checkpoint)
     if is_detector(checkpoint):
         given = (options.format, options.precision, options.with_preprocessing, size, batch)
-        if given != ("onnx", "float32", False, None, None):
+        if (*given, options.opset) != ("onnx", "float32", False, None, None, OPSET):
             parser.error(
                 "a detector's file takes a photo of any size, in onnx and float32: of the options "
                 "only --license and --output go with it"
@@ -76,6 +80,7 @@ def export_command(words: Sequence[str]) -> None:
         precision=options.precision,
         with_preprocessing=options.with_preprocessing,
         calibration=calibration,
+        opset=options.opset,
         command=command,
         license=terms,
     )
@@ -152,6 +157,12 @@ def make_export_parser() -> CommandParser:
         type=bool,
         default=False,
         help="take photos as bytes, of any size; resize and normalize them in the graph",
+    )
+    parser.add_argument(
+        "--opset",
+        type=Literal[18, 23],
+        default=23,
+        help="version of ONNX's operators; 18 for onnxruntime before 1.23, OpenVINO before 2026.2",
     )
     parser.add_argument(
         "--license",

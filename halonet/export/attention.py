@@ -71,11 +71,8 @@ def write_attention(graph: Graph, maps: Maps, layer: AttentionLayer) -> Maps:
     query = graph.add("Gather", query_pixels, place.query_index, axis=1)
     query = _join_heads(graph, query, place, queries, layer.query_weight, heads)
 
-    scores = graph.add("MatMul", query, graph.add("Transpose", key, perm=[0, 1, 3, 2]))
     logits = _write_position(graph, query_pixels, layer, place)
-    if logits is not None:
-        scores = graph.add("Add", scores, logits)
-    attended = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), value)
+    attended = _attend(graph, query, key, value, logits)
 
     width = layer.value_weight.shape[0]  # of all heads
     merged = graph.reshape(attended, -1, place.count_queries(), width // heads)
@@ -83,6 +80,20 @@ def write_attention(graph: Graph, maps: Maps, layer: AttentionLayer) -> Maps:
     return Maps(
         graph.reshape(merged, -1, width), width, place.result_height, place.result_width, "rows"
     )
+
+
+def _attend(graph: Graph, query: str, key: str, value: str, logits: str | None) -> str:
+    """The sums of values [B N, Y X, I J, C]; logits are added to the queries' products with keys.
+
+    Runtimes make one kernel of it, where its arguments have four dimensions.
+    """
+    if graph.opset >= 23:
+        given = () if logits is None else (logits,)
+        return graph.add("Attention", query, key, value, *given, scale=1.0)
+    scores = graph.add("MatMul", query, graph.add("Transpose", key, perm=[0, 1, 3, 2]))
+    if logits is not None:
+        scores = graph.add("Add", scores, logits)
+    return graph.add("MatMul", graph.add("Softmax", scores, axis=-1), value)
 
 
 def _project(graph: Graph, maps: Maps, weight: Tensor, bias: Tensor | None, heads: int) -> str:
@@ -95,28 +106,25 @@ def _project(graph: Graph, maps: Maps, weight: Tensor, bias: Tensor | None, head
 def _join_heads(
     graph: Graph, gathered: str, place: "_Placement", count: int, weight: Tensor, heads: int
 ) -> str:
-    """What was gathered, [B, N, Y X, count, C], as [B N, Y X, count, C].
-
-    Runtimes know attention by products of four dimensions: OpenVINO makes one kernel of it.
-    """
+    """What was gathered, [B, N, Y X, count, C], as [B N, Y X, count, C]."""
     return graph.reshape(gathered, -1, place.count_blocks(), count, weight.shape[0] // heads)
 
 
 def _write_position(
     graph: Graph, query_pixels: str, layer: AttentionLayer, place: "_Placement"
 ) -> str | None:
-    """What is added to the scores for relative position and mask, [B N, Y X, I J, U V], or with
-    ones for some of its sizes; None for nothing.
+    """What is added to the scores for relative position and mask, [B N, Y X, I J, U V], or for all
+    images and heads [1, Y X, I J, U V]; None for nothing.
 
     Both are sums of a part for the cell's row and one for its column: they are made as [.., U + V],
     and a product with zeros and ones spreads them over the window.
     """
-    window = layer.window
+    window, queries = layer.window, layer.window.block_queries**2
     visible = place.write_visible()
     if layer.row_table is not None and layer.column_table is not None:
         logits = _write_relative_logits(graph, query_pixels, layer, place)
     elif visible is not None:
-        logits = graph.weight(np.zeros([1, 1, 1, 1, 2 * window.size]))
+        logits = graph.weight(np.zeros([1, queries, 1, 1, 2 * window.size]))
     else:
         return None
     if visible is not None:
@@ -124,7 +132,6 @@ def _write_position(
         largest = graph.weight(np.finfo(graph.dtype).max)
         logits = graph.add("Min", logits, graph.add("Where", visible, largest, hidden))
     logits = graph.add("Transpose", logits, perm=[0, 2, 3, 1, 4])  # [B, N, Y X, I J, U + V]
-    queries = 1 if layer.row_table is None and not window.kernel_size else window.block_queries**2
     logits = graph.reshape(logits, -1, place.count_blocks(), queries, 2 * window.size)
     ones = np.eye(window.size)
     rows, columns = np.repeat(ones, window.size, 1), np.tile(ones, window.size)

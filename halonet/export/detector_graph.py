@@ -35,7 +35,7 @@ def write_detector(
     """Write a fused detector's file, unchecked; objects with this score or less are left out."""
     import onnx
 
-    graph = Graph()
+    graph = Graph(opset=18)  # onnxruntime has RoiAlign of opset 16, not of 22
     body, heads = detector.backbone.body, detector.roi_heads
     photos = graph.add_input("photos", np.uint8, [1, "height", "width", body.in_channels])
     images, sizes = _write_images(graph, photos, detector)

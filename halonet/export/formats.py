@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from halonet.export.description import ExportDescription, describe
+from halonet.export.graph import OPSET, OPSETS
 from halonet.files import write_atomically
 from halonet.models.classifier import SMALLEST_IMAGE, Classifier
 
@@ -53,6 +54,7 @@ def export_model(
     precision: str = "float32",
     with_preprocessing: bool = False,
     calibration: Tensor | None = None,
+    opset: int = OPSET,
     command: str = "halonet.export_model",
     license: str | None = None,  # noqa: A002 - the usual name
 ) -> ExportReport:
@@ -66,7 +68,7 @@ def export_model(
     Args:
         model: a `HaloNet` or one of timm's HaloNets, neither fused nor compiled; it stays as it is.
         path: of the file; there must be none yet.
-        format: "onnx" (opset 18); "openvino", a network in `path`, which ends in .xml, and its
+        format: "onnx"; "openvino", a network in `path`, which ends in .xml, and its
             weights in the same name in .bin; "torch-export", a program of `torch.export` for
             where torch and halonet are, without the model's classes; or "aoti", such a program
             compiled by AOTInductor for this kind of processor, in a `path` that ends in .pt2,
@@ -80,6 +82,8 @@ def export_model(
             size, and resizes and normalizes them itself.
         calibration: for int8, images as the model takes them, [images, channels, height, width],
             32 or more of those that it is for; their activations decide the ranges.
+        opset: version of ONNX's operators, for format "onnx": 23, or 18 for runtimes that don't
+            know the operator `Attention`, as onnxruntime before 1.23 and OpenVINO before 2026.2.
         command: that the metadata names.
         license: of the weights, in words, for the metadata.
 
@@ -93,7 +97,7 @@ def export_model(
     """
     path = Path(path)
     plain = _copy_model(model)
-    _check_options(format, size, batch, precision, with_preprocessing)
+    _check_options(format, size, batch, precision, with_preprocessing, opset)
     if plain.only_size is not None and not with_preprocessing:
         if size not in (None, plain.only_size):
             raise ValueError(f"size must be {plain.only_size}, the model's only one, got {size}")
@@ -114,7 +118,7 @@ def export_model(
 
     def write(temporary: Path) -> float:
         started = time.perf_counter()
-        _write_file(format, plain.fuse(), temporary, description, size, batch, calibration)
+        _write_file(format, plain.fuse(), temporary, description, size, batch, calibration, opset)
         return time.perf_counter() - started
 
     def compare(temporary: Path) -> dict[str, float]:
@@ -222,6 +226,7 @@ def _write_file(
     size: tuple[int, int] | None,
     batch: int | None,
     calibration: Tensor | None,
+    opset: int,
 ) -> None:
     if format == "torch-export":
         from halonet.export.torch_program import write_program
@@ -240,7 +245,7 @@ def _write_file(
         return
     from halonet.export.onnx_file import write_onnx
 
-    write_onnx(fused, path, description, size=size, batch=batch)
+    write_onnx(fused, path, description, size=size, batch=batch, opset=opset)
     if calibration is not None:
         from halonet.export.quantization import quantize_onnx
 
@@ -284,6 +289,7 @@ def _check_options(
     batch: int | None,
     precision: str,
     with_preprocessing: bool,
+    opset: int,
 ) -> None:
     if format not in SUFFIXES:
         raise ValueError(f"format must be one of {', '.join(SUFFIXES)}, got {format!r}")
@@ -299,6 +305,10 @@ def _check_options(
         raise ValueError("size doesn't go with with_preprocessing, which takes photos of any size")
     if format != "onnx" and (precision != "float32" or with_preprocessing):
         raise ValueError(f"format {format} takes precision float32 and no with_preprocessing")
+    if opset not in OPSETS:
+        raise ValueError(f"opset must be one of {', '.join(map(str, OPSETS))}, got {opset}")
+    if format != "onnx" and opset != OPSET:
+        raise ValueError(f"opset {opset} goes with format onnx only, got {format}")
     if precision == "int8" and with_preprocessing:
         raise ValueError("precision int8 doesn't go with with_preprocessing")
 

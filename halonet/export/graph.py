@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-OPSET = 18
-IR_VERSION = 8  # the oldest that opset 18 goes with, so that older runtimes read the file
+OPSETS = {18: 8, 23: 11}  # the oldest IR version that each goes with
+OPSET = 23  # the first with the operator Attention
 LARGEST_RESULT = 2**16  # bytes that a constant takes though it is larger than what it is made of
 
 
@@ -22,15 +22,16 @@ class Graph:
 
     Args:
         dtype: of weights and activations, float32 or float16.
+        opset: version of ONNX's operators, of `OPSETS`.
 
     Attributes:
-        dtype: as given.
+        dtype, opset: as given.
         nodes, inputs, outputs: of `onnx`, as they will stand in the file.
         constants: arrays by name.
     """
 
-    def __init__(self, dtype: type[np.floating] = np.float32) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: type[np.floating] = np.float32, opset: int = OPSET) -> None:
+        self.dtype, self.opset = dtype, opset
         self.nodes: list[Any] = []
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
@@ -135,8 +136,8 @@ class Graph:
         graph = helper.make_graph(nodes, "halonet", self.inputs, self.outputs, weights)
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            ir_version=OPSETS[self.opset],
             producer_name="halonet",
         )
         helper.set_model_props(model, dict(metadata))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from halonet.export.description import ExportDescription, to_metadata
-from halonet.export.graph import Graph
+from halonet.export.graph import OPSET, Graph
 from halonet.export.maps import Maps
 from halonet.export.network import write_network
 from halonet.export.preprocessing import write_preprocessing
@@ -21,6 +21,7 @@ def write_onnx(
     *,
     size: tuple[int, int] | None,
     batch: int | None,
+    opset: int = OPSET,
 ) -> None:
     """Write a model to an ONNX file.
 
@@ -30,10 +31,11 @@ def write_onnx(
         description: of the model, and how it is to be written.
         size: height and width; None for any.
         batch: number of images; None for any.
+        opset: version of ONNX's operators.
     """
     import onnx
 
-    graph = Graph(DTYPES.get(description.precision, np.float32))
+    graph = Graph(DTYPES.get(description.precision, np.float32), opset)
     count = "batch" if batch is None else batch
     if description.with_preprocessing:
         shape = [count, "height", "width", model.in_channels]

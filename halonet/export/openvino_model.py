@@ -52,7 +52,8 @@ def write_openvino(
     openvino = import_openvino()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "model.onnx")
-        write_onnx(model, source, description, size=size, batch=batch)
+        # Attention, of opset 23, is unknown to OpenVINO before 2026.2, and no faster there.
+        write_onnx(model, source, description, size=size, batch=batch, opset=18)
         network = openvino.Core().read_model(source)
         try:
             openvino.save_model(network, path, compress_to_fp16=False)

@@ -195,7 +195,7 @@ def test_script_of_the_page(capsys, run, images, tmp_path):
 def test_commands_of_the_page(monkeypatch, run, tmp_path, images):
     commands = re.findall(r"^halonet (\w+) (.+?)(?: +#.*)?$", PAGE, re.MULTILINE)
     assert [name for name, _ in commands] == [
-        *["export"] * 9,
+        *["export"] * 10,
         *("predict", "evaluate", "benchmark", "benchmark"),
         *("export", "detect", "detect"),
     ]
@@ -275,6 +275,6 @@ def test_options_are_frozen():
         if option.startswith("--")
     }
     assert found == {
-        *("batch", "format", "help", "license", "output", "precision", "size"),
+        *("batch", "format", "help", "license", "opset", "output", "precision", "size"),
         "with_preprocessing",
     }

@@ -169,7 +169,7 @@ def test_mistakes_are_one_line_and_leave_nothing(fails, checkpoint, page, tmp_pa
     words = ["export", checkpoint, "--format", "web"]
     assert "web exists already and isn't an empty folder" in fails(words)
     said = fails([*words, "--output", tmp_path / "new", "--size", "64,64"], 2)
-    assert "--size and --batch don't go with --format web" in said
+    assert "--size, --batch and --opset don't go with --format web" in said
     said = fails([*words, "--output", tmp_path / "new", "--precision", "int8"])
     assert "precision of a page must be float32 or float16" in said
     assert not list(tmp_path.iterdir())

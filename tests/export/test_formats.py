@@ -43,7 +43,7 @@ def test_file_says_what_it_is(model, tmp_path) -> None:
     ]
     assert max(report.differences.values()) <= 3e-6
     written = onnx.load(report.path)
-    assert [entry.version for entry in written.opset_import] == [18]
+    assert [entry.version for entry in written.opset_import] == [23]
     assert not written.functions
     facts = {entry.key: json.loads(entry.value) for entry in written.metadata_props}
     assert facts == {
@@ -75,6 +75,15 @@ def test_a_file_of_before_has_no_license(model, tmp_path) -> None:
     onnx.helper.set_model_props(written, facts)
     onnx.save(written, tmp_path / "earlier.onnx")
     assert load_onnx(tmp_path / "earlier.onnx").description.license is None
+
+
+def test_older_operators(model, tmp_path) -> None:
+    halonet.export_model(model, tmp_path / "model.onnx", size=(32, 32), batch=1, opset=18)
+    written = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(written, full_check=True)
+    assert [entry.version for entry in written.opset_import] == [18]
+    assert written.ir_version == 8
+    assert "Attention" not in {node.op_type for node in written.graph.node}
 
 
 def test_the_model_stays_as_it_is(tmp_path) -> None:
@@ -195,7 +204,7 @@ def test_eight_bits_leave_attention_alone(tmp_path, batch) -> None:
         kinds = {makers.get(name) for name in node.input}
         if node.op_type in ("Conv", "Gemm"):
             assert kinds == {"DequantizeLinear"}
-        elif node.op_type == "Softmax":
+        elif node.op_type in ("Attention", "MatMul"):
             assert "DequantizeLinear" not in kinds
     halonet.export_model(model, tmp_path / "whole.onnx")
     sizes = [(tmp_path / name).stat().st_size for name in ("model.onnx", "whole.onnx")]
@@ -235,6 +244,8 @@ def compiled():
             "takes precision fl",
         ),
         (None, {"precision": "int8"}, ValueError, "calibration must be images for int8"),
+        (None, {"opset": 17}, ValueError, "opset must be one of 18, 23, got 17"),
+        (None, {"opset": 18, "format": "openvino"}, ValueError, "opset 18 goes with format onnx"),
         (None, {"calibration": torch.zeros(8, 3, 64, 64)}, ValueError, "and None else"),
         (
             None,
