@@ -16,6 +16,8 @@ from halonet.models.classifier import Classifier
 # Convolutions and the products with weights; the products, sums and softmax of attention stay as
 # they are: scores of masked cells would take up the eight bits.
 QUANTIZED = ["Conv", "Gemm"]
+# onnxruntime's product of eight bits gives float32 at once; its convolution doesn't.
+FLOAT_RESULTS = ["Gemm"]
 CALIBRATION_IMAGES = 128  # enough for the ranges of a run's images
 BATCH = 8  # images at a time, where the file takes any number
 
@@ -23,8 +25,9 @@ BATCH = 8  # images at a time, where the file takes any number
 def quantize_onnx(source: Path, target: Path, images: Tensor, batch: int | None) -> None:
     """Write a float32 file's model with weights and activations in eight bits.
 
-    Weights are int8 by output channel, activations uint8, with the extremes that they have on the
-    images. The file has ONNX's QuantizeLinear and DequantizeLinear, which runtimes fuse.
+    Weights are int8 by output channel; what comes into a layer, and out of a convolution, is uint8,
+    with the extremes that it has on the images. The file has ONNX's QuantizeLinear and
+    DequantizeLinear, which runtimes fuse.
 
     Args:
         source: the file in float32.
@@ -44,6 +47,7 @@ def quantize_onnx(source: Path, target: Path, images: Tensor, batch: int | None)
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            extra_options={"OpTypesToExcludeOutputQuantization": FLOAT_RESULTS},
         )
 
 

@@ -200,6 +200,8 @@ def test_eight_bits_leave_attention_alone(tmp_path, batch) -> None:
     written = onnx.load(tmp_path / "model.onnx")
     assert {node.domain for node in written.graph.node} == {""}
     makers = {name: node.op_type for node in written.graph.node for name in node.output}
+    quantized = [node for node in written.graph.node if node.op_type == "QuantizeLinear"]
+    assert "Gemm" not in {makers.get(node.input[0]) for node in quantized}
     for node in written.graph.node:
         kinds = {makers.get(name) for name in node.input}
         if node.op_type in ("Conv", "Gemm"):
