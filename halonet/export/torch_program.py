@@ -76,6 +76,8 @@ def write_compiled(
         "aot_inductor.metadata": to_metadata(description),
         # torch.export takes a free batch for 2 or more; the code is right for 1.
         "aot_inductor.check_lowerbound": False,
+        # Headers compiled beforehand take longer than one file gains by them.
+        "aot_inductor.precompile_headers": False,
     }
     try:
         torch._inductor.aoti_compile_and_package(
