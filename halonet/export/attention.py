@@ -146,6 +146,7 @@ def _write_hidden(graph: Graph, logits: str, window: Window) -> str:
     # A cell outside the map has the key of the nearest pixel, which is in the window: with a logit
     # that is lower by 30 or more it has at most 1e-13 of this pixel's weight. A weight of nothing,
     # as of -1e30, would take many times as long: numbers below 1e-38 are slow on most processors.
+    # The lowest logit of all costs less than that of each query.
     lowest = graph.add("ReduceMin", logits, keepdims=0)
     return graph.add("Add", lowest, graph.weight(-30))
 

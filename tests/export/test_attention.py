@@ -110,3 +110,11 @@ def test_numbers_are_the_same_whatever_lies_outside_the_map() -> None:
     (found,) = session.run(None, {"maps": maps.numpy()})
     difference = np.abs(found - expected.flatten(0, 2).numpy()).max()
     assert difference <= 3e-6 * expected.abs().max()
+
+
+def test_a_result_that_takes_much_more_room_stays_a_node() -> None:
+    graph = Graph()
+    one = graph.weight(np.ones([1, 1]))
+    small, large = (graph.add("Expand", one, graph.shape(side, side)) for side in (8, 1024))
+    assert small in graph.constants
+    assert large not in graph.constants
