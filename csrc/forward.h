@@ -14,7 +14,8 @@ class Forward {
 public:
     // Blocks of a strip, so that there are strips enough for all threads.
     static long blocks_of_strip(const HaloProblem &p, const Shape &shape) {
-        const long cell_floats = round_up(p.channels, lanes) + round_up(p.value_channels, lanes);
+        const long cell_floats =
+            round_up(p.channels, slice_channels) + round_up(p.value_channels, slice_channels);
         const long rows = p.batch * shape.block_rows * p.heads;
         const long strips = ceil_div(4 * p.threads, rows);
         return smaller(blocks_that_fit(p, shape, cell_floats, 1),
@@ -26,11 +27,10 @@ public:
           shape(shape),
           keys(p, shape, p.key, p.channels, blocks, arena),
           values(p, shape, p.value, p.value_channels, blocks, arena),
-          cells(p, shape, true, arena),
           relative(p, shape, arena),
           queries(arena.take<float>(p.channels * most_queries)),
           sums(arena.take<float>(p.value_channels * most_queries)),
-          scores(arena.take<float>(chunk_cells * most_queries)) {}
+          scores{arena.take<float>(chunk_cells * most_queries), chunk_cells * lanes} {}
 
     // The first strip to be run.
     void begin(const Strip &strip) {
@@ -48,7 +48,6 @@ public:
         }
         for (long i = strip.first_block; i < strip.end_block; i++) {
             const Block block = strip.block(p, shape, i);
-            cells.place(block);
             for_tiles(p, block, tile, [&] { run_tile(strip, block); });
         }
         finish();
@@ -60,11 +59,10 @@ private:
     Tile tile;
     Copies<T> keys, values;
     long cells_at_once = 0;  // of the next strip, copied between two products
-    Cells cells;
     RelativeLogits relative;
     float *queries;               // [channels][width]
     float *sums;                  // [value_channels][width]
-    float *scores;                // [cells][width]
+    Scores scores;                // of a chunk's cells
     float total[most_queries];    // of the weights
     float highest[most_queries];  // what is subtracted from the scores
 
@@ -81,7 +79,6 @@ private:
         fetch_queries<T, 0>(p.query, next, tile, p.channels);
         transpose_queries<T>(p.query, block, tile, p.channels, float(p.scale * log2_of_e), queries);
         relative.compute(p, shape, tile, queries);
-        relative.place(cells);
         for (long q = 0; q < width; q += lanes) store(highest + q, Vector{});
         attend_to_cells(strip, block, nullptr);
         if (!totals_fit(total, width)) {
@@ -96,10 +93,10 @@ private:
         for (long i = 0; i < p.value_channels * tile.width; i += lanes) store(sums + i, Vector{});
         for (long q = 0; q < tile.width; q += lanes) store(total + q, Vector{});
         for_cells(strip, block,
-                  [&](const Chunk &chunk, Rows key, long channels, Rows value, long value_channels,
-                      Biases biases) {
-                      attend(key, chunk.count, channels, queries, tile.width, biases, subtracted, value,
-                             value_channels, scores, total, sums, [&] {
+                  [&](const Cells &chunk, Rows key, long channels, Rows value, long value_channels) {
+                      attend(key, chunk.rows, chunk.columns, channels, queries, tile.width,
+                             relative.biases(chunk), subtracted, value, value_channels, scores, total,
+                             sums, [&] {
                                  keys.step(cells_at_once);
                                  values.step(cells_at_once);
                              });
@@ -110,31 +107,26 @@ private:
     // by the keys.
     void find_highest(const Strip &strip, const Block &block) {
         for (long q = 0; q < tile.width; q += lanes) store(highest + q, constant(-INFINITY));
-        for_cells(
-            strip, block, [&](const Chunk &chunk, Rows key, long channels, Rows, long, Biases biases) {
-                dot_products(key, chunk.count, channels, queries, tile.width, biases, scores, [] {});
-                for (long i = 0; i < chunk.count * tile.width; i += lanes) {
-                    float *top = highest + i % tile.width;
-                    store(top, maximum(load(scores + i), load(top)));
-                }
-            });
+        for_cells(strip, block, [&](const Cells &chunk, Rows key, long channels, Rows, long) {
+            dot_products(key, chunk.rows, chunk.columns, channels, queries, tile.width,
+                         relative.biases(chunk), scores, [] {});
+            for (long k = 0; k < chunk.count(); k++)
+                for (long q = 0; q < tile.width; q += lanes)
+                    store(highest + q, maximum(load(scores.at(k, q)), load(highest + q)));
+        });
     }
 
-    // Calls body(chunk, keys, channels, values, value channels, logits of the relative position) for
-    // all cells that take part; of those outside the map it has no channels.
+    // Calls body(chunk, keys, channels, values, value channels) for all cells that take part; those outside
+    // the map have no channels.
     template <class Body>
     void for_cells(const Strip &strip, const Block &block, Body body) {
-        const float *first[chunk_rows], *second[chunk_rows];
-        const Rows key = keys.cells().window(strip, block), value = values.cells().window(strip, block);
-        cells.for_chunks([&](const Chunk &chunk) {
-            relative.rows_of(chunk, first, second);
-            body(chunk, key.from(chunk.first), p.channels, value.from(chunk.first), p.value_channels,
-                 Biases{first, second});
+        for_chunks(cells_inside(block), [&](const Cells &chunk) {
+            const Rows key = keys.cells().rows(strip, block, chunk);
+            const Rows value = values.cells().rows(strip, block, chunk);
+            body(chunk, key, p.channels, value, p.value_channels);
         });
-        cells.for_chunks(cells.inside, cells.count, chunk_cells, [&](const Chunk &chunk) {
-            relative.rows_of(chunk, first, second);
-            body(chunk, key, 0, value, 0, Biases{first, second});
-        });
+        if (p.mask_padding) return;
+        for_chunks_outside(shape, block, [&](const Cells &chunk) { body(chunk, Rows{}, 0, Rows{}, 0); });
     }
 };
 

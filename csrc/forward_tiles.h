@@ -2,6 +2,7 @@
 // a chunk of cells on tiles. Sums, softmax and relative position stay in float32.
 #pragma once
 
+#include "cell_list.h"
 #include "matrix_tiles.h"
 #include "strip.h"
 #include "tile.h"
@@ -18,9 +19,11 @@ public:
           shape(shape),
           key_depth(round_up(p.channels, tile_depth)),
           value_rows(round_up(p.value_channels, tile_rows)),
-          cells(p, shape, false, arena),
+          cells(p, shape, arena),
           key_offsets(shape, arena),
           value_offsets(shape, arena),
+          row_offsets(shape, arena),
+          column_offsets(shape, arena),
           relative(p, shape, arena),
           scaled_queries(arena.take<float>(p.channels * most_queries)),
           queries(arena.take<uint32_t>(key_depth / 2 * most_queries)),
@@ -51,8 +54,8 @@ private:
     long key_depth, value_rows;
     TileSetup setup;
     Tile tile;
-    Cells cells;
-    CellOffsets key_offsets, value_offsets;
+    CellList cells;
+    CellOffsets key_offsets, value_offsets, row_offsets, column_offsets;
     RelativeLogits relative;
     float *scaled_queries;        // [channels][width], for the relative position
     uint32_t *queries;            // [key_depth / 2][width], pairs of channels
@@ -71,7 +74,8 @@ private:
         cells.place(block);
         key_offsets.place<Bfloat16>(cells, p.key);
         value_offsets.place<Bfloat16>(cells, p.value);
-        relative.place(cells);
+        row_offsets.place(cells, relative.step * long(sizeof(float)), 0);
+        column_offsets.place(cells, 0, relative.step * long(sizeof(float)));
         for (long q = 0; q < width; q += lanes) store(highest + q, Vector{});
         attend(block);
         if (!totals_fit(total, width)) {
@@ -86,7 +90,7 @@ private:
     void attend(const Block &block) {
         for (long i = 0; i < value_rows * tile.width; i += lanes) store(sums + i, Vector{});
         for (long q = 0; q < tile.width; q += lanes) store(total + q, Vector{});
-        for_cells(block, [&](const Chunk &chunk, bool inside) {
+        for_cells(block, [&](const ListedCells &chunk, bool inside) {
             const long depth = round_up(chunk.count, tile_depth);
             find_weights(chunk, depth);
             if (!inside) return;
@@ -97,8 +101,8 @@ private:
 
     void find_highest(const Block &block) {
         for (long q = 0; q < tile.width; q += lanes) store(highest + q, constant(-INFINITY));
-        for_cells(block, [&](const Chunk &chunk, bool) {
-            const Scores found(*this, chunk);
+        for_cells(block, [&](const ListedCells &chunk, bool) {
+            const ProductScores found(*this, chunk);
             for (long k = 0; k < chunk.count; k++)
                 for (long q = 0; q < tile.width; q += lanes)
                     store(highest + q, maximum(found.of(k, q), load(highest + q)));
@@ -109,13 +113,13 @@ private:
     // `scores`, for all cells that take part.
     template <class Body>
     void for_cells(const Block &block, Body body) {
-        cells.for_chunks(0, cells.inside, tile_cells, [&](const Chunk &chunk) {
+        cells.for_chunks(0, cells.inside, tile_cells, [&](const ListedCells &chunk) {
             load_keys(block, chunk);
             multiply_tiles(keys, key_depth, round_up(chunk.count, tile_rows), key_depth, queries,
                            tile.width, scores, false);
             body(chunk, true);
         });
-        cells.for_chunks(cells.inside, cells.count, tile_cells, [&](const Chunk &chunk) {
+        cells.for_chunks(cells.inside, cells.count, tile_cells, [&](const ListedCells &chunk) {
             for (long i = 0; i < chunk.count * tile.width; i += lanes) store(scores + i, Vector{});
             body(chunk, false);
         });
@@ -150,7 +154,7 @@ private:
         }
     }
 
-    void load_keys(const Block &block, const Chunk &chunk) {
+    void load_keys(const Block &block, const ListedCells &chunk) {
         const Bfloat16 *rows[chunk_rows];
         key_offsets.rows<const Bfloat16>(p.key, block, chunk, rows);
         for (long k = 0; k < chunk.count; k++) {
@@ -163,7 +167,7 @@ private:
     }
 
     // Values of a chunk with cells along the rows: pairs of cells are interleaved, then moved as words.
-    void load_values(const Block &block, const Chunk &chunk, long depth) {
+    void load_values(const Block &block, const ListedCells &chunk, long depth) {
         const Bfloat16 *rows[chunk_rows];
         value_offsets.rows<const Bfloat16>(p.value, block, chunk, rows);
         for (long k = chunk.count; k < depth; k++) rows[k] = zeros;
@@ -192,16 +196,17 @@ private:
     }
 
     // Products -> scores, for powers of 2.
-    struct Scores {
+    struct ProductScores {
         const float *products, *rows[chunk_rows], *columns[chunk_rows];
         const long width;
         const Vector scale;
 
-        Scores(const ForwardTiles &pass, const Chunk &chunk)
+        ProductScores(const ForwardTiles &pass, const ListedCells &chunk)
             : products(pass.scores),
               width(pass.tile.width),
               scale(constant(float(pass.p.scale * log2_of_e))) {
-            pass.relative.rows_of(chunk, rows, columns);
+            pass.row_offsets.rows<const float>(chunk, pass.relative.row, rows);
+            pass.column_offsets.rows<const float>(chunk, pass.relative.column, columns);
         }
 
         Vector of(long k, long q) const {
@@ -213,8 +218,8 @@ private:
     static Words rounded(Vector v) { return (bits_of<Words>(v) + 0x8000u) & 0xffff0000u; }
 
     // The scores' powers of 2, as pairs of cells in bfloat16, with zeros after the last cell.
-    void find_weights(const Chunk &chunk, long depth) {
-        const Scores found(*this, chunk);
+    void find_weights(const ListedCells &chunk, long depth) {
+        const ProductScores found(*this, chunk);
         const long width = tile.width, count = chunk.count;
         uint32_t *const pairs = weights;
         for (long q = 0; q < width; q += lanes) {

@@ -9,13 +9,12 @@ namespace {
 
 // Queries that are taken at once: scores of a chunk of cells must stay in the first cache.
 constexpr int most_queries = 64;
-constexpr int chunk_cells = 66;  // whole groups of rows, see products.h
+constexpr int chunk_cells = 66;
 
 // Addresses are computed eight at a time, so arrays of them have room for seven more. Those are computed
 // from whatever memory holds there, hence unsigned: the sums may overflow.
 typedef uint64_t Addresses __attribute__((vector_size(64)));
 constexpr int addresses_at_once = sizeof(Addresses) / sizeof(uint64_t);
-constexpr int chunk_rows = chunk_cells + addresses_at_once;
 static_assert(most_queries % addresses_at_once == 0, "rows of queries have no room after the last");
 static_assert(sizeof(void *) == sizeof(int64_t), "addresses of 64 bits");
 
@@ -162,116 +161,40 @@ inline void for_tiles(const HaloProblem &p, const Block &block, Tile &tile, Body
     }
 }
 
-// A few of a window's cells.
-struct Chunk {
-    long first, count;
-    const int64_t *row, *column;  // in the window
-};
-
-// The cells of a window that take part: first those in the map, row by row or column by column, then,
-// unless padding is masked, those outside, whose keys and values are 0.
+// Some of a window's cells, a rectangle, column by column.
 struct Cells {
-    int64_t *row, *column;  // in the window
-    long inside = 0, count = 0;
-    long first_row = 0, end_row = 0, first_column = 0, end_column = 0;
+    long row, rows, column, columns;
 
-    Cells(const HaloProblem &p, const Shape &shape, bool by_columns, Arena &arena)
-        : row(arena.take<int64_t>(shape.window_cells)),
-          column(arena.take<int64_t>(shape.window_cells)),
-          window(shape.window),
-          mask_padding(p.mask_padding),
-          by_columns(by_columns) {}
-
-    bool are_those_of(const Block &block) const {
-        return first_row == block.first_row && end_row == block.end_row &&
-               first_column == block.first_column && end_column == block.end_column;
-    }
-
-    // Does nothing where the block before had the same cells, as most blocks of a map do.
-    void place(const Block &block) {
-        if (are_those_of(block)) return;
-        first_row = block.first_row;
-        end_row = block.end_row;
-        first_column = block.first_column;
-        end_column = block.end_column;
-        count = 0;
-        if (by_columns)
-            for (long v = first_column; v < end_column; v++)
-                for (long u = first_row; u < end_row; u++) put(u, v);
-        else
-            for (long u = first_row; u < end_row; u++)
-                for (long v = first_column; v < end_column; v++) put(u, v);
-        inside = count;
-        for (long u = 0; u < window && !mask_padding; u++)
-            for (long v = 0; v < window; v++)
-                if (u < first_row || u >= end_row || v < first_column || v >= end_column) put(u, v);
-    }
-
-    // Splits the cells in the map into chunks, as even as whole groups of rows allow.
-    template <class Body>
-    void for_chunks(Body body) const {
-        const long even = ceil_div(inside, ceil_div(inside, chunk_cells));
-        for_chunks(0, inside, round_up(even, 6), body);
-    }
-
-    template <class Body>
-    void for_chunks(long begin, long end, long size, Body body) const {
-        for (long first = begin; first < end; first += size)
-            body(Chunk{first, smaller(size, end - first), row + first, column + first});
-    }
-
-private:
-    long window;
-    bool mask_padding, by_columns;
-
-    void put(long u, long v) {
-        row[count] = u;
-        column[count++] = v;
-    }
+    long count() const { return rows * columns; }
 };
 
-// Where a window's cells lie in an array, in bytes from its cell (0, 0).
-class CellOffsets {
-public:
-    CellOffsets(const Shape &shape, Arena &arena)
-        : offsets(arena.take<int64_t>(shape.window_cells + addresses_at_once)) {}
+// Those of a block's window that lie in the map.
+inline Cells cells_inside(const Block &block) {
+    return {block.first_row, block.end_row - block.first_row, block.first_column,
+            block.end_column - block.first_column};
+}
 
-    // `row_step` and `column_step` are in bytes. Does nothing where they and the cells are those of
-    // the call before.
-    void place(const Cells &cells, int64_t row_step, int64_t column_step) {
-        const int64_t shape[] = {cells.first_row,  cells.end_row, cells.first_column,
-                                 cells.end_column, row_step,      column_step};
-        if (!__builtin_memcmp(shape, placed, sizeof(shape))) return;
-        __builtin_memcpy(placed, shape, sizeof(shape));
-        for (long k = 0; k < cells.count; k++)
-            offsets[k] = cells.row[k] * row_step + cells.column[k] * column_step;
-    }
+// Splits cells into chunks: a few whole columns, or a part of one that is long.
+template <class Body>
+inline void for_chunks(const Cells &cells, Body body) {
+    if (!cells.count()) return;
+    const auto even = [](long count, long most) { return ceil_div(count, ceil_div(count, most)); };
+    const long rows = even(cells.rows, chunk_cells), columns = even(cells.columns, chunk_cells / rows);
+    for (long v = 0; v < cells.columns; v += columns)
+        for (long u = 0; u < cells.rows; u += rows)
+            body(Cells{cells.row + u, smaller(rows, cells.rows - u), cells.column + v,
+                       smaller(columns, cells.columns - v)});
+}
 
-    template <class T>
-    void place(const Cells &cells, const HaloMap &map) {
-        place(cells, map.row * long(sizeof(T)), map.column * long(sizeof(T)));
-    }
-
-    // Rows of a chunk's cells, [chunk_rows].
-    template <class T>
-    void rows(const Chunk &chunk, T *origin, T **rows) const {
-        for (long k = 0; k < chunk.count; k += addresses_at_once) {
-            Addresses some;
-            __builtin_memcpy(&some, offsets + chunk.first + k, sizeof(some));
-            some += reinterpret_cast<uint64_t>(origin);
-            __builtin_memcpy(rows + k, &some, sizeof(some));
-        }
-    }
-
-    // Rows of a chunk's cells in a map.
-    template <class T>
-    void rows(const HaloMap &map, const Block &block, const Chunk &chunk, T **rows) const {
-        this->rows(chunk, first_cell<T>(map, block), rows);
-    }
-
-private:
-    int64_t *offsets;
-    int64_t placed[6] = {};  // what they were computed for
-};
+// The chunks of a block's window that lie outside the map: to its left and right, above and below.
+template <class Body>
+inline void for_chunks_outside(const Shape &shape, const Block &block, Body body) {
+    const Cells inside = cells_inside(block);
+    const long right = shape.window - block.end_column, below = shape.window - block.end_row;
+    for_chunks(Cells{0, shape.window, 0, inside.column}, body);
+    for_chunks(Cells{0, shape.window, block.end_column, right}, body);
+    for_chunks(Cells{0, inside.row, inside.column, inside.columns}, body);
+    for_chunks(Cells{block.end_row, below, inside.column, inside.columns}, body);
+}
 
 }  // namespace

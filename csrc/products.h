@@ -20,14 +20,17 @@ struct Count {
     static constexpr int number = value;
 };
 
-// Calls body(Count<rows>, first) for groups of `most` rows, then of 4, 2 and 1 for what is left.
+// Calls body(Count<rows>, first) for groups of `most` rows, then for as many as are left; of an odd number,
+// the last is a group of its own. The sums of two rows alone would wait for each other: two more than `most`
+// are split more evenly.
 template <int most, class Body>
-inline void for_row_groups(long rows, Body body) {
-    long first = 0;
-    for (; first + most <= rows; first += most) body(Count<most>(), first);
-    for (; first + 4 <= rows; first += 4) body(Count<4>(), first);
-    for (; first + 2 <= rows; first += 2) body(Count<2>(), first);
-    if (first < rows) body(Count<1>(), first);
+inline void for_row_groups(long rows, Body body, long first = 0) {
+    for (; first + most <= rows && (most <= 4 || first + most + 2 != rows); first += most)
+        body(Count<most>(), first);
+    if constexpr (most > 2)
+        for_row_groups<most - 2>(rows, body, first);
+    else if (first < rows)
+        body(Count<1>(), first);
 }
 
 // Calls body(Count<vectors>, first lane) for groups of vectors that cover `width` lanes.
@@ -46,90 +49,135 @@ inline void for_vector_groups(long width, Body body) {
     }
 }
 
-// Rows of numbers, `pitch` apart.
-template <class Number>
-struct RowsOf {
-    Number *first;
-    long pitch;
+// Rows of channels, of cells or of a table's entries, in slices of 16 channels: a slice's rows follow each
+// other, so that the compiler knows how far apart they are, and needs one register for all.
+constexpr long slice_channels = 16;
 
-    Number *operator[](long i) const { return first + i * pitch; }
-    RowsOf from(long i) const { return {first + i * pitch, pitch}; }
-    operator RowsOf<const Number>() const { return {first, pitch}; }
+struct Rows {
+    const float *first;
+    long slice_step;  // from one slice to the next
+
+    const float *at(long row, long channel) const {
+        return first + channel / slice_channels * slice_step + row * slice_channels +
+               channel % slice_channels;
+    }
+    Rows from(long row) const { return {first + row * slice_channels, slice_step}; }
 };
-using Rows = RowsOf<const float>;
-using GradientRows = RowsOf<float>;
 
-// Two numbers for each row and query, which the row's sums begin with.
+// Sums of the gradients of such rows, or of a table's, which are `row_step` apart.
+struct GradientRows {
+    float *first;
+    long row_step, slice_step;
+
+    float *at(long row, long channel) const {
+        return first + channel / slice_channels * slice_step + row * row_step + channel % slice_channels;
+    }
+    GradientRows from(long row) const { return {first + row * row_step, row_step, slice_step}; }
+    operator Rows() const { return {first, slice_step}; }  // of cells
+};
+
+// Calls body(first channel, channels) for each slice.
+template <class Body>
+inline void for_slices(long channels, Body body) {
+    for (long first = 0; first < channels; first += slice_channels)
+        body(first, smaller(slice_channels, channels - first));
+}
+
+// A number for each row and query: one vector of queries after the other, each with all rows.
+template <class Number>
+struct ScoresOf {
+    Number *first;
+    long vector_step;
+
+    Number *at(long row, long q) const { return first + q / lanes * vector_step + row * lanes; }
+    ScoresOf from(long row, long q) const { return {at(row, q), vector_step}; }
+    operator ScoresOf<const Number>() const { return {first, vector_step}; }
+};
+using Scores = ScoresOf<float>;
+using ConstantScores = ScoresOf<const float>;
+
+// What a cell's sums begin with, for each query: the sum of a number for its row and one for its column.
 struct Biases {
-    const float *const *first, *const *second;
+    const float *row, *column;
+    long row_step, column_step;
+
+    Biases from(long i, long q) const {
+        return {row + i * row_step + q, column + q, row_step, column_step};
+    }
+    Biases of_column(long v) const { return {row, column + v * column_step, row_step, column_step}; }
 };
 
 template <int rows, int vectors>
-__attribute__((always_inline)) inline void dot_group(Rows left, long length, const float *right,
-                                                     long width, Biases biases, long q, float *out,
-                                                     long out_width) {
+__attribute__((noinline)) void dot_group(Rows left, long length, const float *right, long width,
+                                         Biases biases, Scores out) {
     Vector sums[rows][vectors];
-    const float *row[rows];
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++) {
-        row[i] = left[i];
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++)
-            sums[i][j] = load(biases.first[i] + q + j * lanes) + load(biases.second[i] + q + j * lanes);
+    for (int j = 0; j < vectors; j++) {
+        const Vector column = load(biases.column + j * lanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++)
+            sums[i][j] = load(biases.row + i * biases.row_step + j * lanes) + column;
     }
-    for (long c = 0; c < length; c++) {
-        Vector column[vectors];
+    for_slices(length, [&](long first, long channels) {
+        const float *row = left.at(0, first);
+        for (long c = 0; c < channels; c++, row++, right += width) {
+            Vector column[vectors];
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) column[j] = load(right + c * width + j * lanes);
+            for (int j = 0; j < vectors; j++) column[j] = load(right + j * lanes);
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) {
-            const float factor = row[i][c];
+            for (int i = 0; i < rows; i++) {
+                const float factor = row[i * slice_channels];
 #pragma GCC unroll 4
-            for (int j = 0; j < vectors; j++) sums[i][j] += factor * column[j];
+                for (int j = 0; j < vectors; j++) sums[i][j] += factor * column[j];
+            }
         }
-    }
+    });
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) store(out + i * out_width + j * lanes, sums[i][j]);
+        for (int j = 0; j < vectors; j++) store(out.at(i, j * lanes), sums[i][j]);
 }
 
-// The products below for the vectors of queries from q on. Calls between() before each group of rows.
+// The products below for the first vectors of queries.
 template <int vectors, class Between>
-inline void dot_columns(Rows left, long rows, long length, const float *right, long width, Biases biases,
-                        long q, float *out, long out_width, Between between) {
-    for_row_groups<most_rows(vectors)>(rows, [&](auto row_count, long i) {
+inline void dot_vectors(Rows left, long rows, long columns, long length, const float *right, long width,
+                        Biases biases, Scores out, Between between) {
+    for (long v = 0; v < columns; v++) {
+        const Biases these = biases.of_column(v);
         between();
-        dot_group<decltype(row_count)::number, vectors>(left.from(i), length, right + q, width,
-                                                        Biases{biases.first + i, biases.second + i}, q,
-                                                        out + i * out_width, out_width);
-    });
+        for_row_groups<most_rows(vectors)>(rows, [&](auto row_count, long i) {
+            dot_group<decltype(row_count)::number, vectors>(left.from(v * rows + i), length, right,
+                                                            width, these.from(i, 0),
+                                                            out.from(v * rows + i, 0));
+        });
+    }
 }
 
-// out[i][q] = first bias[i][q] + second bias[i][q] + sum over c of left[i][c] * right[c][q]. Calls
-// between() now and then.
+// out[i][q] = bias[i][q] + sum over c of left[i][c] * right[c][q], for cells of `columns` columns of `rows`
+// rows each. Calls between() before each group of rows.
 template <class Between>
-__attribute__((noinline)) void dot_products(Rows left, long rows, long length, const float *right,
-                                            long width, Biases biases, float *out, Between between) {
+__attribute__((noinline)) void dot_products(Rows left, long rows, long columns, long length,
+                                            const float *right, long width, Biases biases, Scores out,
+                                            Between between) {
     for_vector_groups(width, [&](auto vectors, long q) {
-        dot_columns<decltype(vectors)::number>(left, rows, length, right, width, biases, q, out + q,
-                                               width, between);
+        dot_vectors<decltype(vectors)::number>(left, rows, columns, length, right + q, width,
+                                               biases.from(0, q), out.from(0, q), between);
     });
 }
 
 template <int rows, int vectors>
-__attribute__((noinline)) void weighted_group(Rows left, long length, const float *weights,
-                                              long weight_width, float *out, long width) {
+__attribute__((noinline)) void weighted_group(const float *left, long length, ConstantScores weights,
+                                              float *out, long width) {
     Vector sums[rows][vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) sums[i][j] = load(out + i * width + j * lanes);
     for (long k = 0; k < length; k++) {
-        const float *row = left[k];
+        const float *row = left + k * slice_channels;
         Vector weight[vectors];
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) weight[j] = load(weights + k * weight_width + j * lanes);
+        for (int j = 0; j < vectors; j++) weight[j] = load(weights.at(k, j * lanes));
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             const float factor = row[i];
@@ -143,21 +191,23 @@ __attribute__((noinline)) void weighted_group(Rows left, long length, const floa
         for (int j = 0; j < vectors; j++) store(out + i * width + j * lanes, sums[i][j]);
 }
 
-// The sums below for the first vectors of queries; rows of weights are weight_width apart.
+// The sums below for the first vectors of queries.
 template <int vectors>
-inline void weighted_columns(Rows left, long length, long channels, const float *weights,
-                             long weight_width, float *out, long width) {
-    for_row_groups<most_rows(vectors)>(channels, [&](auto row_count, long c) {
-        weighted_group<decltype(row_count)::number, vectors>(
-            Rows{left.first + c, left.pitch}, length, weights, weight_width, out + c * width, width);
+inline void weighted_vectors(Rows left, long length, long channels, ConstantScores weights, float *out,
+                             long width) {
+    for_slices(channels, [&](long first, long count) {
+        for_row_groups<most_rows(vectors)>(count, [&](auto row_count, long c) {
+            weighted_group<decltype(row_count)::number, vectors>(left.at(0, first + c), length, weights,
+                                                                 out + (first + c) * width, width);
+        });
     });
 }
 
 // out[c][q] += sum over k of left[k][c] * weights[k][q].
-__attribute__((noinline)) void weighted_sums(Rows left, long length, long channels, const float *weights,
-                                             long width, float *out) {
+__attribute__((noinline)) void weighted_sums(Rows left, long length, long channels,
+                                             ConstantScores weights, long width, float *out) {
     for_vector_groups(width, [&](auto vectors, long q) {
-        weighted_columns<decltype(vectors)::number>(left, length, channels, weights + q, width, out + q,
+        weighted_vectors<decltype(vectors)::number>(left, length, channels, weights.from(0, q), out + q,
                                                     width);
     });
 }
@@ -167,24 +217,23 @@ __attribute__((noinline)) void weighted_sums(Rows left, long length, long channe
 // The sum is of these rows by itself: added one by one to a large total, equal weights (as of padding's
 // cells without a relative position) would all be rounded the same way.
 template <int vectors>
-__attribute__((noinline)) void exponentials(float *scores, long rows, const float *highest,
+__attribute__((noinline)) void exponentials(Scores scores, long rows, const float *highest,
                                             float *totals) {
-    constexpr long width = vectors * lanes;
-    for (long q = 0; q < width; q += lanes) {
+    for (long q = 0; q < vectors * lanes; q += lanes) {
         Vector total = {};
         for_row_groups<4>(rows, [&](auto row_count, long k) __attribute__((always_inline)) {
             constexpr int count = decltype(row_count)::number;
-            float *const score = scores + k * width + q;
+            float *const score = scores.at(k, q);
             Vector some[count], sum = {};
 #pragma GCC unroll 4
-            for (int i = 0; i < count; i++) some[i] = load(score + i * width);
+            for (int i = 0; i < count; i++) some[i] = load(score + i * lanes);
             if (highest)
 #pragma GCC unroll 4
                 for (int i = 0; i < count; i++) some[i] -= load(highest + q);
             exp2(some);
 #pragma GCC unroll 4
             for (int i = 0; i < count; i++) {
-                store(score + i * width, some[i]);
+                store(score + i * lanes, some[i]);
                 sum += some[i];
             }
             total += sum;
@@ -193,38 +242,41 @@ __attribute__((noinline)) void exponentials(float *scores, long rows, const floa
     }
 }
 
-// Attention to some cells, a few queries at a time, whose `scores` [cells][vectors] stay in the first
-// cache: weight[i][q] = 2^(first bias[i][q] + second bias[i][q] - highest[q] if there is one
+// Attention to some cells, `columns` columns of `rows` rows, a few queries at a time, whose `scores` stay in
+// the first cache: weight[i][q] = 2^(bias[i][q] - highest[q] if there is one
 // + sum over c of keys[i][c] * queries[c][q]), totals[q] += sum over i of weight[i][q],
 // sums[c][q] += sum over i of values[i][c] * weight[i][q]. Calls between() now and then.
 template <class Between>
-__attribute__((noinline)) void attend(Rows keys, long cells, long channels, const float *queries,
-                                      long width, Biases biases, const float *highest, Rows values,
-                                      long value_channels, float *scores, float *totals, float *sums,
-                                      Between between) {
+__attribute__((noinline)) void attend(Rows keys, long rows, long columns, long channels,
+                                      const float *queries, long width, Biases biases,
+                                      const float *highest, Rows values, long value_channels,
+                                      Scores scores, float *totals, float *sums, Between between) {
     for_vector_groups(width, [&](auto vectors, long q) {
         constexpr int count = decltype(vectors)::number;
-        dot_columns<count>(keys, cells, channels, queries, width, biases, q, scores, count * lanes,
+        dot_vectors<count>(keys, rows, columns, channels, queries + q, width, biases.from(0, q), scores,
                            between);
-        exponentials<count>(scores, cells, highest ? highest + q : nullptr, totals + q);
-        weighted_columns<count>(values, cells, value_channels, scores, count * lanes, sums + q, width);
+        exponentials<count>(scores, rows * columns, highest ? highest + q : nullptr, totals + q);
+        weighted_vectors<count>(values, rows * columns, value_channels, scores, sums + q, width);
     });
 }
 
 template <int rows, int vectors>
-__attribute__((noinline)) void gradient_group(const float *weights, long width, long queries,
-                                              const float *right, long right_width, GradientRows out,
-                                              long first, long channels) {
+__attribute__((noinline)) void gradient_group(ConstantScores weights, long queries, const float *right,
+                                              long right_width, GradientRows out, long first,
+                                              long channels) {
     Vector sums[rows][vectors] = {};
-    for (long q = 0; q < queries; q++) {
-        Vector row[vectors];
+    for (long some = 0; some < queries; some += lanes) {
+        const float *weight = weights.at(0, some);
+        for (long q = some; q < smaller(queries, some + lanes); q++, weight++) {
+            Vector row[vectors];
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) row[j] = load(right + q * right_width + j * lanes);
+            for (int j = 0; j < vectors; j++) row[j] = load(right + q * right_width + j * lanes);
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) {
-            const float factor = weights[i * width + q];
+            for (int i = 0; i < rows; i++) {
+                const float factor = weight[i * lanes];
 #pragma GCC unroll 4
-            for (int j = 0; j < vectors; j++) sums[i][j] += factor * row[j];
+                for (int j = 0; j < vectors; j++) sums[i][j] += factor * row[j];
+            }
         }
     }
     if (channels - first >= vectors * lanes) {
@@ -232,7 +284,7 @@ __attribute__((noinline)) void gradient_group(const float *weights, long width, 
         for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
             for (int j = 0; j < vectors; j++) {
-                float *sum = out[i] + first + j * lanes;
+                float *sum = out.at(i, first + j * lanes);
                 store(sum, load(sum) + sums[i][j]);
             }
         return;
@@ -244,19 +296,19 @@ __attribute__((noinline)) void gradient_group(const float *weights, long width, 
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) store(result[i] + j * lanes, sums[i][j]);
     for (int i = 0; i < rows; i++)
-        for (long c = first; c < channels; c++) out[i][c] += result[i][c - first];
+        for (long c = first; c < channels; c++) *out.at(i, c) += result[i][c - first];
 }
 
 // out[i][c] += sum over q of weights[i][q] * right[q][c]; rows of right are padded with zeros to
 // right_width, a multiple of the lanes.
-__attribute__((noinline)) void weight_gradients(const float *weights, long width, long rows,
-                                                long queries, const float *right, long right_width,
-                                                GradientRows out, long channels) {
+__attribute__((noinline)) void weight_gradients(ConstantScores weights, long rows, long queries,
+                                                const float *right, long right_width, GradientRows out,
+                                                long channels) {
     for_vector_groups(round_up(channels, lanes), [&](auto vectors, long c) {
         constexpr int vector_count = decltype(vectors)::number;
         for_row_groups<most_rows(vector_count)>(rows, [&](auto row_count, long i) {
             gradient_group<decltype(row_count)::number, vector_count>(
-                weights + i * width, width, queries, right + c, right_width, out.from(i), c, channels);
+                weights.from(i, 0), queries, right + c, right_width, out.from(i), c, channels);
         });
     });
 }

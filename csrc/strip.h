@@ -64,33 +64,37 @@ inline long blocks_that_fit(const HaloProblem &p, const Shape &shape, long cell_
 // moved when `strip` is done.
 inline long cells_between_products(const Shape &shape, const Strip &other, const Strip &strip) {
     const long passes = ceil_div(shape.block_queries * shape.block_queries, most_vectors * lanes);
-    return ceil_div(most_rows(most_vectors) * other.cells(), passes * strip.cells());
+    return ceil_div(other.cells(), passes * strip.columns);
 }
 
 // Numbers of a strip's cells, column by column, so that a window's cells follow each other: those of a
-// map's channels, and after them zeros up to whole vectors.
+// map's channels, in slices, and after them zeros up to a whole slice.
 struct StripCells {
-    long channels, pitch;
+    long channels, slice_step;
     float *cells;
 
     StripCells(const HaloProblem &p, const Shape &shape, long blocks, long channels, Arena &arena)
         : channels(channels),
-          pitch(round_up(channels, lanes)),
-          cells(arena.take<float>(strip_cells(p, shape, blocks) * pitch)) {}
+          slice_step(strip_cells(p, shape, blocks) * slice_channels),
+          cells(arena.take<float>(ceil_div(channels, slice_channels) * slice_step)) {}
 
-    // The cells of a block's window that lie in the map.
-    GradientRows window(const Strip &strip, const Block &block) const {
-        const long column = block.cell_column + block.first_column - strip.first_column;
-        return {at(strip, 0, column), pitch};
+    // Some cells of a block's window, all in the map.
+    GradientRows rows(const Strip &strip, const Block &block, const Cells &some) const {
+        return {at(strip, block.cell_row + some.row - strip.first_row,
+                   block.cell_column + some.column - strip.first_column),
+                slice_channels, slice_step};
     }
 
     // The copy of a cell.
     float *at(const Strip &strip, long row, long column) const {
-        return cells + (column * strip.rows + row) * pitch;
+        return cells + (column * strip.rows + row) * slice_channels;
     }
 
     void clear(const Strip &strip) const {
-        for (long i = 0; i < strip.cells() * pitch; i += lanes) store(cells + i, Vector{});
+        for_slices(channels, [&](long first, long) {
+            float *slice = cells + first / slice_channels * slice_step;
+            for (long i = 0; i < strip.cells() * slice_channels; i += lanes) store(slice + i, Vector{});
+        });
     }
 };
 
@@ -112,7 +116,7 @@ public:
         lines = ceil_div(copies.channels, line_numbers);
         const long columns = smaller(44 / lines | 1, strip.columns);
         across = map.column;
-        down = strip.rows * copies.pitch;
+        down = strip.rows * slice_channels;
         ahead = columns * map.column;
         turn = map.row - strip.columns * map.column;
         last = strip.columns - columns;
@@ -175,11 +179,17 @@ public:
     void begin(const Strip &next) { walk.begin(map, next, copies[!current]); }
 
     void step(long count) {
-        const long channels = cells().channels, pitch = cells().pitch;
+        const long channels = cells().channels, slice_step = cells().slice_step;
         walk.step(count, [=](const T *cell, float *copy) {
-            long c = 0;
-            for (; c + lanes <= channels; c += lanes) store(copy + c, load(cell + c));
-            for (; c < pitch; c++) copy[c] = c < channels ? load_one(cell + c) : 0.0f;
+            for_slices(channels, [&](long first, long some) {
+                if (some == slice_channels)
+                    for (long c = 0; c < slice_channels; c += lanes)
+                        store(copy + c, load(cell + first + c));
+                else
+                    for (long c = 0; c < slice_channels; c++)
+                        copy[c] = c < some ? load_one(cell + first + c) : 0.0f;
+                copy += slice_step;
+            });
         });
     }
 
@@ -209,11 +219,17 @@ public:
     void clear(const Strip &strip) { cells().clear(strip); }
 
     void step(long count) {
-        const long channels = cells().channels;
+        const long channels = cells().channels, slice_step = cells().slice_step;
         walk.step(count, [=](float *cell, const float *sum) {
-            long c = 0;
-            for (; c + lanes <= channels; c += lanes) store(cell + c, load(cell + c) + load(sum + c));
-            for (; c < channels; c++) cell[c] += sum[c];
+            for_slices(channels, [&](long first, long some) {
+                float *to = cell + first;
+                if (some == slice_channels)
+                    for (long c = 0; c < slice_channels; c += lanes)
+                        store(to + c, load(to + c) + load(sum + c));
+                else
+                    for (long c = 0; c < some; c++) to[c] += sum[c];
+                sum += slice_step;
+            });
         });
     }
 

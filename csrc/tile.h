@@ -110,29 +110,23 @@ inline bool totals_fit(const float *total, long width) {
 // queries row + u * step and column + v * step. Without tables every row is the same: step is 0.
 struct RelativeLogits {
     Rows row_entries, column_entries;
-    const float **zero_rows;
-    float *products;
+    Scores products;
     float *row, *column;
     float *zeros;
     float factor;  // of the products with scaled queries
     long step;
-    CellOffsets row_offsets, column_offsets;
 
     RelativeLogits(const HaloProblem &p, const Shape &shape, Arena &arena)
-        : row_entries{p.row_table, p.table_width},
-          column_entries{p.column_table, p.table_width},
-          zero_rows(arena.take<const float *>(shape.offsets)),
-          products(arena.take<float>(shape.offsets * most_queries)),
+        : row_entries(copy_table(p.row_table, p, shape, arena)),
+          column_entries(copy_table(p.column_table, p, shape, arena)),
+          products{arena.take<float>(shape.offsets * most_queries), shape.offsets * lanes},
           row(arena.take<float>(shape.window * most_queries)),
           column(arena.take<float>(shape.window * most_queries)),
           zeros(arena.take<float>(most_queries)),
           factor(p.position_scale == p.scale ? 1.0f : float(p.position_scale / p.scale)),
-          step(0),
-          row_offsets(shape, arena),
-          column_offsets(shape, arena) {
+          step(0) {
         if (!arena.base) return;
         for (long q = 0; q < most_queries; q++) zeros[q] = 0.0f;
-        for (long t = 0; t < shape.offsets; t++) zero_rows[t] = zeros;
     }
 
     // First channel that the column table meets.
@@ -149,11 +143,13 @@ struct RelativeLogits {
             return;
         }
         step = width;
-        const Biases none = {zero_rows, zero_rows};
-        dot_products(row_entries, shape.offsets, p.table_width, queries, width, none, products, [] {});
+        const auto multiply = [&](Rows entries, long channel) {
+            dot_products(entries, shape.offsets, 1, p.table_width, queries + channel * width, width,
+                         Biases{zeros, zeros, 0, 0}, products, [] {});
+        };
+        multiply(row_entries, 0);
         pick(shape, tile, tile.row_runs, row);
-        dot_products(column_entries, shape.offsets, p.table_width, queries + column_channel(p) * width,
-                     width, none, products, [] {});
+        multiply(column_entries, column_channel(p));
         pick(shape, tile, tile.column_runs, column);
     }
 
@@ -164,27 +160,32 @@ struct RelativeLogits {
                 store(row + u * step + q, load(row + u * step + q) - load(by + q));
     }
 
-    void place(const Cells &cells) {
-        row_offsets.place(cells, step * long(sizeof(float)), 0);
-        column_offsets.place(cells, 0, step * long(sizeof(float)));
-    }
-
-    void rows_of(const Chunk &chunk, const float **rows, const float **columns) const {
-        row_offsets.rows<const float>(chunk, row, rows);
-        column_offsets.rows<const float>(chunk, column, columns);
+    // What the scores of some cells begin with.
+    Biases biases(const Cells &cells) const {
+        return {row + cells.row * step, column + cells.column * step, step, step};
     }
 
 private:
+    static Rows copy_table(const float *table, const HaloProblem &p, const Shape &shape, Arena &arena) {
+        const long slice_step = shape.offsets * slice_channels;
+        float *copy = arena.take<float>(ceil_div(p.table_width, slice_channels) * slice_step);
+        for (long t = 0; arena.base && t < shape.offsets; t++)
+            for (long c = 0; c < p.table_width; c++)
+                copy[c / slice_channels * slice_step + t * slice_channels + c % slice_channels] =
+                    table[t * p.table_width + c];
+        return {copy, slice_step};
+    }
+
     // From a product with each of the table's entries to the entry that each query meets.
     void pick(const Shape &shape, const Tile &tile, const Runs *runs, float *logits) {
         const long width = tile.width;
         for (long q = 0; q < width; q += lanes) {
             const Runs &these = runs[q / lanes];
             for (long u = 0; u < shape.window; u++) {
-                Vector logit = load(products + (u + these.run[0].offset) * width + q);
+                Vector logit = load(products.at(u + these.run[0].offset, q));
                 for (long r = 1; r < these.count; r++) {
                     const Run &run = these.run[r];
-                    logit = run.mask ? load(products + (u + run.offset) * width + q) : logit;
+                    logit = run.mask ? load(products.at(u + run.offset, q)) : logit;
                 }
                 store(logits + u * width + q, logit * factor);
             }
