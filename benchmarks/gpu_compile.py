@@ -3,8 +3,8 @@
     python benchmarks/gpu_compile.py --architecture sm_90 --dtype bfloat16
 
 Without options: all kernels, architectures, types, and kinds of attention in the family, with the
-fixed choice of tiles, which may spill no registers; a second of a core for each. `--candidates`
-adds the other candidates, which must only compile. The exit status is 1 if something is wrong.
+tiles that run where none are timed, which may spill no registers; a second of a core for each.
+`--candidates` compiles the others too. The exit status is 1 if something is wrong.
 """
 
 import argparse
@@ -17,7 +17,12 @@ from halonet.check.stages import Stage, list_stages
 from halonet.models.variants import VARIANTS
 from halonet.ops.halo_attention import resolve_arguments
 from halonet.ops.triton_backend import Work, list_work
-from halonet.ops.triton_compilation import SHARED_BYTES, compile_work, find_faults
+from halonet.ops.triton_compilation import (
+    SHARED_BYTES,
+    choose_tiles,
+    compile_work,
+    find_faults,
+)
 
 KERNELS = ("forward", "query gradient", "key gradient")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -46,16 +51,15 @@ def describe_work(stage: Stage, dtype: torch.dtype, batch: int = 1) -> list[Work
 
 
 def check_work(work: Work, architecture: str, candidates: bool) -> Iterator[str]:
-    """Compile a kernel with its first tiles, or with all; yield what is wrong."""
+    """Compile a kernel with the tiles that run, or with all; yield what is wrong."""
     narrow = work.query.dtype != torch.float32
-    for place, tiles in enumerate(work.candidates if candidates else work.candidates[:1]):
-        try:
-            binary = compile_work(work, tiles, architecture)
-        except Exception as error:  # of the compiler, the assembler, ...
-            yield f"{architecture}, {tiles}: {type(error).__name__}: {str(error)[:200]}"
-            continue
-        if place == 0:
-            yield from find_faults(binary, tiles, architecture, narrow=narrow)
+    try:
+        chosen, binary = choose_tiles(work, architecture)
+        yield from find_faults(binary, chosen, architecture, narrow=narrow)
+        for tiles in work.candidates if candidates else ():
+            compile_work(work, tiles, architecture)
+    except Exception as error:  # of the compiler, the assembler, ...
+        yield f"{architecture}: {type(error).__name__}: {str(error)[:200]}"
 
 
 def main() -> int:
@@ -65,7 +69,9 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="*", choices=DTYPES, default=DTYPES)
     parser.add_argument("--kernel", nargs="*", choices=KERNELS, default=KERNELS)
     parser.add_argument("--stride", nargs="*", type=int, choices=(1, 2), default=(1, 2))
-    parser.add_argument("--candidates", action="store_true", help="all tiles, not the first alone")
+    parser.add_argument(
+        "--candidates", action="store_true", help="all tiles, not those that run alone"
+    )
     arguments = parser.parse_args()
     count = faults = 0
     for label, stage in list_kinds().items():

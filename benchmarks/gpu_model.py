@@ -16,7 +16,7 @@ from gpu_compile import describe_work
 
 from halonet.check.stages import Stage, list_stages
 from halonet.ops.triton_backend import Work
-from halonet.ops.triton_compilation import SHARED_BYTES, Binary, compile_work
+from halonet.ops.triton_compilation import SHARED_BYTES, Binary, choose_tiles
 from halonet.ops.triton_tuning import Tiles
 
 MODEL = "halonet_h1"
@@ -84,11 +84,11 @@ class Expected:
 
 @cache
 def compile_for(stage: Stage, kernel: str, architecture: str) -> tuple[Binary, Tiles, Work]:
-    """A kernel's binary, with the first choice of tiles."""
+    """A kernel's binary, with the tiles that run where none are timed."""
     works = describe_work(stage, torch.bfloat16, BATCH)
     work = next(work for work in works if work.name == kernel)
-    tiles = work.candidates[0]
-    return compile_work(work, tiles, architecture), tiles, work
+    tiles, binary = choose_tiles(work, architecture)
+    return binary, tiles, work
 
 
 def count_residents(binary: Binary, tiles: Tiles, device: Device) -> int:

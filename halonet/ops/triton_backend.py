@@ -111,6 +111,7 @@ class _Plan(NamedTuple):
     sizes: tuple[int, ...]
     constants: dict[str, Any]
     blocks: int  # of all maps and heads
+    hidden: bool  # whether cells that take no part have a place of their own, whose logit is -1e30
 
     @property
     def most_queries(self) -> int:
@@ -124,25 +125,29 @@ class _Plan(NamedTuple):
     @property
     def places(self) -> int:
         """Rows and columns of a window, one half each."""
-        return _padded(2 * self.window.size)
+        return _count_places(self.window)
 
     def make_places(self, query: Tensor) -> Tensor:
-        """Ones at each cell's row and column among the places, [cells of a window, places].
+        """Ones at each cell's row and column among the places, [cells of a window + 1, places].
 
-        Not kept from one call to the next: CUDA graphs would own it.
+        The last row is of the cells that take no part. Not kept from one call to the next: CUDA
+        graphs would own it.
         """
         size = self.window.size
         if not self.constants["TABLE_CHANNELS"]:
             return query.new_empty(0)
-        matrix = query.new_zeros(size, size, self.places)
+        places = query.new_zeros(size**2 + 1, self.places)
+        matrix = places[:-1].view(size, size, self.places)
         matrix.diagonal(0, 0, 2).fill_(1)
         matrix[:, :, self.places // 2 :].diagonal(0, 1, 2).fill_(1)
-        return matrix
+        places[-1, size] = 1
+        return places
 
     def query_constants(self, tiles: Tiles) -> dict[str, Any]:
         """Of the two kernels that go over the window of some queries."""
         return {
             "MASK": self.window.mask_padding,
+            "HIDDEN": self.hidden,
             "BLOCK_P": self.places,
             "BLOCK_Q": tiles.queries,
             "BLOCK_K": tiles.key_rows * tiles.key_columns,
@@ -169,17 +174,18 @@ class Work(NamedTuple):
 
     @property
     def candidates(self) -> list[Tiles]:
-        """Tiles worth a try, the fixed choice first and the last resort last."""
+        """Tiles worth a try, the best by the model first and the last resort last."""
         constants = self.plan.constants
         return triton_tuning.list_candidates(
             self.name, self.query.dtype, constants["PRECISION"],
             max(constants["BLOCK_C"], constants["BLOCK_D"]), self.plan.most_queries,
         )  # fmt: skip
 
-    def launch(self, tiles: Tiles) -> None:
-        """Run the kernel on the current device."""
+    def launch(self, tiles: Tiles) -> int:
+        """Run the kernel on the current device; registers of a thread that are kept in memory."""
         programs, arguments, constants = self.arrange(tiles)
-        self.kernel[(programs,)](*arguments, **constants, **tiles.options)
+        compiled = self.kernel[(programs,)](*arguments, **constants, **tiles.options)
+        return 0 if INTERPRETING else compiled.n_spills
 
 
 def list_work(problem: Problem) -> list[Work]:
@@ -326,7 +332,7 @@ _run_operators = register_operators(
 
 
 def _make_plan(problem: Problem) -> _Plan:
-    query, key, value, row_table, _, window, _, _ = problem
+    query, key, value, row_table, _, window, scale, _ = problem
     batch, height, width, heads, channels = key.shape
     rows, columns = window.blocks(height), window.blocks(width)
     precision = "ieee"
@@ -351,7 +357,14 @@ def _make_plan(problem: Problem) -> _Plan:
         min(columns, 3),
     )  # fmt: skip
     sizes = (height, width, query.shape[1], query.shape[2], heads, rows, columns)
-    return _Plan(window, tiles_key, sizes, constants, batch * rows * columns * heads)
+    # A logit of -1e30 must be low in the type, and low still when it is scaled.
+    hidden = row_table is not None and window.size < _count_places(window) // 2
+    hidden = hidden and query.dtype != torch.float16 and abs(scale) > 1e-20
+    return _Plan(window, tiles_key, sizes, constants, batch * rows * columns * heads, hidden)
+
+
+def _count_places(window: Window) -> int:
+    return _padded(2 * window.size)
 
 
 def _padded(size: int) -> int:

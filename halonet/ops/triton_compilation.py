@@ -52,7 +52,8 @@ class Binary:
         spilled: bytes of a thread that found no place in registers.
         shared: bytes of a program.
         loop: instructions of one turn of the innermost loop, by kind.
-        whole: instructions of the whole kernel, each counted once, by kind.
+        whole: instructions of the whole kernel, each counted once, by kind. Of loops after each
+            other, the first is counted: the second is for scores that the first can't hold.
     """
 
     registers: int
@@ -98,6 +99,18 @@ def compile_work(work: Work, tiles: Tiles, architecture: str) -> Binary:
         registers, spilled, lines = _read_amd(compiled.asm["amdgcn"])
     loop, whole = _count_instructions(lines)
     return Binary(registers, spilled, compiled.metadata.shared, loop, whole)
+
+
+def choose_tiles(work: Work, architecture: str) -> tuple[Tiles, Binary]:
+    """The candidate that runs on this architecture where none is timed, and its binary."""
+    fitting = {}
+    for tiles in work.candidates:
+        binary = compile_work(work, tiles, architecture)
+        if binary.shared <= SHARED_BYTES[architecture]:
+            fitting[tiles] = binary
+            if not binary.spilled:
+                break
+    return min(fitting.items(), key=lambda found: found[1].spilled)
 
 
 def find_faults(binary: Binary, tiles: Tiles, architecture: str, *, narrow: bool) -> list[str]:
@@ -173,11 +186,26 @@ def _count_instructions(lines: list[str]) -> tuple[Counter[str], Counter[str]]:
         target = re.search(r"(?:BRA.*`\(|s_c?branch\w*\s+)(\.L\w+)", line)
         if target and target[1] in labels:
             spans.append((labels[target[1]], len(kinds)))
-    loops = [Counter(kinds[first:end]) for first, end in spans]
+    loops = {span: Counter(kinds[slice(*span)]) for span in spans}
     # An outer loop has those of the inner one too, and perhaps some of its first turn.
-    least = max((loop["exponential"] for loop in loops), default=0) / 2
-    inner = [loop for loop in loops if loop["exponential"] >= max(least, 1)]
-    return min(inner, key=Counter.total, default=Counter()), Counter(kinds)
+    least = max((loop["exponential"] for loop in loops.values()), default=0) / 2
+    weighing = sorted(span for span, loop in loops.items() if loop["exponential"] >= max(least, 1))
+    inner = [
+        (first, end)
+        for first, end in weighing
+        if not any(
+            first <= other[0] and other[1] <= end for other in weighing if other != (first, end)
+        )
+    ]
+    if not inner:
+        return Counter(), Counter(kinds)
+    whole = Counter(kinds)
+    left_out = inner[0][1]
+    for first, end in inner[1:]:
+        if first >= left_out:
+            whole -= loops[first, end]
+            left_out = end
+    return loops[inner[0]], whole
 
 
 def _kind_of(instruction: str) -> str:

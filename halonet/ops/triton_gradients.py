@@ -12,6 +12,7 @@ from halonet.ops.triton_kernels import (
     SIZES,
     cell_places,
     exponential,
+    hide_place,
     load_pixels,
     load_places,
     locate_cells,
@@ -37,8 +38,9 @@ def weigh_cells(
     p_key, p_value, p_places, b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
     first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height, width,
     heads, CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
-    HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+    HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, HIDDEN: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Keys and places of the next cells, their weights, and the weights' gradients.
 
@@ -55,10 +57,11 @@ def weigh_cells(
     b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
     b_places = b_key
     if TABLE_CHANNELS > 0:
-        b_places = load_places(p_places, o_window_cell, m_cell, BLOCK_P)
+        b_places = load_places(p_places, o_window_cell, m_cell, WINDOW, HIDDEN, BLOCK_P)
         b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
     b_weights = exponential(b_scores * scale - b_shift[:, None], b_query.dtype) * b_factor[:, None]
-    b_weights = tl.where(m_cell[None, :], b_weights, 0.0)
+    if not HIDDEN:
+        b_weights = tl.where(m_cell[None, :], b_weights, 0.0)
     b_weights_gradient = tl.dot(b_result_gradient, tl.trans(b_value), input_precision=PRECISION)
     return b_key, b_places, b_weights, b_weights_gradient
 
@@ -70,9 +73,9 @@ def backward_query_kernel(
     query_height, query_width, heads, block_rows, block_columns, CHANNELS: tl.constexpr,
     VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr, POSITION_STRIDE: tl.constexpr,
-    MASK: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    MASK: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A program takes every `programs`-th tile of queries, as `forward_kernel` has them.
 
@@ -120,6 +123,7 @@ def backward_query_kernel(
                 b_query, b_tables, o_row, o_column, BLOCK_SIZE - 1, BLOCK_SIZE - 1,
                 POSITION_STRIDE, BLOCK_T, BLOCK_P, PRECISION,
             )  # fmt: skip
+            b_logits = hide_place(b_logits, scale, WINDOW, HIDDEN, BLOCK_P)
         else:
             b_logits = b_query
 
@@ -138,7 +142,7 @@ def backward_query_kernel(
                     b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
                     first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
                     height, width, heads, CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE,
-                    WINDOW, MASK, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
+                    WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
                 )  # fmt: skip
                 b_delta += tl.sum(b_weights * b_weights_gradient, 1)
         else:
@@ -157,7 +161,7 @@ def backward_query_kernel(
                 b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
                 first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height,
                 width, heads, CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK,
-                PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
+                HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
             )  # fmt: skip
             b_scores_gradient = b_weights * (b_weights_gradient - b_delta[:, None])
             b_scores_gradient = b_scores_gradient.to(b_key.dtype)

@@ -114,8 +114,29 @@ def cell_places(o_row, o_column, dtype: tl.constexpr, BLOCK_P: tl.constexpr):
 
 
 @triton.jit
-def load_places(p_places, o_window_cell, m_cell, BLOCK_P: tl.constexpr):
-    """The same matrix for the cells of a window, which costs less to read than to make."""
+def hide_place(b_logits, scale, WINDOW: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The logits; with `HIDDEN`, the place after the rows leaves its cells no weight."""
+    if HIDDEN:
+        m_place = tl.arange(0, BLOCK_P) == WINDOW
+        # For the other cells it is multiplied by 0, and must be finite.
+        lowest = tl.where(scale > 0, -1e30, 1e30)
+        b_logits = tl.where(m_place[None, :], lowest, b_logits).to(b_logits.dtype)
+    return b_logits
+
+
+@triton.jit
+def load_places(
+    p_places, o_window_cell, m_cell, WINDOW: tl.constexpr, HIDDEN: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """The same matrix for the cells of a window, which costs less to read than to make.
+
+    With `HIDDEN`, cells that take no part have the row after the last cell's, whose place is the
+    hidden one: the product with the logits masks them, on the tensor cores.
+    """
+    if HIDDEN:
+        o_window_cell = tl.where(m_cell, o_window_cell, WINDOW * WINDOW)
+        m_cell = m_cell | True
     p_cell = p_places + (o_window_cell * BLOCK_P)[:, None] + tl.arange(0, BLOCK_P)[None, :]
     return tl.load(p_cell, mask=m_cell[:, None], other=0.0)
 
@@ -196,14 +217,64 @@ def locate_cells(
     return o_row * WINDOW + o_column, map_row * width + map_column, m_cell, m_map
 
 
+@triton.jit
+def attend_window(
+    p_key, p_value, p_places, b_query, b_logits, scale, window, SUBTRACT: tl.constexpr,
+    CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
+    HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, HIDDEN: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """What is subtracted from the scores, the weights' sums, and the values' sums by the weights.
+
+    With `SUBTRACT` that is the highest score, found on the way, without it nothing.
+    """
+    (
+        first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height, width,
+        heads,
+    ) = window  # fmt: skip
+    b_max = tl.full([BLOCK_Q], float("-inf") if SUBTRACT else 0.0, tl.float32)
+    b_sum = tl.zeros([BLOCK_Q], tl.float32)
+    b_result = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    for start in range(0, rows * columns, BLOCK_K):
+        o_window_cell, o_cell_pixel, m_cell, m_map = locate_cells(
+            start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
+            height, width, HALO_SIZE, WINDOW, MASK, BLOCK_K,
+        )  # fmt: skip
+        # [BLOCK_K, BLOCK_C], [BLOCK_K, BLOCK_D]
+        b_key = load_pixels(p_key, o_cell_pixel, m_map, heads, CHANNELS, BLOCK_C)
+        b_value = load_pixels(p_value, o_cell_pixel, m_map, heads, VALUE_CHANNELS, BLOCK_D)
+        # [BLOCK_Q, BLOCK_K]
+        b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
+        if TABLE_CHANNELS > 0:
+            b_places = load_places(p_places, o_window_cell, m_cell, WINDOW, HIDDEN, BLOCK_P)
+            b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
+        if not HIDDEN:
+            b_scores = tl.where(m_cell[None, :], b_scores, float("-inf"))
+        if SUBTRACT:
+            # The first tile has a visible cell, so the maximum is finite from there on.
+            b_new_max = tl.maximum(b_max, tl.max(b_scores, 1) * scale)
+            b_decay = exponential(b_max - b_new_max, b_query.dtype)
+            b_weights = exponential(b_scores * scale - b_new_max[:, None], b_query.dtype)
+            b_sum *= b_decay
+            b_result *= b_decay[:, None]
+            b_max = b_new_max
+        else:
+            b_weights = exponential(b_scores * scale, b_query.dtype)
+        b_sum += tl.sum(b_weights, 1)
+        b_result = tl.dot(b_weights.to(b_value.dtype), b_value, b_result, input_precision=PRECISION)
+    return b_max, b_sum, b_result
+
+
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     p_query, p_key, p_value, p_tables, p_places, p_result, p_shift, p_factor, scale, height, width,
     query_height, query_width, heads, block_rows, block_columns, CHANNELS: tl.constexpr,
     VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr, POSITION_STRIDE: tl.constexpr,
-    MASK: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    MASK: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A program has BLOCK_Q queries of one block and head and goes over their window.
 
@@ -242,39 +313,34 @@ def forward_kernel(
             b_query, b_tables, o_row, o_column, BLOCK_SIZE - 1, BLOCK_SIZE - 1,
             POSITION_STRIDE, BLOCK_T, BLOCK_P, PRECISION,
         )  # fmt: skip
+        b_logits = hide_place(b_logits, scale, WINDOW, HIDDEN, BLOCK_P)
+    else:
+        b_logits = b_query
 
     first_pixel_row = i_block_row * BLOCK_SIZE
     first_pixel_column = i_block_column * BLOCK_SIZE
     first_row, rows = visible_range(first_pixel_row, height, HALO_SIZE, WINDOW, MASK)
     first_column, columns = visible_range(first_pixel_column, width, HALO_SIZE, WINDOW, MASK)
 
-    b_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    b_sum = tl.zeros([BLOCK_Q], tl.float32)
-    b_result = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
-    for start in range(0, rows * columns, BLOCK_K):
-        o_window_cell, o_cell_pixel, m_cell, m_map = locate_cells(
-            start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
-            height, width, HALO_SIZE, WINDOW, MASK, BLOCK_K,
-        )  # fmt: skip
-        # [BLOCK_K, BLOCK_C], [BLOCK_K, BLOCK_D]
-        b_key = load_pixels(p_key, o_cell_pixel, m_map, heads, CHANNELS, BLOCK_C)
-        b_value = load_pixels(p_value, o_cell_pixel, m_map, heads, VALUE_CHANNELS, BLOCK_D)
-        # [BLOCK_Q, BLOCK_K]
-        b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
-        if TABLE_CHANNELS > 0:
-            b_places = load_places(p_places, o_window_cell, m_cell, BLOCK_P)
-            b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
-        b_scores = tl.where(m_cell[None, :], b_scores, float("-inf"))
-        # The first tile has a visible cell, so the maximum is finite from there on.
-        b_new_max = tl.maximum(b_max, tl.max(b_scores, 1) * scale)
-        b_decay = exponential(b_max - b_new_max, b_query.dtype)
-        b_weights = exponential(b_scores * scale - b_new_max[:, None], b_query.dtype)
-        b_sum = b_sum * b_decay + tl.sum(b_weights, 1)
-        b_result = tl.dot(
-            b_weights.to(b_value.dtype), b_value, b_result * b_decay[:, None],
-            input_precision=PRECISION,
-        )  # fmt: skip
-        b_max = b_new_max
+    window = (
+        first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height, width,
+        heads,
+    )  # fmt: skip
+    # A softmax is the same whatever is subtracted. Nothing costs the least, and float32 and
+    # bfloat16 hold the exponentials of all but extreme scores; float16 doesn't.
+    b_max, b_sum, b_result = attend_window(
+        p_key, p_value, p_places, b_query, b_logits, scale, window, b_query.dtype == tl.float16,
+        CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION,
+        BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_Q, BLOCK_K,
+    )  # fmt: skip
+    if b_query.dtype != tl.float16:
+        fits = (tl.min(b_sum, 0) > 2.0**-64) & (tl.max(b_sum, 0) < 2.0**64)
+        if fits == 0:
+            b_max, b_sum, b_result = attend_window(
+                p_key, p_value, p_places, b_query, b_logits, scale, window, True, CHANNELS,
+                VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C,
+                BLOCK_D, BLOCK_P, BLOCK_Q, BLOCK_K,
+            )  # fmt: skip
 
     b_result = b_result / b_sum[:, None]
     store_pixels(p_result, b_result, o_pixel, m_query, heads, VALUE_CHANNELS, BLOCK_D)

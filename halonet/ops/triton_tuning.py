@@ -32,14 +32,15 @@ class Tiles(NamedTuple):
 # The last resort: these fit every device that Triton supports, at any width.
 SMALLEST = Tiles(16, 4, 4, 4, 1)
 
-Launch = Callable[[Tiles], None]
+# Runs a kernel; what comes back is how many registers of a thread it had to keep in memory.
+Launch = Callable[[Tiles], int]
 
 # Kept for the life of the process. A race of two threads costs a second timing, no more.
 _chosen: dict[tuple, Tiles] = {}
 
 
 def wanted() -> bool:
-    """Whether candidates are timed; if not, the first that fits the device is taken.
+    """Whether candidates are timed; if not, the first that fits the device's registers is taken.
 
     HALONET_AUTOTUNE=0 turns it off, and so does torch.use_deterministic_algorithms: timings
     differ from one process to the next, and the order of sums differs with the tiles.
@@ -53,7 +54,7 @@ def wanted() -> bool:
 def list_candidates(
     kernel: str, dtype: torch.dtype, precision: str, channels: int, queries: int
 ) -> list[Tiles]:
-    """Tiles worth a try, the fixed choice first and the last resort last.
+    """Tiles worth a try, the best by the model first and the last resort last.
 
     Args:
         kernel: "forward", "query gradient" or "key gradient".
@@ -118,6 +119,7 @@ _MIDDLE = {
         Tiles(64, 4, 4, 4, 1),
         Tiles(64, 8, 8, 4, 1),
         Tiles(32, 4, 8, 2, 1),
+        Tiles(64, 4, 4, 8, 1),
     ),
     "key gradient": (
         Tiles(32, 8, 8, 4, 2),
@@ -133,18 +135,27 @@ _BROAD = {
         Tiles(64, 4, 8, 4, 1),
         Tiles(64, 8, 8, 4, 1),
         Tiles(32, 4, 8, 4, 1),
+        Tiles(64, 4, 4, 8, 1),
+        Tiles(32, 4, 4, 4, 1),
     ),
     "key gradient": (
         Tiles(32, 8, 8, 4, 1),
         Tiles(32, 8, 8, 4, 2),
         Tiles(64, 8, 8, 4, 1),
         Tiles(16, 8, 8, 4, 2),
+        Tiles(16, 8, 8, 4, 1),
+        Tiles(16, 4, 8, 4, 1),
     ),
 }
 _WIDE = {
     "forward": (Tiles(64, 4, 8, 8, 2), Tiles(64, 8, 8, 8, 2), Tiles(32, 4, 8, 4, 2)),
     "query gradient": (Tiles(32, 4, 8, 4, 1), Tiles(64, 4, 8, 8, 1), Tiles(64, 8, 8, 8, 1)),
-    "key gradient": (Tiles(32, 8, 8, 8, 1), Tiles(64, 8, 8, 8, 1), Tiles(32, 4, 8, 4, 1)),
+    "key gradient": (
+        Tiles(32, 8, 8, 8, 1),
+        Tiles(64, 8, 8, 8, 1),
+        Tiles(32, 4, 8, 4, 1),
+        Tiles(16, 4, 8, 4, 1),
+    ),
 }
 _EXACT = {
     "forward": (Tiles(32, 4, 8, 8, 1), Tiles(16, 4, 8, 4, 1)),
@@ -171,17 +182,23 @@ def run_tuned(problem: tuple, candidates: Sequence[Tiles], launch: Launch) -> No
 
 
 def _first_that_fits(candidates: Sequence[Tiles], launch: Launch) -> Tiles:
+    """The first that keeps everything in registers; if none does, the one that lacks the fewest."""
     from triton.runtime.errors import OutOfResources
 
-    refusal = None
+    refusal, spilled = None, {}
     for tiles in candidates:
         try:
-            launch(tiles)
+            spilled[tiles] = launch(tiles)
         except OutOfResources as error:
             refusal = error
-        else:
+            continue
+        if not spilled[tiles]:
             return tiles
-    raise RuntimeError(f"no tiles of {list(candidates)} fit this device: {refusal}")
+    if not spilled:
+        raise RuntimeError(f"no tiles of {list(candidates)} fit this device: {refusal}")
+    least = min(spilled, key=spilled.__getitem__)
+    launch(least)
+    return least
 
 
 def _fastest(candidates: Sequence[Tiles], launch: Launch) -> Tiles:
@@ -198,7 +215,7 @@ def _fastest(candidates: Sequence[Tiles], launch: Launch) -> Tiles:
     return min(times, key=times.__getitem__) if times else candidates[-1]
 
 
-def _time(launch: Callable[[], None], repetitions: int = 8, rounds: int = 3) -> float:
+def _time(launch: Callable[[], object], repetitions: int = 8, rounds: int = 3) -> float:
     """Milliseconds of a launch, the least of a few means; nothing is allocated for it."""
     best = float("inf")
     for _ in range(rounds):

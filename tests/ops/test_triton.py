@@ -88,12 +88,13 @@ def test_few_queries_take_as_few_warps_as_hold_the_sums(
 def fake_device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A device on which tiles of 128 queries don't fit, and those of 32 are the fastest."""
     errors = pytest.importorskip("triton.runtime.errors")
-    device = SimpleNamespace(launched=[], capturing=False)
+    device = SimpleNamespace(launched=[], capturing=False, spilled={})
 
-    def launch(tiles: Tiles) -> None:
+    def launch(tiles: Tiles) -> int:
         if tiles.queries == 128:
             raise errors.OutOfResources(2, 1, "shared memory")
         device.launched.append(tiles.queries)
+        return device.spilled.get(tiles.queries, 0)
 
     def time(launch_it) -> float:
         launch_it()
@@ -127,6 +128,24 @@ def test_without_tuning_the_first_that_fits_runs(
     for _ in range(2):
         triton_tuning.run_tuned(("problem",), fake_device.candidates, fake_device.launch)
     assert fake_device.launched == [64, 64]
+
+
+@pytest.mark.parametrize(
+    ("spilled", "launched"),
+    [({64: 2}, [64, 32, 32]), ({64: 2, 32: 1, 16: 3}, [64, 32, 16, 32, 32])],
+    ids=["some", "all"],
+)
+def test_without_tuning_registers_are_not_spilled(
+    fake_device: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    spilled: dict[int, int],
+    launched: list[int],
+) -> None:
+    monkeypatch.setenv("HALONET_AUTOTUNE", "0")
+    fake_device.spilled = spilled
+    for _ in range(2):
+        triton_tuning.run_tuned(("problem",), fake_device.candidates, fake_device.launch)
+    assert fake_device.launched == launched
 
 
 def test_what_fits_no_device_is_said(fake_device: SimpleNamespace) -> None:

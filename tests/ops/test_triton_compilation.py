@@ -15,6 +15,7 @@ from halonet.check.cases import Case
 from halonet.ops import triton_backend
 from halonet.ops.halo_attention import resolve_arguments
 from halonet.ops.triton_backend import Work, list_work
+from halonet.ops.triton_tuning import Tiles
 
 pytestmark = [
     pytest.mark.skipif(not triton_backend.INSTALLED, reason="triton is not installed"),
@@ -63,16 +64,36 @@ def describe_work(
     ],
     ids=str,
 )
-def test_first_choice_fits_the_device(kernel: str, architecture: str, kind: tuple) -> None:
-    from halonet.ops.triton_compilation import compile_work, find_faults
+def test_what_runs_fits_the_device(kernel: str, architecture: str, kind: tuple) -> None:
+    from halonet.ops.triton_compilation import choose_tiles, find_faults
 
     work = describe_work(*kind)[kernel]
-    tiles = work.candidates[0]
-    binary = compile_work(work, tiles, architecture)
+    tiles, binary = choose_tiles(work, architecture)
     narrow = kind[-1] != FLOAT32
     assert find_faults(binary, tiles, architecture, narrow=narrow) == []
     assert binary.loop["exponential"] > 0
     assert binary.registers <= 255
+
+
+def test_spilling_tiles_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import Counter
+
+    from halonet.ops import triton_compilation
+    from halonet.ops.triton_compilation import Binary, choose_tiles
+
+    work = describe_work(8, 3, 1, 16, 16, "half", BFLOAT16)["forward"]
+    first, second, third = work.candidates[:3]
+    binaries = {first: (8, 0), second: (0, 200 << 10), third: (0, 1 << 10)}
+
+    def compile_work(work: Work, tiles: Tiles, architecture: str) -> Binary:
+        spilled, shared = binaries.get(tiles, (16, 1 << 10))
+        return Binary(255, spilled, shared, Counter(), Counter())
+
+    monkeypatch.setattr(triton_compilation, "compile_work", compile_work)
+    assert choose_tiles(work, "sm_86")[0] == third
+    assert choose_tiles(work, "sm_90")[0] == second
+    del binaries[third], binaries[second]
+    assert choose_tiles(work, "sm_90")[0] == first
 
 
 @pytest.mark.parametrize("kernel", ["forward", "query gradient", "key gradient"])
