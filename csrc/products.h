@@ -20,17 +20,15 @@ struct Count {
     static constexpr int number = value;
 };
 
-// Calls body(Count<rows>, first) for groups of `most` rows, then for as many as are left; of an odd number,
-// the last is a group of its own. The sums of two rows alone would wait for each other: two more than `most`
-// are split more evenly.
+// Calls body(Count<rows>, first) for groups of `most` rows, and for what is left. The sums of one or two rows
+// alone would wait for each other: so few are not left where more can be.
 template <int most, class Body>
 inline void for_row_groups(long rows, Body body, long first = 0) {
-    for (; first + most <= rows && (most <= 4 || first + most + 2 != rows); first += most)
+    for (long left = rows - first; left == most || left >= most + (most > 4 ? 4 : 0); left -= most) {
         body(Count<most>(), first);
-    if constexpr (most > 2)
-        for_row_groups<most - 2>(rows, body, first);
-    else if (first < rows)
-        body(Count<1>(), first);
+        first += most;
+    }
+    if constexpr (most > 1) for_row_groups<most - 1>(rows, body, first);
 }
 
 // Calls body(Count<vectors>, first lane) for groups of vectors that cover `width` lanes.
