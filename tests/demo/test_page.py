@@ -192,7 +192,7 @@ def test_over_http(page, classifier, images):
     kind, _ = ask(page, "predict", str(classifier))  # another file of this machine
     assert kind == "error"
     with pytest.raises(urllib.error.HTTPError, match="413"):
-        send(page, bytes(21 * 2**20), "large.png")
+        send(page, bytes(20 * 2**20 + 1), "large.png")
 
 
 def test_a_detector_over_http(detector_space, images):
