@@ -196,8 +196,10 @@ def _answer(function: Any, image: str | None, *arguments: Any, **options: Any) -
 
 
 def _as_picture(figure: Any) -> Any:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    return Image.open(content)
+    picture = Image.open(content).convert("RGB")
+    # gradio's buttons lie on the upper border, where the titles are.
+    return ImageOps.expand(picture, (0, picture.width // 10, 0, 0), "white")
