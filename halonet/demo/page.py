@@ -57,9 +57,15 @@ def _lay_out_classifier(run: LoadedClassifier) -> None:
         explanation = _answer(run.explain, image, class_name=class_name or None, method=method)
         return _as_picture(explanation.plot())
 
-    def look(image: str | None, stage: int, layer: int, head: int, event: gradio.SelectData) -> Any:
+    def look(
+        image: str | None,
+        stage: int,
+        layer: int | None,
+        head: int | None,
+        event: gradio.SelectData,
+    ) -> Any:
         at = (float(event.index[0]), float(event.index[1]))
-        place = {"stage": stage, "layer": int(layer) or None, "head": int(head) or None}
+        place = {"stage": stage, "layer": layer or None, "head": head or None}
         return _as_picture(_answer(run.attention, image, at, **place).plot())
 
     def reset() -> tuple[None, None, None]:
