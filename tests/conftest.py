@@ -34,6 +34,15 @@ def whole_run(images, tmp_path_factory):
     return train(config, output=str(tmp_path_factory.mktemp("runs") / "whole"))
 
 
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory):
+    """Runs a command in several processes, as torchrun does: see `start_launcher`."""
+    from tests.training.processes import start_launcher
+
+    with start_launcher(tmp_path_factory.mktemp("launcher")) as launch:
+        yield launch
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
         pass

@@ -1,16 +1,20 @@
-"""The package as a whole: its public list, and which way imports run."""
+"""The package as a whole: its version, its public list, and which way imports run."""
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import halonet
 
 ROOT = Path(halonet.__file__).parent
+PROJECT = Path(__file__).parents[1]
 # A layer may import from itself and those before it.
 ORDER = [
     "openmp",
@@ -40,6 +44,16 @@ LEAVES = {
     "timm": ["layers", "models", "data", "training", "detection", "integrations", "export"],
     "huggingface_hub": ["integrations", "inference"],
 }
+
+
+def test_version_and_its_date_are_the_same_everywhere() -> None:
+    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
+    unreleased, latest, *_ = re.findall(r"^## (.+)$", (PROJECT / "CHANGELOG.md").read_text(), re.M)
+    assert unreleased == "Unreleased"
+    assert latest == f"{version} - {citation['date-released']}"
+    assert citation["version"] == version
+    assert citation["preferred-citation"]["doi"] == "10.48550/arXiv.2103.12731"
 
 
 def test_public_list_is_frozen() -> None:

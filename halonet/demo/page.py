@@ -57,10 +57,16 @@ def _lay_out_classifier(run: LoadedClassifier) -> None:
         explanation = _answer(run.explain, image, class_name=class_name or None, method=method)
         return _as_picture(explanation.plot())
 
-    def look(image: str | None, stage: int, head: int, event: gradio.SelectData) -> Any:
+    def look(
+        image: str | None,
+        stage: int,
+        layer: int | None,
+        head: int | None,
+        event: gradio.SelectData,
+    ) -> Any:
         at = (float(event.index[0]), float(event.index[1]))
-        attention = _answer(run.attention, image, at, stage=stage, head=int(head) or None)
-        return _as_picture(attention.plot())
+        place = {"stage": stage, "layer": layer or None, "head": head or None}
+        return _as_picture(_answer(run.attention, image, at, **place).plot())
 
     def reset() -> tuple[None, None, None]:
         return None, None, None
@@ -78,13 +84,14 @@ def _lay_out_classifier(run: LoadedClassifier) -> None:
             relevance = _make_output("relevance")
         with gradio.Column(visible=bool(layers)):
             stage = gradio.Dropdown(stages, value=stages[-1] if stages else None, label="stage")
+            layer = gradio.Number(0, precision=0, minimum=0, label="layer (0: the last)")
             head = gradio.Number(0, precision=0, minimum=0, label="head (0: the mean of all)")
             gradio.Markdown("Click on the picture to see where this place looks.")
             attention = _make_output("attention")
     image.input(predict, image, answer, api_name="predict", **ALONE)
     image.clear(reset, None, [answer, relevance, attention])
     button.click(explain, [image, class_name, method], relevance, api_name="explain", **ALONE)
-    image.select(look, [image, stage, head], attention, **ALONE)
+    image.select(look, [image, stage, layer, head], attention, **ALONE)
 
 
 def _lay_out_detector(run: LoadedDetector) -> None:
@@ -196,8 +203,10 @@ def _answer(function: Any, image: str | None, *arguments: Any, **options: Any) -
 
 
 def _as_picture(figure: Any) -> Any:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     content = io.BytesIO()
     figure.savefig(content, format="png")
-    return Image.open(content)
+    picture = Image.open(content).convert("RGB")
+    # gradio's buttons lie on the upper border, where the titles are.
+    return ImageOps.expand(picture, (0, picture.width // 10, 0, 0), "white")

@@ -61,8 +61,8 @@ def visit(browser):
     """Opens an address, and at the end sees that the page's scripts made no error."""
     tabs, errors = [], []
 
-    def open_tab(address, width=1280):
-        tab = browser.new_page(viewport={"width": width, "height": 900})
+    def open_tab(address, width=1280, height=900):
+        tab = browser.new_page(viewport={"width": width, "height": height})
         tab.set_default_timeout(PATIENCE)
         tab.on("pageerror", lambda error: errors.append(error))  # a list's own method won't do
         tab.goto(address)
@@ -105,6 +105,11 @@ def test_picture_and_click_in_a_browser(visit, page, images, tmp_path):
             expect(shown).not_to_have_attribute("src", found[0], timeout=PATIENCE)
         found.append(shown.get_attribute("src"))
     assert tab.request.get(found[0]).body() != tab.request.get(found[1]).body()
+    layer = tab.get_by_label("layer")
+    layer.fill("9")
+    layer.press("Tab")
+    tab.locator("#picture img").click()
+    tab.get_by_text("has layers 1 to 1").first.wait_for()
     tab.get_by_role("button", name="what speaks for this class?").click()
     tab.locator("#relevance img").wait_for()
     tab.locator("#picture").get_by_label("Remove").click()
@@ -118,15 +123,22 @@ def test_a_broken_file_gets_a_sentence_in_a_browser(visit, page, tmp_path):
     tab.get_by_text("This picture is not an image").wait_for()
 
 
+def assert_nothing_sticks_out(tab, *widths):
+    for width in widths:
+        tab.set_viewport_size({"width": width, "height": 844})
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+
+
 def test_a_phone_sees_all_of_it(visit, page, images):
-    tab = visit(page, width=360)
+    tab = visit(page, width=390, height=844)
     drop(tab, images / "red" / "1.png")
     answer = tab.locator("#answer")
     answer.get_by_text("green").first.wait_for()
-    assert tab.evaluate("document.documentElement.scrollWidth") == 360
     box = answer.bounding_box()
     assert box["x"] >= 0
-    assert box["x"] + box["width"] <= 360
+    assert box["x"] + box["width"] <= 390
+    assert box["y"] + box["height"] <= 844
+    assert_nothing_sticks_out(tab, 390, 360)
 
 
 def test_a_detectors_space_in_a_browser(visit, detector_space, images):
@@ -143,6 +155,7 @@ def test_a_detectors_space_in_a_browser(visit, detector_space, images):
     drop(tab, images / "red" / "0.png")
     tab.locator("#objects img").wait_for()
     tab.locator("#answer").get_by_text("score").first.wait_for()
+    assert_nothing_sticks_out(tab, 390)
 
 
 def post(url, body, kind):
@@ -192,7 +205,7 @@ def test_over_http(page, classifier, images):
     kind, _ = ask(page, "predict", str(classifier))  # another file of this machine
     assert kind == "error"
     with pytest.raises(urllib.error.HTTPError, match="413"):
-        send(page, bytes(21 * 2**20), "large.png")
+        send(page, bytes(20 * 2**20 + 1), "large.png")
 
 
 def test_a_detector_over_http(detector_space, images):

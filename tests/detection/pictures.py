@@ -1,5 +1,6 @@
 """A small data set in COCO's format, and detectors of a second or two."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from PIL import Image
 from pycocotools import mask as official
 
+from halonet.detection.data import DetectionData
 from halonet.detection.detector import Detector, create_detector
+from halonet.detection.sources import load_detection_data
 from tests.models.test_halonet import revive
 
 CATEGORIES = [{"id": 7, "name": "square"}, {"id": 3, "name": "bar"}]  # gaps, and not in order
@@ -22,9 +25,18 @@ NARROW: dict[str, Any] = {
     "heads": (1, 2, 2, 2),
 }
 
-needs_shared_data = pytest.mark.skipif(
-    not (SHARED / "tiny_coco").is_dir(), reason=f"there is no data at {SHARED}"
-)
+
+def needs_shared_data(test: Any) -> Any:
+    """Marks a test of real data, which are read once: one process runs them all."""
+    absent = not (SHARED / "tiny_coco").is_dir()
+    skip = pytest.mark.skipif(absent, reason=f"there is no data at {SHARED}")
+    return skip(pytest.mark.xdist_group("shared data")(test))
+
+
+@functools.cache
+def load_shared_data(name: str) -> DetectionData:
+    """Annotations of tiny_coco or nuclei."""
+    return load_detection_data(f"coco:{SHARED / name}", read_images=False)
 
 
 def small_detector(name: str = "resnet_50_se_halo8", **options: Any) -> Detector:

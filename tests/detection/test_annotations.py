@@ -15,8 +15,13 @@ from halonet.detection.coco import read_coco
 from halonet.detection.data import AnnotatedImage, AnnotatedImages, turn_upright
 from halonet.detection.evaluate import score
 from halonet.detection.masks import decode_masks, encode_mask
-from halonet.detection.sources import load_detection_data
-from tests.detection.pictures import SHARED, draw_coco, draw_mask, needs_shared_data, rectangle
+from tests.detection.pictures import (
+    draw_coco,
+    draw_mask,
+    load_shared_data,
+    needs_shared_data,
+    rectangle,
+)
 
 
 @pytest.fixture
@@ -265,5 +270,5 @@ def test_what_is_left_out_is_said_before_training(
 @needs_shared_data
 @pytest.mark.parametrize("name", ["tiny_coco", "nuclei"])
 def test_nothing_is_mended_in_good_annotations(name: str) -> None:
-    data = load_detection_data(f"coco:{SHARED / name}", read_images=False)
+    data = load_shared_data(name)
     assert data.describe() == []

@@ -19,10 +19,10 @@ from halonet.detection.data import AnnotatedImages, Category
 from halonet.detection.masks import decode_masks, encode_mask
 from halonet.detection.sources import load_detection_data
 from tests.detection.pictures import (
-    SHARED,
     describe_images,
     draw_coco,
     draw_mask,
+    load_shared_data,
     needs_shared_data,
     rectangle,
 )
@@ -111,7 +111,7 @@ def test_masks_are_pycocotools(segmentation: Any) -> None:
 @needs_shared_data
 @pytest.mark.parametrize("name", ["tiny_coco", "nuclei"])
 def test_real_masks_are_pycocotools(name: str) -> None:
-    data = load_detection_data(f"coco:{SHARED / name}", read_images=False).validation
+    data = load_shared_data(name).validation
     content = json.loads(data.source.read_text())
     segmentations = {entry["id"]: entry["segmentation"] for entry in content["annotations"]}
     assert sum(len(image.annotations) for image in data.images) == len(segmentations)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from halonet.detection.data import AnnotatedImages
 from halonet.detection.dataset import DetectionDataset, collate
 from halonet.detection.sources import load_detection_data
-from tests.detection.pictures import SHARED, draw_coco, needs_shared_data
+from tests.detection.pictures import draw_coco, load_shared_data, needs_shared_data
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_bad_values_are_named(data: AnnotatedImages) -> None:
 
 @needs_shared_data
 def test_real_images_keep_their_objects() -> None:
-    data = load_detection_data(f"coco:{SHARED / 'nuclei'}", read_images=False).validation
+    data = load_shared_data("nuclei").validation
     dataset = DetectionDataset(data, 640, scale_jitter=(1.0, 1.0), horizontal_flip=False)
     for index in range(5):
         _, target = dataset[0, index]

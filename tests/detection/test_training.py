@@ -27,7 +27,10 @@ from halonet.training import loop, parallel
 from halonet.training.parallel import make_accelerator
 from tests.detection.pictures import NARROW, SHARED, draw_coco, needs_shared_data
 from tests.pictures import make_words
-from tests.training.processes import assert_close_runs, assert_equal_runs, launch
+from tests.training.processes import assert_close_runs, assert_equal_runs
+
+# One process runs them all: they share a run and a launcher, which take seconds to start.
+pytestmark = pytest.mark.xdist_group("processes")
 
 
 def make_trial(folder, **changes):
@@ -136,15 +139,17 @@ def test_changed_objects_are_named(detection_run, coco_folder, tmp_path):
     assert len(resume_detector(run, allow_changed_data=True).data.training.images) == 3
 
 
-def test_two_processes_equal_one_and_survive_a_lost_one(detection_run, coco_folder, tmp_path):
+def test_two_processes_equal_one_and_survive_a_lost_one(
+    detection_run, coco_folder, launch, tmp_path
+):
     words = make_words(make_trial(coco_folder), tmp_path / "run")
-    killed = launch(tmp_path, ["detect", "train", *words], kill_in_step=4)
+    killed = launch(["detect", "train", *words], kill_in_step=4)
     assert killed.returncode != 0
     lost = [line for line in killed.stderr.splitlines() if line.startswith("halonet:")]
     assert lost == [
         f"halonet: lost another process of this run; go on with: halonet detect train --resume {tmp_path / 'run'}"
     ]
-    again = launch(tmp_path, ["detect", "train", "--resume", str(tmp_path / "run")])
+    again = launch(["detect", "train", "--resume", str(tmp_path / "run")])
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("trained in") == 1
     assert_close_runs(tmp_path / "run", detection_run.folder)
@@ -165,7 +170,7 @@ def test_only_the_main_process_computes_metrics(coco_folder, detection_run, monk
     assert task.evaluate(task.model, loader, other).metrics is told
 
 
-def test_more_processes_than_held_out_images(tmp_path):
+def test_more_processes_than_held_out_images(launch, tmp_path):
     folder = draw_coco(tmp_path / "coco")
     path = folder / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text())
@@ -173,7 +178,7 @@ def test_more_processes_than_held_out_images(tmp_path):
     kept = [one for one in content["annotations"] if one["image_id"] == image["id"]]
     path.write_text(json.dumps(content | {"images": [image], "annotations": kept}))
     words = make_words(make_trial(folder, epochs=1), tmp_path / "run")
-    run = launch(tmp_path, ["detect", "train", *words])
+    run = launch(["detect", "train", *words])
     assert run.returncode == 0, run.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["images"] == 1

@@ -1,44 +1,44 @@
 """Processes of the command line, one of which may be killed; and how to compare runs."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-# A run whose process 1 kills itself in a step, if one is given.
-PROGRAM = """
-import os, signal, sys
-from halonet import cli
-from halonet.training import loop
 
-step = int(sys.argv[1])
-original = loop.Trainer._step
+@contextmanager
+def start_launcher(folder: Path) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """Yields a function that runs a command in several processes.
 
-def stop_in_step(trainer, *arguments):
-    if trainer.progress["step"] + 1 == step and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(trainer, *arguments)
+    Args:
+        folder: for what they print.
+    """
+    words = [sys.executable, "-m", "tests.training.launcher"]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as launcher:
 
-loop.Trainer._step = stop_in_step
-cli.main(sys.argv[2:])
-"""
+        def launch(words, *, kill_in_step=0, processes=2):
+            files = {name: folder / name for name in ("stdout", "stderr")}
+            for path in files.values():
+                path.write_text("")
+            request = {name: str(path) for name, path in files.items()} | {
+                "words": words,
+                "kill_in_step": kill_in_step,
+                "processes": processes,
+            }
+            print(json.dumps(request), file=launcher.stdin, flush=True)
+            status = int(launcher.stdout.readline())
+            said = {name: path.read_text() for name, path in files.items()}
+            return subprocess.CompletedProcess(words, status, **said)
 
-
-def launch(tmp_path, words, *, kill_in_step=0, processes=2):
-    """Run a command in several processes."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(processes), str(program), str(kill_in_step), *words),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+        yield launch
+        launcher.stdin.close()
 
 
 def assert_close_runs(run, other):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,10 @@ from halonet.classification.training import resume, train
 from halonet.training.checkpoint import find_states
 from halonet.training.parallel import ProcessLost, naming_lost_process
 from tests.pictures import draw_folder, make_words, small_config
-from tests.training.processes import assert_close_runs, assert_equal_runs, launch
+from tests.training.processes import assert_close_runs, assert_equal_runs
+
+# One process runs them all: they share a launcher, which takes seconds to start.
+pytestmark = pytest.mark.xdist_group("processes")
 
 
 def make_trial(images, **changes):
@@ -60,9 +65,11 @@ def test_a_batch_of_one_image_names_batch_size(images, tmp_path):
 
 
 @pytest.mark.parametrize("shard_weights", [False, True], ids=["ddp", "fsdp"])
-def test_two_processes_equal_one_and_survive_a_lost_one(alone, images, tmp_path, shard_weights):
+def test_two_processes_equal_one_and_survive_a_lost_one(
+    alone, images, launch, tmp_path, shard_weights
+):
     config = make_trial(images, shard_weights=shard_weights)
-    whole = launch(tmp_path, ["train", *make_words(config, tmp_path / "whole")])
+    whole = launch(["train", *make_words(config, tmp_path / "whole")])
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("held-out accuracy") == 1
     assert_close_runs(tmp_path / "whole", alone.folder)
@@ -70,14 +77,14 @@ def test_two_processes_equal_one_and_survive_a_lost_one(alone, images, tmp_path,
     assert summary["loss"] == pytest.approx(alone.evaluation.loss, rel=1e-5)
     assert summary["accuracy"] == alone.evaluation.accuracy
 
-    killed = launch(tmp_path, ["train", *make_words(config, tmp_path / "killed")], kill_in_step=7)
+    killed = launch(["train", *make_words(config, tmp_path / "killed")], kill_in_step=7)
     assert killed.returncode != 0
     lost = [line for line in killed.stderr.splitlines() if line.startswith("halonet:")]
     assert lost == [
         f"halonet: lost another process of this run; go on with: halonet train --resume {tmp_path / 'killed'}"
     ]
     assert [path.name for path in find_states(tmp_path / "killed")] == ["step_000000006.pt"]
-    again = launch(tmp_path, ["train", "--resume", str(tmp_path / "killed")])
+    again = launch(["train", "--resume", str(tmp_path / "killed")])
     assert again.returncode == 0, again.stderr
     assert_equal_runs(tmp_path / "killed", tmp_path / "whole")
 
@@ -98,21 +105,30 @@ def test_lost_process_is_named_with_the_command_of_its_task(command):
         raise RuntimeError("gloo: connection closed by peer")
 
 
-def test_run_goes_on_with_another_number_of_processes(alone, images, tmp_path):
+def test_run_goes_on_with_another_number_of_processes(alone, images, launch, tmp_path):
     config = make_trial(images)
-    killed = launch(tmp_path, ["train", *make_words(config, tmp_path / "run")], kill_in_step=6)
+    killed = launch(["train", *make_words(config, tmp_path / "run")], kill_in_step=6)
     assert killed.returncode != 0
     assert [path.name for path in find_states(tmp_path / "run")] == ["step_000000005.pt"]
     result = resume(tmp_path / "run")
     assert_close_runs(result.folder, alone.folder)
 
 
-def test_more_processes_than_held_out_images(images, tmp_path):
-    changes = {"validation_share": 0.05, "batch_size": 6, "epochs": 1}
+def test_more_processes_than_held_out_images_by_torchrun(images, tmp_path):
+    paths = sorted(images.rglob("*.png"))
+    parts = ["val", *["train"] * (len(paths) - 1)]
+    lines = [f"{path},{path.parent.name},{part}" for path, part in zip(paths, parts, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,split", *lines]))
+    changes = {"data": f"csv:{tmp_path / 'labels.csv'}", "batch_size": 6, "epochs": 1}
     words = make_words(make_trial(images, **changes), tmp_path / "run")
-    run = launch(tmp_path, ["train", *words], processes=3)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run = subprocess.run(
+        [*torchrun, "--nproc-per-node=2", "-m", "halonet", "train", *words],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["validation_images"] == 2
+    assert summary["validation_images"] == 1
     result = train(make_trial(images, **changes), output=str(tmp_path / "alone"))
     assert summary["loss"] == pytest.approx(result.evaluation.loss, rel=1e-5)
