@@ -40,6 +40,25 @@ def test_predictions_are_the_command_lines(capsys, run, whole_run, images):
     assert repr(run) == "LoadedClassifier(halonet_tiny: green, red)"
 
 
+def test_export_is_the_functions(monkeypatch, run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    report = run.export(tmp_path / "model.onnx", size=(64, 64), batch=1)
+    assert report.path.stat().st_size == report.bytes
+    # Checked beside the model in that size and batch alone.
+    assert list(report.differences) == ["1 x 64 x 64"]
+    with pytest.raises(FileExistsError):
+        run.export(tmp_path / "model.onnx")
+
+    called = []
+    monkeypatch.setattr(
+        "halonet.export.detector.export_detector",
+        lambda model, path, **options: called.append((model, path, options)),
+    )
+    loaded = halonet.LoadedDetector(small_detector(), device="cpu")
+    loaded.export("detector.onnx", license="MIT")
+    assert called == [(loaded.model, "detector.onnx", {"license": "MIT"})]
+
+
 def test_an_image_comes_in_many_ways(run, images, server):
     path = images / "green" / "2.png"
     picture = read_image(path)

@@ -1,5 +1,6 @@
-"""A trained classifier that takes images as they come: predict, embed, explain."""
+"""A trained classifier that takes images as they come: predict, embed, explain, export."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from halonet.explain.explanation import Explanation, ImageAttention
     from halonet.explain.receptive_field import ReceptiveField
     from halonet.explain.tables import RelativeTables
+    from halonet.export.formats import ExportReport
     from halonet.inference.video import NamedImage, Video
 
 BATCH_SIZE = 8  # small: a video's frames of a batch are in memory together
@@ -136,6 +138,20 @@ class LoadedClassifier:
         rows = embed(self._fused, read_frames(found), batch_size=BATCH_SIZE)
         features = torch.stack([require_readable(source, row) for source, row in rows])
         return features[0] if single else features
+
+    def export(self, path: str | os.PathLike[str], **options: Any) -> "ExportReport":
+        """Write the model to a file that runs without halonet: `halonet.export_model`.
+
+        Args:
+            path: of the file; there must be none yet.
+            **options: of `halonet.export_model`.
+
+        Raises:
+            FileExistsError, ModuleNotFoundError, OSError, TypeError, ValueError: as there.
+        """
+        from halonet.export.formats import export_model
+
+        return export_model(self.model, path, **options)
 
     def explain(
         self,

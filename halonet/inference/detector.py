@@ -1,6 +1,7 @@
 """A trained detector that takes images as they come."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from halonet.inference.images import (
 if TYPE_CHECKING:
     from halonet.detection.detector import Detector
     from halonet.detection.predict import Objects
+    from halonet.export.formats import ExportReport
     from halonet.inference.video import NamedImage, Video
 
 
@@ -88,6 +90,20 @@ class LoadedDetector:
         It raises as `predict` does.
         """
         return self._predict(list_images(images, live=True)[0], every, score_threshold)
+
+    def export(self, path: str | os.PathLike[str], **options: Any) -> "ExportReport":
+        """Write the detector to an ONNX file: `halonet.export.detector.export_detector`.
+
+        Args:
+            path: of the file; there must be none yet.
+            **options: of `export_detector`.
+
+        Raises:
+            FileExistsError, ModuleNotFoundError, OSError, TypeError, ValueError: as there.
+        """
+        from halonet.export.detector import export_detector
+
+        return export_detector(self.model, path, **options)
 
     def _predict(
         self,
