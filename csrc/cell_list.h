@@ -10,7 +10,6 @@ constexpr int chunk_rows = chunk_cells + addresses_at_once;
 // A few cells of a list.
 struct ListedCells {
     long first, count;
-    const int64_t *row, *column;  // in the window
 };
 
 // The cells of a window that take part: first those in the map, row by row, then, unless
@@ -50,7 +49,7 @@ struct CellList {
     template <class Body>
     void for_chunks(long begin, long end, long size, Body body) const {
         for (long first = begin; first < end; first += size)
-            body(ListedCells{first, smaller(size, end - first), row + first, column + first});
+            body(ListedCells{first, smaller(size, end - first)});
     }
 
 private:

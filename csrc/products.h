@@ -152,7 +152,7 @@ inline void dot_vectors(Rows left, long rows, long columns, long length, const f
 }
 
 // out[i][q] = bias[i][q] + sum over c of left[i][c] * right[c][q], for cells of `columns` columns of `rows`
-// rows each. Calls between() before each group of rows.
+// rows each. Calls between() before each column.
 template <class Between>
 __attribute__((noinline)) void dot_products(Rows left, long rows, long columns, long length,
                                             const float *right, long width, Biases biases, Scores out,

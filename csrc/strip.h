@@ -60,8 +60,8 @@ inline long blocks_that_fit(const HaloProblem &p, const Shape &shape, long cell_
     return ceil_div(shape.block_columns, ceil_div(shape.block_columns, blocks));
 }
 
-// Cells of the strip `other` to move between two groups of rows of a product of `strip`, so that all are
-// moved when `strip` is done.
+// Cells of the strip `other` to move before each column of a product of `strip`, so that all are moved when
+// `strip` is done.
 inline long cells_between_products(const Shape &shape, const Strip &other, const Strip &strip) {
     const long passes = ceil_div(shape.block_queries * shape.block_queries, most_vectors * lanes);
     return ceil_div(other.cells(), passes * strip.columns);

@@ -3,6 +3,7 @@
 Triton brings all that it takes: the assemblers and disassemblers of NVIDIA, and LLVM's for AMD.
 """
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from halonet.ops.triton_backend import Work
-from halonet.ops.triton_tuning import Tiles
+from halonet.ops.triton_tuning import Tiles, first_that_fits
 
 # The most bytes of shared memory that a program may have, by architecture: CUDA's programming
 # guide, table of technical specifications; AMD's CDNA 3 guide.
@@ -103,14 +104,20 @@ def compile_work(work: Work, tiles: Tiles, architecture: str) -> Binary:
 
 def choose_tiles(work: Work, architecture: str) -> tuple[Tiles, Binary]:
     """The candidate that runs on this architecture where none is timed, and its binary."""
-    fitting = {}
-    for tiles in work.candidates:
-        binary = compile_work(work, tiles, architecture)
-        if binary.shared <= SHARED_BYTES[architecture]:
-            fitting[tiles] = binary
-            if not binary.spilled:
-                break
-    return min(fitting.items(), key=lambda found: found[1].spilled)
+    from triton.runtime.errors import OutOfResources
+
+    @functools.cache
+    def compile_tiles(tiles: Tiles) -> Binary:
+        return compile_work(work, tiles, architecture)
+
+    def launch(tiles: Tiles) -> int:
+        binary = compile_tiles(tiles)
+        if binary.shared > SHARED_BYTES[architecture]:
+            raise OutOfResources(binary.shared, SHARED_BYTES[architecture], "shared memory")
+        return binary.spilled
+
+    tiles = first_that_fits(work.candidates, launch)
+    return tiles, compile_tiles(tiles)
 
 
 def find_faults(binary: Binary, tiles: Tiles, architecture: str, *, narrow: bool) -> list[str]:

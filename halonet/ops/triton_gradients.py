@@ -14,10 +14,9 @@ from halonet.ops.triton_kernels import (
     exponential,
     hide_place,
     load_pixels,
-    load_places,
-    locate_cells,
     locate_queries,
     place_logits,
+    score_cells,
     store_pixels,
     table_offsets,
     visible_range,
@@ -36,8 +35,7 @@ def read_softmax(p_shift, p_factor, m_query, dtype: tl.constexpr):
 @triton.jit
 def weigh_cells(
     p_key, p_value, p_places, b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
-    first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height, width,
-    heads, CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
+    window, CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
     HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, HIDDEN: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -46,19 +44,11 @@ def weigh_cells(
 
     The weight of a cell that takes no part is zero.
     """
-    o_window_cell, o_cell_pixel, m_cell, m_map = locate_cells(
-        start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
-        height, width, HALO_SIZE, WINDOW, MASK, BLOCK_K,
+    b_key, b_value, b_places, b_scores, m_cell = score_cells(
+        p_key, p_value, p_places, b_query, b_logits, start, window, CHANNELS, VALUE_CHANNELS,
+        TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P,
+        BLOCK_K,
     )  # fmt: skip
-    # [BLOCK_K, BLOCK_C], [BLOCK_K, BLOCK_D]
-    b_key = load_pixels(p_key, o_cell_pixel, m_map, heads, CHANNELS, BLOCK_C)
-    b_value = load_pixels(p_value, o_cell_pixel, m_map, heads, VALUE_CHANNELS, BLOCK_D)
-    # [BLOCK_Q, BLOCK_K]
-    b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
-    b_places = b_key
-    if TABLE_CHANNELS > 0:
-        b_places = load_places(p_places, o_window_cell, m_cell, WINDOW, HIDDEN, BLOCK_P)
-        b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
     b_weights = exponential(b_scores * scale - b_shift[:, None], b_query.dtype) * b_factor[:, None]
     if not HIDDEN:
         b_weights = tl.where(m_cell[None, :], b_weights, 0.0)
@@ -131,6 +121,10 @@ def backward_query_kernel(
         first_pixel_column = i_block_column * BLOCK_SIZE
         first_row, rows = visible_range(first_pixel_row, height, HALO_SIZE, WINDOW, MASK)
         first_column, columns = visible_range(first_pixel_column, width, HALO_SIZE, WINDOW, MASK)
+        window = (
+            first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height,
+            width, heads,
+        )  # fmt: skip
 
         # [BLOCK_Q]
         if EXACT:
@@ -139,9 +133,8 @@ def backward_query_kernel(
             for start in range(0, rows * columns, BLOCK_K):
                 _, _, b_weights, b_weights_gradient = weigh_cells(
                     p_key + i_key_map * CHANNELS, p_value + i_key_map * VALUE_CHANNELS, p_places,
-                    b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
-                    first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
-                    height, width, heads, CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE,
+                    b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start, window,
+                    CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE,
                     WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
                 )  # fmt: skip
                 b_delta += tl.sum(b_weights * b_weights_gradient, 1)
@@ -158,9 +151,8 @@ def backward_query_kernel(
         for start in range(0, rows * columns, BLOCK_K):
             b_key, b_places, b_weights, b_weights_gradient = weigh_cells(
                 p_key + i_key_map * CHANNELS, p_value + i_key_map * VALUE_CHANNELS, p_places,
-                b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
-                first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height,
-                width, heads, CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK,
+                b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start, window,
+                CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK,
                 HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
             )  # fmt: skip
             b_scores_gradient = b_weights * (b_weights_gradient - b_delta[:, None])

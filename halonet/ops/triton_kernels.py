@@ -218,6 +218,37 @@ def locate_cells(
 
 
 @triton.jit
+def score_cells(
+    p_key, p_value, p_places, b_query, b_logits, start, window, CHANNELS: tl.constexpr,
+    VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr, HALO_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr, MASK: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Keys, values and places of the next cells, their scores, and the mask of what takes part.
+
+    With `HIDDEN` the scores of the others are low enough without the mask.
+    """
+    (
+        first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height, width,
+        heads,
+    ) = window  # fmt: skip
+    o_window_cell, o_cell_pixel, m_cell, m_map = locate_cells(
+        start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
+        height, width, HALO_SIZE, WINDOW, MASK, BLOCK_K,
+    )  # fmt: skip
+    # [BLOCK_K, BLOCK_C], [BLOCK_K, BLOCK_D]
+    b_key = load_pixels(p_key, o_cell_pixel, m_map, heads, CHANNELS, BLOCK_C)
+    b_value = load_pixels(p_value, o_cell_pixel, m_map, heads, VALUE_CHANNELS, BLOCK_D)
+    # [BLOCK_Q, BLOCK_K]
+    b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
+    b_places = b_key
+    if TABLE_CHANNELS > 0:
+        b_places = load_places(p_places, o_window_cell, m_cell, WINDOW, HIDDEN, BLOCK_P)
+        b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
+    return b_key, b_value, b_places, b_scores, m_cell
+
+
+@triton.jit
 def attend_window(
     p_key, p_value, p_places, b_query, b_logits, scale, window, SUBTRACT: tl.constexpr,
     CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
@@ -229,26 +260,16 @@ def attend_window(
 
     With `SUBTRACT` that is the highest score, found on the way, without it nothing.
     """
-    (
-        first_row, first_column, rows, columns, first_pixel_row, first_pixel_column, height, width,
-        heads,
-    ) = window  # fmt: skip
+    rows, columns = window[2], window[3]
     b_max = tl.full([BLOCK_Q], float("-inf") if SUBTRACT else 0.0, tl.float32)
     b_sum = tl.zeros([BLOCK_Q], tl.float32)
     b_result = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for start in range(0, rows * columns, BLOCK_K):
-        o_window_cell, o_cell_pixel, m_cell, m_map = locate_cells(
-            start, first_row, first_column, rows, columns, first_pixel_row, first_pixel_column,
-            height, width, HALO_SIZE, WINDOW, MASK, BLOCK_K,
+        _key, b_value, _places, b_scores, m_cell = score_cells(
+            p_key, p_value, p_places, b_query, b_logits, start, window, CHANNELS, VALUE_CHANNELS,
+            TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P,
+            BLOCK_K,
         )  # fmt: skip
-        # [BLOCK_K, BLOCK_C], [BLOCK_K, BLOCK_D]
-        b_key = load_pixels(p_key, o_cell_pixel, m_map, heads, CHANNELS, BLOCK_C)
-        b_value = load_pixels(p_value, o_cell_pixel, m_map, heads, VALUE_CHANNELS, BLOCK_D)
-        # [BLOCK_Q, BLOCK_K]
-        b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
-        if TABLE_CHANNELS > 0:
-            b_places = load_places(p_places, o_window_cell, m_cell, WINDOW, HIDDEN, BLOCK_P)
-            b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
         if not HIDDEN:
             b_scores = tl.where(m_cell[None, :], b_scores, float("-inf"))
         if SUBTRACT:

@@ -178,10 +178,10 @@ def run_tuned(problem: tuple, candidates: Sequence[Tiles], launch: Launch) -> No
         _chosen[*problem, tune] = chosen = _fastest(candidates, launch)
         launch(chosen)
     else:
-        _chosen[*problem, tune] = _first_that_fits(candidates, launch)
+        _chosen[*problem, tune] = first_that_fits(candidates, launch)
 
 
-def _first_that_fits(candidates: Sequence[Tiles], launch: Launch) -> Tiles:
+def first_that_fits(candidates: Sequence[Tiles], launch: Launch) -> Tiles:
     """The first that keeps everything in registers; if none does, the one that lacks the fewest."""
     from triton.runtime.errors import OutOfResources
 

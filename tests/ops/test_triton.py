@@ -150,4 +150,4 @@ def test_without_tuning_registers_are_not_spilled(
 
 def test_what_fits_no_device_is_said(fake_device: SimpleNamespace) -> None:
     with pytest.raises(RuntimeError, match=r"fit this device: .*shared memory"):
-        triton_tuning._first_that_fits(fake_device.candidates[:1], fake_device.launch)
+        triton_tuning.first_that_fits(fake_device.candidates[:1], fake_device.launch)

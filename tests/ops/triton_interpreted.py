@@ -33,6 +33,8 @@ OWN_CASES = (
     Case("window_of_18", 9, 5, {"block_size": 16, "halo_size": 1}, batch=1, heads=1),
     # Sums of exponentials that float32 doesn't hold: the window is gone through again.
     Case("extreme_scores", 5, 4, {"block_size": 4, "halo_size": 1, "scale": 40.0}, 1, 1),
+    # No logit is low enough for the cells outside the map.
+    Case("scale_of_0", 5, 4, {"block_size": 4, "halo_size": 1, "scale": 0.0}, 1, 1),
     Case("negative_scale", 5, 4, {"block_size": 4, "halo_size": 1, "scale": -0.7}, 1, 1),
     Case("odd_channels", 5, 4, {"block_size": 4, "halo_size": 1}, 1, 2, 19, 33, "full"),
 )
