@@ -113,6 +113,15 @@ int64_t halonet_backward_workspace(const HaloProblem *problem) {
     return 2 * offsets * problem->table_width * halonet_gradient_groups;
 }
 
+int halonet_add_silu(const HaloActivation *activation) {
+    const HaloActivation &a = *activation;
+    if (a.pixels < 0 || a.channels < 0 || a.threads < 1 ||
+        (a.data_type != HALO_FLOAT32 && a.data_type != HALO_BFLOAT16))
+        return HALO_BAD_ARGUMENT;
+    chosen->add_silu(a);
+    return HALO_SUCCESS;
+}
+
 const char *halonet_variant(void) { return chosen->name; }
 
 int halonet_select(const char *name) {

@@ -1,5 +1,5 @@
-// The C interface of the native halo attention kernel (paper, section 2.2): one struct describes a
-// call, with all its tensors and options.
+// The C interface of the native halo attention kernel (paper, section 2.2), and of the activation after
+// 1x1 convolutions: one struct describes a call, with all its tensors and options.
 //
 // Maps are channels-last, [batch, height, width, heads, channels]. The stride of the channels is 1, the
 // others are free, so that query, key and value may be slices of one projection's output.
@@ -7,9 +7,9 @@
 
 #include <stdint.h>
 
-// Goes up with each change of HaloProblem or of what its fields mean; halonet/ops/cpu.py has the same
+// Goes up with each change of a struct or of what its fields mean; halonet/ops/cpu.py has the same
 // number and refuses a library that has another.
-#define HALONET_INTERFACE 1
+#define HALONET_INTERFACE 2
 
 #define HALONET_API __attribute__((visibility("default")))
 
@@ -52,12 +52,23 @@ typedef struct {
     float *workspace;  // halonet_backward_workspace() floats, never read before written
 } HaloProblem;
 
+// maps = silu(maps + shift + added), in place. Numbers lie without gaps, channels next to each other.
+typedef struct {
+    void *maps;         // [pixels, channels]
+    const void *shift;  // [channels], or null
+    const void *added;  // [pixels, channels], or null
+    int64_t pixels, channels;
+    int64_t data_type;  // of all three
+    int64_t threads;
+} HaloActivation;
+
 HALONET_API int halonet_interface(void);     // HALONET_INTERFACE
 HALONET_API int halonet_problem_size(void);  // of HaloProblem, in bytes
 
 HALONET_API int halonet_forward(const HaloProblem *problem);
 HALONET_API int halonet_backward(const HaloProblem *problem);
 HALONET_API int64_t halonet_backward_workspace(const HaloProblem *problem);
+HALONET_API int halonet_add_silu(const HaloActivation *activation);
 
 // The instruction set in use: "amx", "avx512", "avx2" or "baseline". halonet_select switches to the
 // named one, or back to the best for a null pointer; it returns HALO_BAD_ARGUMENT where the

@@ -1,6 +1,7 @@
 // Compiled once for each instruction set, with HALONET_VARIANT its name.
 #include "variant.h"
 
+#include "activation.h"
 #include "backward.h"
 #include "forward.h"
 #ifdef __AMX_BF16__
@@ -155,6 +156,10 @@ int backward_of_type(const HaloProblem &p) {
     return p.data_type == HALO_FLOAT32 ? backward<float>(p) : backward<Bfloat16>(p);
 }
 
+void add_silu_of_type(const HaloActivation &a) {
+    a.data_type == HALO_FLOAT32 ? add_silu_to_maps<float>(a) : add_silu_to_maps<Bfloat16>(a);
+}
+
 }  // namespace
 
 #define HALONET_JOIN_(a, b) a##b
@@ -162,5 +167,5 @@ int backward_of_type(const HaloProblem &p) {
 #define HALONET_TEXT_(a) #a
 #define HALONET_TEXT(a) HALONET_TEXT_(a)
 
-extern const HaloVariant HALONET_JOIN(halonet_, HALONET_VARIANT) = {HALONET_TEXT(HALONET_VARIANT),
-                                                                    forward_of_type, backward_of_type};
+extern const HaloVariant HALONET_JOIN(halonet_, HALONET_VARIANT) = {
+    HALONET_TEXT(HALONET_VARIANT), forward_of_type, backward_of_type, add_silu_of_type};

@@ -21,7 +21,7 @@ from halonet.export.maps import (
 )
 from halonet.layers.attention import HaloAttention
 from halonet.layers.bottleneck import Bottleneck, SqueezeExcitation
-from halonet.layers.fusion import ChannelShift
+from halonet.layers.normalization import ChannelShift
 from halonet.models.halonet import PatchStem
 from halonet.ops.problem import Window
 
@@ -88,13 +88,6 @@ def _(layer: nn.MaxPool2d, graph: Graph, maps: Maps) -> Maps:
 
 
 @write_layer.register
-def _(layer: ChannelShift, graph: Graph, maps: Maps) -> Maps:
-    """The rest of a norm that couldn't be folded into weights."""
-    shift = graph.weight(to_channel_array(layer.shift, maps))
-    return maps.replace_value(graph.add("Add", maps.value, shift))
-
-
-@write_layer.register
 def _(layer: PatchStem, graph: Graph, maps: Maps) -> Maps:
     patch, *rest = layer
     assert isinstance(patch, nn.Conv2d)
@@ -103,7 +96,7 @@ def _(layer: PatchStem, graph: Graph, maps: Maps) -> Maps:
         graph.add("Mod", graph.add("Neg", size), side) for size in (maps.height, maps.width)
     )
     padded = graph.add("Pad", maps.value, graph.shape(0, 0, 0, 0, 0, 0, below, right))
-    value = write_kernel(graph, padded, patch)
+    value = write_kernel(graph, padded, patch, patch.bias)
     height, width = (
         graph.add("Div", graph.add("Add", size, side - 1), side)
         for size in (maps.height, maps.width)
@@ -132,13 +125,23 @@ def write_squeeze_excitation(
 def _(layer: Bottleneck, graph: Graph, maps: Maps) -> Maps:
     spatial = layer.spatial
     maps = to_rows(graph, maps) if isinstance(spatial, HaloAttention) else to_planes(graph, maps)
-    branch = maps
-    for one in (
-        *(layer.reduce, layer.activation, spatial, layer.spatial_norm, layer.activation),
-        *(layer.squeeze_excitation, layer.expand),
-    ):
-        branch = write_layer(one, graph, branch)
+    branch = write_convolution(graph, maps, layer.reduce, _shift_of(layer.reduce_norm))
+    branch = write_layer(layer.activation, graph, branch)
+    if isinstance(spatial, HaloAttention):
+        branch = _write_attention(graph, branch, spatial, _shift_of(layer.spatial_norm))
+    else:
+        branch = write_layer(spatial, graph, branch)
+        branch = write_layer(layer.spatial_norm, graph, branch)
+    branch = write_layer(layer.activation, graph, branch)
+    branch = write_layer(layer.squeeze_excitation, graph, branch)
+    branch = write_convolution(graph, branch, layer.expand, _shift_of(layer.expand_norm))
     return write_residual(graph, branch, maps, layer.shortcut, layer.activation)
+
+
+def _shift_of(norm: nn.Module) -> Tensor:
+    """The bias that a folded norm has left."""
+    assert isinstance(norm, ChannelShift)
+    return norm.shift
 
 
 def write_residual(
@@ -151,8 +154,12 @@ def write_residual(
     return write_layer(activation, graph, summed)
 
 
-@write_layer.register
-def _(layer: HaloAttention, graph: Graph, maps: Maps) -> Maps:
+def _write_attention(graph: Graph, maps: Maps, layer: HaloAttention, shift: Tensor) -> Maps:
+    """An attention layer, and a shift of its results.
+
+    Where padding is masked, a query's weights sum to 1 over pixels of the map, so that a bias of
+    the values shifts the results alike. Where padding counts, its values stay zero.
+    """
     if layer.absolute_rows is not None and layer.absolute_columns is not None:
         maps = _add_absolute_position(graph, maps, layer)
     projection = layer.projection
@@ -161,11 +168,12 @@ def _(layer: HaloAttention, graph: Graph, maps: Maps) -> Maps:
         widths.insert(0, layer.query_key_channels)
     weights = list(projection.weight.flatten(1).split(widths))
     biases: list = [None] * len(widths)
-    if projection.bias is not None:
-        biases = list(projection.bias.split(widths))
+    shifts_values = layer.mask_padding and not isinstance(layer.output, nn.Conv2d)
+    if shifts_values:
+        biases[-1] = shift
     if layer.query is not None:
         weights.insert(0, layer.query.weight.flatten(1))
-        biases.insert(0, layer.query.bias)
+        biases.insert(0, None)
     scale = (layer.query_key_channels // layer.heads) ** -0.5
     parameters = AttentionLayer(
         *weights,
@@ -185,7 +193,11 @@ def _(layer: HaloAttention, graph: Graph, maps: Maps) -> Maps:
         position_scale=scale,
     )
     maps = write_attention(graph, maps, parameters)
-    return write_layer(layer.output, graph, maps)
+    if isinstance(layer.output, nn.Conv2d):
+        return write_convolution(graph, maps, layer.output, shift)
+    if shifts_values:
+        return maps
+    return maps.replace_value(graph.add("Add", maps.value, graph.weight(to_array(shift))))
 
 
 def _add_absolute_position(graph: Graph, maps: Maps, layer: HaloAttention) -> Maps:

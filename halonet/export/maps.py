@@ -87,8 +87,12 @@ def write_product(graph: Graph, rows: str, weight: Tensor, bias: Tensor | None) 
     return graph.add("Gemm", *inputs, transB=1)
 
 
-def write_convolution(graph: Graph, maps: Maps, layer: nn.Conv2d) -> Maps:
+def write_convolution(
+    graph: Graph, maps: Maps, layer: nn.Conv2d, shift: Tensor | None = None
+) -> Maps:
     """A convolution with equal padding on all sides, in the layout of the maps if it is 1x1.
+
+    `shift` is the bias of a layer that has none.
 
     Raises:
         ValueError: a convolution with dilation, or another padding; the message says it.
@@ -103,23 +107,24 @@ def write_convolution(graph: Graph, maps: Maps, layer: nn.Conv2d) -> Maps:
         or sides[0] % 2 == 0
     ):
         raise ValueError(f"can't export the convolution {layer}")
+    bias = layer.bias if shift is None else shift
     height, width = maps.height, maps.width
     if stride == 2:
         height, width = halve(graph, height), halve(graph, width)
     if maps.layout == "rows" and sides == (1, 1) and layer.groups == 1:
         rows = maps if stride == 1 else skip_pixels(graph, maps)
-        value = write_product(graph, rows.value, layer.weight, layer.bias)
+        value = write_product(graph, rows.value, layer.weight, bias)
         return Maps(value, layer.out_channels, height, width, "rows")
     planes = to_planes(graph, maps)
-    value = write_kernel(graph, planes.value, layer)
+    value = write_kernel(graph, planes.value, layer, bias)
     return Maps(value, layer.out_channels, height, width, "planes")
 
 
-def write_kernel(graph: Graph, planes: str, layer: nn.Conv2d) -> str:
+def write_kernel(graph: Graph, planes: str, layer: nn.Conv2d, bias: Tensor | None) -> str:
     """ONNX's Conv of planes, with the layer's own padding."""
     inputs = [planes, graph.weight(to_array(layer.weight))]
-    if layer.bias is not None:
-        inputs.append(graph.weight(to_array(layer.bias)))
+    if bias is not None:
+        inputs.append(graph.weight(to_array(bias)))
     (top, left), padding = layer.padding, layer.padding  # numbers: fuse and halonet have no names
     assert not isinstance(padding, str)
     return graph.add(

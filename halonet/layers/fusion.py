@@ -1,23 +1,12 @@
 """Batch norm folded into its neighbours, for inference."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 from halonet.layers.attention import HaloAttention
 from halonet.layers.bottleneck import Bottleneck
-
-
-class ChannelShift(nn.Module):
-    """Adds a constant to each channel: the rest of a norm whose scale was folded into weights."""
-
-    def __init__(self, shift: Tensor) -> None:
-        super().__init__()
-        self.shift = nn.Parameter(shift)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps + self.shift[:, None, None]
+from halonet.layers.normalization import ChannelShift
 
 
 def fuse_sequential(layers: nn.Sequential) -> None:
@@ -30,44 +19,46 @@ def fuse_sequential(layers: nn.Sequential) -> None:
 
 
 def fuse_bottleneck(bottleneck: Bottleneck) -> None:
-    """Fold all batch norms of a bottleneck into its convolutions and its attention, in place."""
-    norms = (bottleneck.reduce_norm, bottleneck.spatial_norm, bottleneck.expand_norm)
-    reduce_norm, spatial_norm, expand_norm = norms
-    assert isinstance(reduce_norm, nn.BatchNorm2d)
-    assert isinstance(spatial_norm, nn.BatchNorm2d)
-    assert isinstance(expand_norm, nn.BatchNorm2d)
-    bottleneck.reduce = fuse_conv_bn_eval(bottleneck.reduce, reduce_norm)
-    bottleneck.expand = fuse_conv_bn_eval(bottleneck.expand, expand_norm)
-    bottleneck.reduce_norm = bottleneck.expand_norm = bottleneck.spatial_norm = nn.Identity()
-    if isinstance(bottleneck.spatial, HaloAttention):
-        bottleneck.spatial_norm = fuse_attention(bottleneck.spatial, spatial_norm)
-    elif isinstance(bottleneck.spatial, nn.Conv2d):
-        bottleneck.spatial = fuse_conv_bn_eval(bottleneck.spatial, spatial_norm)
+    """Fold all batch norms of a bottleneck into its convolutions and its attention, in place.
+
+    After 1x1 products and attention a `ChannelShift` takes the norm's place, which the activation
+    adds in passing; a product would copy its bias first.
+    """
+    reduce, spatial, expand = bottleneck.reduce, bottleneck.spatial, bottleneck.expand
+    bottleneck.reduce_norm = ChannelShift(_fold_scale(reduce.weight, bottleneck.reduce_norm))
+    shift = _fold_scale(expand.weight, bottleneck.expand_norm)
     if isinstance(bottleneck.shortcut, nn.Sequential):
-        fuse_sequential(bottleneck.shortcut)
+        projection, norm = bottleneck.shortcut
+        assert isinstance(projection, nn.Conv2d)
+        shift += _fold_scale(projection.weight, norm)
+        bottleneck.shortcut = projection
+    bottleneck.expand_norm = ChannelShift(shift)
+    if isinstance(spatial, HaloAttention):
+        bottleneck.spatial_norm = ChannelShift(fuse_attention(spatial, bottleneck.spatial_norm))
+    elif isinstance(spatial, nn.Conv2d):
+        assert isinstance(bottleneck.spatial_norm, nn.BatchNorm2d)
+        bottleneck.spatial = fuse_conv_bn_eval(spatial, bottleneck.spatial_norm)
+        bottleneck.spatial_norm = nn.Identity()
+
+
+def fuse_attention(attention: HaloAttention, norm: nn.Module) -> Tensor:
+    """Fold the scale of the norm after an attention layer into its weights, in place.
+
+    Attention is linear in its values. Returns the shift that is left to be added to the result.
+    """
+    if isinstance(attention.output, nn.Conv2d):
+        return _fold_scale(attention.output.weight, norm)
+    return _fold_scale(attention.projection.weight[-attention.value_channels :], norm)
 
 
 @torch.no_grad()
-def fuse_attention(attention: HaloAttention, norm: nn.BatchNorm2d) -> nn.Module:
-    """Fold the norm after an attention layer into its values, in place.
-
-    Returns the module that takes the norm's place. Where padding is masked, a query's attention
-    weights sum to 1 over pixels of the map, so that a shift of all values shifts the result alike.
-    Where padding counts, its values stay zero, and the shift has to follow the attention.
-    """
-    if isinstance(attention.output, nn.Conv2d):
-        attention.output = fuse_conv_bn_eval(attention.output, norm)
-        return nn.Identity()
-    projection = attention.projection
+def _fold_scale(weight: Tensor, norm: nn.Module) -> Tensor:
+    """Multiply the rows of a weight without bias by a norm's scale, in place; returns the shift."""
+    assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    values = projection.weight[-attention.value_channels :]
-    weight, shift = fuse_conv_bn_weights(
-        values, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    folded, shift = fuse_conv_bn_weights(
+        weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    values.copy_(weight)
-    if not attention.mask_padding:
-        return ChannelShift(shift)
-    queries_and_keys = projection.out_channels - attention.value_channels
-    projection.bias = nn.Parameter(F.pad(shift, (queries_and_keys, 0)))
-    return nn.Identity()
+    weight.copy_(folded)
+    return shift.detach()

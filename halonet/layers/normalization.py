@@ -8,7 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halonet.ops import cpu
 from halonet.ops.operators import differentiates_by_rules
+
+
+class ChannelShift(nn.Module):
+    """Adds a constant to each channel: the rest of a norm whose scale was folded into weights."""
+
+    def __init__(self, shift: Tensor) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(shift)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + self.shift.to(maps.dtype)[:, None, None]  # autocast doesn't reach a sum
 
 
 def normalize_and_activate(
@@ -17,8 +29,13 @@ def normalize_and_activate(
     """`activation(norm(maps))`, or `activation(norm(maps) + added)`.
 
     With SiLU on a CPU, only `maps` and `added` are saved for the backward pass, which recomputes
-    the norm; torch saves the activation's input too. ReLU needs no more than its output.
+    the norm; torch saves the activation's input too. ReLU needs no more than its output. Without
+    gradients, SiLU after a folded norm is written over `maps`, if it works in place.
     """
+    if _is_folded(norm) and _is_silu_in_place(activation):
+        shift = norm.shift if isinstance(norm, ChannelShift) else None
+        if cpu.can_add_silu(maps, shift, added):
+            return cpu.add_silu(maps, shift, added)
     if not _can_recompute(maps, norm, activation, added):
         normed = norm(maps)
         return activation(normed if added is None else normed + added)
@@ -109,7 +126,7 @@ class NormalizedSequence(nn.Sequential):
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            if isinstance(layer, nn.BatchNorm2d) and layers:
+            if isinstance(layer, nn.BatchNorm2d | nn.Identity) and layers:
                 activation = layers.pop(0)
                 following = layers.pop(0) if layers else _same
                 input = apply_to_activated(following, input, layer, activation)  # noqa: A001
@@ -136,6 +153,14 @@ def _can_recompute(
         and maps.numel() > maps.shape[1]  # else the norm raises its own error
         and (added is None or added.dtype == maps.dtype)
     )
+
+
+def _is_folded(norm: nn.Module) -> bool:
+    return type(norm) in (nn.Identity, ChannelShift) and not _is_hooked(norm)
+
+
+def _is_silu_in_place(activation: nn.Module) -> bool:
+    return type(activation) is nn.SiLU and activation.inplace and not _is_hooked(activation)
 
 
 def _is_hooked(module: nn.Module) -> bool:

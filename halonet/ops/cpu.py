@@ -1,4 +1,4 @@
-"""The native CPU kernel of csrc/ as a backend: loads the library, and calls it.
+"""The native CPU kernel of csrc/: the library, the attention as a backend, and the activation.
 
 The kernel copies the cells of a few windows at a time and stores no weights; the backward pass
 computes them again from the log-sum-exp of the forward pass, the statistics here.
@@ -13,7 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from halonet.ops.operators import Gradients, register_operators, transform_objection
+from halonet.ops.operators import (
+    Gradients,
+    define_operator,
+    differentiates_by_rules,
+    register_operators,
+    transform_objection,
+)
 from halonet.ops.problem import Problem
 
 LIBRARY = {"win32": "halonet_cpu.dll", "darwin": "libhalonet_cpu.dylib"}.get(
@@ -23,13 +29,14 @@ DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 # HALONET_INTERFACE of csrc/halonet_cpu.h, and HaloProblem, field by field. Packing it takes a third
 # of the time that filling a ctypes.Structure does, which small maps notice.
-INTERFACE = 1
+INTERFACE = 2
 _MAP = "P4q"  # the address, and four strides
 _FORWARD_FIELDS = "14q2d" + 5 * _MAP + "2P"
 _BACKWARD_FIELDS = 4 * _MAP + "3P"
 _PROBLEM = struct.Struct("@" + _FORWARD_FIELDS + _BACKWARD_FIELDS)
 _NO_BACKWARD = (0,) * (4 * 5 + 3)
 _NO_MAP = (0,) * 5
+_ACTIVATION = struct.Struct("@3P4q")  # HaloActivation
 
 
 def find_library(name: str) -> Path | None:
@@ -58,7 +65,7 @@ def load_library(name: str) -> ctypes.CDLL | str:
             "the native library was built from another version of the sources: its interface is "
             f"{interface}, not {expected}; install halonet again"
         )
-    for function in (library.halonet_forward, library.halonet_backward):
+    for function in (library.halonet_forward, library.halonet_backward, library.halonet_add_silu):
         function.argtypes = [ctypes.c_char_p]
         function.restype = ctypes.c_int
     library.halonet_backward_workspace.argtypes = [ctypes.c_char_p]
@@ -148,9 +155,7 @@ def _address(tensor: Tensor | None) -> int:
 def _call(function: Callable[[bytes], int], problem: bytes) -> None:
     status = function(problem)
     if status:
-        raise RuntimeError(
-            {1: "out of memory", 2: "bad argument"}[status] + " in the halo attention kernel"
-        )
+        raise RuntimeError({1: "out of memory", 2: "bad argument"}[status] + " in the CPU kernel")
 
 
 def _empty_log_sum(problem: Problem) -> Tensor:
@@ -221,4 +226,71 @@ def _backward(problem: Problem, gradient: Tensor, output: Tensor, log_sum: Tenso
 
 run = register_operators(
     "cpu", "CPU", forward=_forward, backward=_backward, empty_statistics=_empty_log_sum
+)
+
+
+def can_add_silu(maps: Tensor, shift: Tensor | None, added: Tensor | None) -> bool:
+    """Whether `add_silu` takes these: eager inference on a CPU, in an order that it reads."""
+    return (
+        MISSING is None
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()  # torch's compiler makes one loop of it, too
+        and type(maps) is Tensor  # not a proxy of torch.fx, nor a subclass without storage
+        and not differentiates_by_rules()
+        and maps.device.type == "cpu"
+        and maps.dtype in DATA_TYPES
+        and maps.dim() == 4
+        and _is_dense(maps, last=shift is not None)
+        and (
+            added is None
+            or (
+                type(added) is Tensor
+                and added.dtype == maps.dtype
+                and added.shape == maps.shape
+                and added.stride() == maps.stride()
+            )
+        )
+    )
+
+
+def add_silu(maps: Tensor, shift: Tensor | None, added: Tensor | None) -> Tensor:
+    """`silu(maps + shift + added)`, in the memory of `maps`, where `can_add_silu` allows it.
+
+    Args:
+        maps: [batch, channels, height, width].
+        shift: [channels], or None.
+        added: as `maps`, or None.
+    """
+    if shift is not None:
+        shift = shift.to(maps.dtype)
+    _add_silu(maps, shift, added)
+    return maps
+
+
+def _is_dense(maps: Tensor, *, last: bool) -> bool:
+    """Whether a map's numbers lie without gaps; with `last`, channels next to each other."""
+    in_rows = maps.is_contiguous(memory_format=torch.channels_last)
+    return in_rows or (not last and maps.is_contiguous())
+
+
+def _run_add_silu(maps: Tensor, shift: Tensor | None, added: Tensor | None) -> None:
+    channels = maps.shape[1]
+    packed = _ACTIVATION.pack(
+        maps.data_ptr(),
+        _address(shift),
+        _address(added),
+        maps.numel() // max(channels, 1),
+        channels,
+        DATA_TYPES[maps.dtype],
+        torch.get_num_threads(),
+    )
+    _call(_loaded().halonet_add_silu, packed)
+
+
+_add_silu = define_operator(
+    "cpu_add_silu_",
+    "(Tensor(a!) maps, Tensor? shift, Tensor? added) -> ()",
+    "CPU",
+    _run_add_silu,
+    lambda maps, shift, added: None,
 )

@@ -88,21 +88,21 @@ def register_operators(
     # costs twice as much a call.
     results = ", ".join(["Tensor"] * TENSORS)
     saved = "Tensor gradient, Tensor output, Tensor statistics"
-    inference_operator = _define(
+    inference_operator = define_operator(
         f"{backend}_inference",
         f"({SCHEMA}) -> Tensor",
         dispatch_key,
         run_inference,
         _fake_inference,
     )
-    forward_operator = _define(
+    forward_operator = define_operator(
         f"{backend}_forward",
         f"({SCHEMA}) -> (Tensor, Tensor)",
         dispatch_key,
         run_forward,
         fake_forward,
     )
-    backward_operator = _define(
+    backward_operator = define_operator(
         f"{backend}_backward",
         f"({saved}, {SCHEMA}) -> ({results})",
         dispatch_key,
@@ -128,9 +128,10 @@ def register_operators(
     return run
 
 
-def _define(
+def define_operator(
     name: str, schema: str, dispatch_key: str, run: Callable[..., Any], fake: Callable[..., Any]
 ) -> Callable[..., Any]:
+    """The operator halonet::NAME: `run` for the devices of this key, `fake` for shapes alone."""
     _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, run, dispatch_key)
     torch.library.register_fake(f"halonet::{name}", fake, lib=_library)

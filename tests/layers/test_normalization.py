@@ -11,8 +11,13 @@ from torch import nn
 
 from halonet import HaloAttention, create_model
 from halonet.layers import normalization
-from halonet.layers.normalization import apply_to_activated, normalize_and_activate
+from halonet.layers.normalization import (
+    ChannelShift,
+    apply_to_activated,
+    normalize_and_activate,
+)
 from halonet.layers.pointwise import PointwiseConvolution
+from halonet.ops import cpu
 
 CHANNELS_LAST = torch.channels_last
 
@@ -344,3 +349,27 @@ def test_hooks_and_other_norms_are_respected():
     torch.testing.assert_close(
         normalize_and_activate(maps, synchronized, nn.SiLU()), nn.SiLU()(synchronized(maps))
     )
+
+
+@pytest.mark.parametrize("changed", ["nothing", "hook", "copying", "autocast", "order"])
+def test_silu_after_a_folded_norm_is_the_plain_one(changed):
+    maps, added = (one.detach() for one in make_maps(2))
+    shift, activation = ChannelShift(torch.randn(5)), nn.SiLU(inplace=changed != "copying")
+    seen = []
+    if changed == "hook":
+        shift.register_forward_hook(lambda *_: seen.append("shift"))
+    if changed == "autocast":
+        maps, added = maps.bfloat16(), added.bfloat16()
+    if changed == "order":
+        maps = maps.contiguous()
+    before = maps.clone()
+    with torch.no_grad():
+        expected = plain(maps, shift, nn.SiLU(), added)
+        found = normalize_and_activate(maps, shift, activation, added)
+    assert found.dtype == maps.dtype
+    tolerances = {"rtol": 0.02, "atol": 0.02} if changed == "autocast" else {}
+    torch.testing.assert_close(found, expected, **tolerances)
+    over_maps = changed in ("nothing", "autocast")
+    assert (found.data_ptr() == maps.data_ptr()) == (over_maps and cpu.MISSING is None)
+    assert over_maps or torch.equal(maps, before)
+    assert seen == ["shift"] * 2 * (changed == "hook")

@@ -1,6 +1,6 @@
 // Calls the native kernel on a processor that is emulated, for test_arm.py. Each line of the input is
-// "forward FILE", "backward FILE" or "workspace FILE"; each line of the output what the function gave.
-// The file holds a HaloProblem, then the memory that it points to: its pointers are offsets in the
+// "forward FILE", "backward FILE", "workspace FILE" or "add_silu FILE"; each line of the output what the
+// function gave. The file holds a HaloProblem, or for the last a HaloActivation, then the memory that it points to: its pointers are offsets in the
 // file, 0 for null. Results are written to that memory.
 #include <fcntl.h>
 #include <stdio.h>
@@ -21,13 +21,24 @@ static long call(const char *function, const char *path) {
     void *memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     close(file);
     if (memory == MAP_FAILED) return -1;
-    HaloProblem p;
-    memcpy(&p, memory, sizeof(p));
     auto place = [&](auto *&pointer) {
         if (pointer)
             pointer = reinterpret_cast<decltype(+pointer)>(reinterpret_cast<size_t>(memory) +
                                                            reinterpret_cast<size_t>(pointer));
     };
+    long result = -1;
+    if (!strcmp(function, "add_silu")) {
+        HaloActivation a;
+        memcpy(&a, memory, sizeof(a));
+        place(a.maps);
+        place(a.shift);
+        place(a.added);
+        result = halonet_add_silu(&a);
+        munmap(memory, size);
+        return result;
+    }
+    HaloProblem p;
+    memcpy(&p, memory, sizeof(p));
     for (HaloMap *map : {&p.query, &p.key, &p.value, &p.output, &p.log_sum, &p.output_gradient,
                          &p.query_gradient, &p.key_gradient, &p.value_gradient})
         place(map->data);
@@ -36,7 +47,6 @@ static long call(const char *function, const char *path) {
     place(p.row_table_gradient);
     place(p.column_table_gradient);
     place(p.workspace);
-    long result = -1;
     if (!strcmp(function, "forward")) result = halonet_forward(&p);
     if (!strcmp(function, "backward")) result = halonet_backward(&p);
     if (!strcmp(function, "workspace")) result = long(halonet_backward_workspace(&p));

@@ -24,6 +24,8 @@ from tests.ops.test_cpu import (  # noqa: F401
     test_random_shapes,
     test_same_result_for_any_number_of_threads,
     test_scores_far_from_zero,
+    test_silu_of_numbers_at_the_ends,
+    test_silu_of_sums,
 )
 
 fcntl = pytest.importorskip("fcntl", reason="the tools that this needs run on Linux")
@@ -88,6 +90,15 @@ class Problem(ctypes.Structure):
         return 4 * (2 * (self.block_size + self.halo_size) - 1) * self.table_width
 
 
+class Activation(ctypes.Structure):
+    """HaloActivation of csrc/halonet_cpu.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("maps", "shift", "added")),
+        *((name, ctypes.c_int64) for name in ("pixels", "channels", "data_type", "threads")),
+    )
+
+
 class EmulatedLibrary:
     """Stands in for the kernel's library in `halonet.ops.cpu`."""
 
@@ -101,10 +112,16 @@ class EmulatedLibrary:
         )
 
     def halonet_forward(self, problem: bytes) -> int:
-        return self._call_with_memory("forward", problem)
+        return self._call_with_problem("forward", problem)
 
     def halonet_backward(self, problem: bytes) -> int:
-        return self._call_with_memory("backward", problem)
+        return self._call_with_problem("backward", problem)
+
+    def halonet_add_silu(self, activation: bytes) -> int:
+        given = Activation.from_buffer_copy(activation)
+        row = given.channels * (4 if given.data_type == 0 else 2)
+        sizes = {"maps": given.pixels * row, "shift": row, "added": given.pixels * row}
+        return self._call_with_memory("add_silu", given, sizes)
 
     def halonet_backward_workspace(self, problem: bytes) -> int:
         given = Problem.from_buffer_copy(problem)
@@ -115,29 +132,36 @@ class EmulatedLibrary:
     def close(self) -> None:
         self.process.communicate()
 
-    def _call_with_memory(self, function: str, packed: bytes) -> int:
+    def _call_with_problem(self, function: str, packed: bytes) -> int:
         problem = Problem.from_buffer_copy(packed)
-        memory = bytearray(ctypes.sizeof(Problem))
-        places = []  # address here, offset in the file, bytes
+        sizes = {}
+        for name, kind in Problem._fields_:
+            if kind is Map:
+                sizes[name] = problem.map_bytes(name)
+            elif kind is ctypes.c_void_p:
+                sizes[name] = problem.table_bytes()
+        sizes["workspace"] = 4 * self.halonet_backward_workspace(packed)
+        return self._call_with_memory(function, problem, sizes)
 
-        def put(address: int | None, size: int) -> int | None:
+    def _call_with_memory(
+        self, function: str, arguments: ctypes.Structure, sizes: dict[str, int]
+    ) -> int:
+        """Call with copies of the memory that fields of these names point to, of so many bytes."""
+        memory = bytearray(ctypes.sizeof(arguments))
+        places = []  # address here, offset in the file, bytes
+        for name, size in sizes.items():
+            given = getattr(arguments, name)
+            address = given.data if isinstance(given, Map) else given
             if not address:
-                return None
+                continue
             memory.extend(bytes(-len(memory) % 64))
             places.append((address, len(memory), size))
+            if isinstance(given, Map):
+                given.data = len(memory)
+            else:
+                setattr(arguments, name, len(memory))
             memory.extend(ctypes.string_at(address, size))
-            return places[-1][1]
-
-        workspace_bytes = 4 * self.halonet_backward_workspace(packed)
-        for name, kind in Problem._fields_:
-            given = getattr(problem, name)
-            if kind is Map:
-                given.data = put(given.data, problem.map_bytes(name))
-            elif name == "workspace":
-                problem.workspace = put(given, workspace_bytes)
-            elif kind is ctypes.c_void_p:
-                setattr(problem, name, put(given, problem.table_bytes()))
-        memory[: ctypes.sizeof(Problem)] = bytes(problem)
+        memory[: ctypes.sizeof(arguments)] = bytes(arguments)
         self.file.write_bytes(memory)
         result = self._call(function)
         memory = self.file.read_bytes()

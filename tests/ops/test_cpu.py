@@ -343,3 +343,83 @@ def test_says_why_it_cannot_run(case: Case, dtype: torch.dtype, reason: str) -> 
     assert reason in (choice.reasons["cpu"] or "")
     with pytest.raises(NotImplementedError, match="backend 'cpu' can't run this"):
         halo_attention(**inputs, **case.options, backend="cpu")
+
+
+def activation_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps in channels-last order, a shift of their channels, and maps to add."""
+    generator = torch.Generator().manual_seed(0)
+    maps, added = (
+        torch.randn(shape, generator=generator).mul(4).to(dtype, memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    return maps, torch.randn(shape[1], generator=generator).to(dtype), added
+
+
+def plain_silu_of_sum(maps: Tensor, shift: Tensor | None, added: Tensor | None) -> Tensor:
+    shifted = maps if shift is None else maps + shift[:, None, None]
+    return torch.nn.functional.silu(shifted if added is None else shifted + added)
+
+
+@pytest.mark.parametrize("given", ["nothing", "shift", "added", "both"])
+@pytest.mark.parametrize("channels", [1, 4, 7, 16, 64, 67, 145])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_silu_of_sums(dtype: torch.dtype, channels: int, given: str, variant: str) -> None:
+    maps, shift, added = activation_inputs((2, channels, 3, 5), dtype)
+    chosen = (
+        shift if given in ("shift", "both") else None,
+        added if given in ("added", "both") else None,
+    )
+    wide = (None if tensor is None else tensor.double() for tensor in chosen)
+    exact, plain = plain_silu_of_sum(maps.double(), *wide), plain_silu_of_sum(maps, *chosen)
+    with torch.no_grad():
+        assert cpu.can_add_silu(maps, *chosen)
+        found = cpu.add_silu(maps, *chosen)
+    assert found.data_ptr() == maps.data_ptr()
+    assert_as_exact(given, found, exact, plain)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_silu_of_numbers_at_the_ends(dtype: torch.dtype, variant: str) -> None:
+    numbers = torch.tensor([0.0, -0.0, -1e30, 1e30, -100, 100, -85, float("inf"), float("nan")])
+    maps = numbers.to(dtype)[:, None, None, None].repeat(1, 19, 1, 1)
+    expected = torch.nn.functional.silu(maps)
+    with torch.no_grad():
+        found = cpu.add_silu(maps, None, None)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_silu_in_threads(threads: int) -> None:
+    maps, shift, added = activation_inputs((1, 256, 21, 19), torch.float32)
+    expected = plain_silu_of_sum(maps, shift, added)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            found = cpu.add_silu(maps, shift, added)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found, expected)
+
+
+def test_silu_is_left_to_torch_where_it_must_be() -> None:
+    maps, shift, added = activation_inputs((2, 8, 3, 5), torch.float32)
+    rows = maps.contiguous()
+    assert not cpu.can_add_silu(maps, shift, added)  # gradients may be wanted
+    with torch.no_grad():
+        assert cpu.can_add_silu(maps, shift, added)
+        assert cpu.can_add_silu(rows, None, rows)  # planes, as stems of images in torch's order
+        assert not cpu.can_add_silu(rows, shift, None)
+        assert not cpu.can_add_silu(maps, shift, rows)
+        assert not cpu.can_add_silu(maps, shift, added[:1])
+        assert not cpu.can_add_silu(maps, shift, added.bfloat16())
+        assert not cpu.can_add_silu(maps[:, :, ::2], None, None)
+        assert not cpu.can_add_silu(maps.double(), None, None)
+        assert not cpu.can_add_silu(maps.to("meta"), None, None)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own
+def test_the_activations_operator_is_sound() -> None:
+    torch.library.opcheck(
+        torch.ops.halonet.cpu_add_silu_.default, activation_inputs((2, 8, 3, 5), torch.float32)
+    )
