@@ -146,11 +146,15 @@ private:
                 for (int i = 0; i < lanes; i++)
                     __builtin_memcpy(queries + (c / 2 + i) * width + q, &square[i], sizeof(Vector));
             }
-            for (; c < p.channels; c += 2)
-                for (int i = 0; i < lanes; i++) {
-                    const uint32_t next = c + 1 < p.channels ? rows[q + i][c + 1].bits : 0;
-                    queries[c / 2 * width + q + i] = rows[q + i][c].bits | next << 16;
-                }
+            if (c < p.channels) {
+                const long left = p.channels - c;
+                Vector square[lanes] = {};
+                for (int i = 0; i < lanes; i++)
+                    __builtin_memcpy(&square[i], rows[q + i] + c, size_t(left) * 2);
+                transpose(square);
+                for (int i = 0; i < ceil_div(left, 2); i++)
+                    __builtin_memcpy(queries + (c / 2 + i) * width + q, &square[i], sizeof(Vector));
+            }
         }
     }
 
