@@ -1,56 +1,83 @@
-// SiLU of sums, in place: what follows a 1x1 convolution of a fused model (its norm's shift, the shortcut)
-// in one pass over its result.
+// SiLU after a norm, forward and backward: what else would be a pass for the norm, one for the sum with a
+// shortcut and one for the activation.
 #pragma once
 
 #include "vectors.h"
 
 namespace {
 
-// `count` vectors at p: p = silu(p + shift + added), where null pointers add nothing.
-template <int count, class T>
-__attribute__((always_inline)) inline void add_silu(T *p, const T *shift, const T *added) {
-    Vector x[count], exponential[count];
+// What a pixel's numbers are made of; null for what there isn't.
+template <class T>
+struct Activation {
+    T *output;
+    const T *maps;
+    const float *scale, *shift;
+    const T *added, *gradient;
+
+    explicit Activation(const HaloActivation &a)
+        : output(static_cast<T *>(a.output)),
+          maps(static_cast<const T *>(a.maps)),
+          scale(a.scale),
+          shift(a.shift),
+          added(static_cast<const T *>(a.added)),
+          gradient(static_cast<const T *>(a.gradient)) {}
+
+    // `count` vectors, from number i of the pixel that begins at number `first`.
+    template <int count>
+    __attribute__((always_inline)) void run(long first, long i) const {
+        Vector x[count], exponential[count];
 #pragma GCC unroll 8
-    for (int i = 0; i < count; i++) {
-        x[i] = load(p + i * lanes);
-        if (shift) x[i] += load(shift + i * lanes);
-        if (added) x[i] += load(added + i * lanes);
-        exponential[i] = x[i] * float(-log2_of_e);
+        for (int v = 0; v < count; v++, i += lanes) {
+            x[v] = load(maps + first + i);
+            if (scale) x[v] *= load(scale + i);
+            if (shift) x[v] += load(shift + i);
+            if (added) x[v] += load(added + first + i);
+            exponential[v] = x[v] * float(-log2_of_e);
+        }
+        exp2(exponential);
+        i -= count * lanes;
+#pragma GCC unroll 8
+        for (int v = 0; v < count; v++, i += lanes) {
+            const Vector gate = 1.0f / (exponential[v] + 1.0f);
+            if (gradient)
+                store(output + first + i,
+                      load(gradient + first + i) * gate * (1.0f + x[v] * (1.0f - gate)));
+            else
+                store(output + first + i, x[v] * gate);
+        }
     }
-    exp2(exponential);
-#pragma GCC unroll 8
-    for (int i = 0; i < count; i++) store(p + i * lanes, x[i] / (exponential[i] + 1.0f));
-}
 
-// The last channels of a pixel, fewer than a vector.
-template <class T>
-void add_silu_to_rest(T *p, const T *shift, const T *added, long count) {
-    T padded[3][lanes] = {};
-    const T *given[3] = {p, shift, added};
-    for (int i = 0; i < 3; i++)
-        if (given[i]) __builtin_memcpy(padded[i], given[i], size_t(count) * sizeof(T));
-    add_silu<1>(padded[0], padded[1], padded[2]);
-    __builtin_memcpy(p, padded[0], size_t(count) * sizeof(T));
-}
-
-template <class T>
-void add_silu_to_pixel(T *p, const T *shift, const T *added, long channels) {
-    const auto from = [](const T *numbers, long i) { return numbers ? numbers + i : nullptr; };
-    long i = 0;
-    for (; i + 4 * lanes <= channels; i += 4 * lanes) add_silu<4>(p + i, from(shift, i), from(added, i));
-    for (; i + lanes <= channels; i += lanes) add_silu<1>(p + i, from(shift, i), from(added, i));
-    if (i < channels) add_silu_to_rest(p + i, from(shift, i), from(added, i), channels - i);
-}
+    // The last channels of a pixel, fewer than a vector, by copies.
+    void run_rest(long first, long i, long count) const {
+        T numbers[4][lanes] = {};
+        float factors[2][lanes] = {};
+        Activation padded = *this;
+        const auto copy = [count](auto *&from, auto *to, long offset) {
+            if (from) __builtin_memcpy(to, from + offset, size_t(count) * sizeof(*to));
+            if (from) from = to;
+        };
+        copy(padded.maps, numbers[0], first + i);
+        copy(padded.added, numbers[1], first + i);
+        copy(padded.gradient, numbers[2], first + i);
+        copy(padded.scale, factors[0], i);
+        copy(padded.shift, factors[1], i);
+        padded.output = numbers[3];
+        padded.template run<1>(0, 0);
+        __builtin_memcpy(output + first + i, numbers[3], size_t(count) * sizeof(T));
+    }
+};
 
 template <class T>
-void add_silu_to_maps(const HaloActivation &a) {
-    T *maps = static_cast<T *>(a.maps);
-    const T *shift = static_cast<const T *>(a.shift), *added = static_cast<const T *>(a.added);
+void affine_silu_of_maps(const HaloActivation &a) {
+    const Activation<T> activation(a);
     // A thread for fewer numbers costs more than it does.
 #pragma omp parallel for num_threads(int(smaller(a.threads, larger(1, a.pixels * a.channels / 32768))))
     for (long pixel = 0; pixel < a.pixels; pixel++) {
-        const long i = pixel * a.channels;
-        add_silu_to_pixel(maps + i, shift, added ? added + i : nullptr, a.channels);
+        const long first = pixel * a.channels;
+        long i = 0;
+        for (; i + 4 * lanes <= a.channels; i += 4 * lanes) activation.template run<4>(first, i);
+        for (; i + lanes <= a.channels; i += lanes) activation.template run<1>(first, i);
+        if (i < a.channels) activation.run_rest(first, i, a.channels - i);
     }
 }
 

@@ -113,12 +113,12 @@ int64_t halonet_backward_workspace(const HaloProblem *problem) {
     return 2 * offsets * problem->table_width * halonet_gradient_groups;
 }
 
-int halonet_add_silu(const HaloActivation *activation) {
+int halonet_affine_silu(const HaloActivation *activation) {
     const HaloActivation &a = *activation;
     if (a.pixels < 0 || a.channels < 0 || a.threads < 1 ||
         (a.data_type != HALO_FLOAT32 && a.data_type != HALO_BFLOAT16))
         return HALO_BAD_ARGUMENT;
-    chosen->add_silu(a);
+    chosen->affine_silu(a);
     return HALO_SUCCESS;
 }
 

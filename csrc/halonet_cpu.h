@@ -1,5 +1,5 @@
-// The C interface of the native halo attention kernel (paper, section 2.2), and of the activation after
-// 1x1 convolutions: one struct describes a call, with all its tensors and options.
+// The C interface of the native halo attention kernel (paper, section 2.2), and of the activation after a
+// norm: one struct describes a call, with all its tensors and options.
 //
 // Maps are channels-last, [batch, height, width, heads, channels]. The stride of the channels is 1, the
 // others are free, so that query, key and value may be slices of one projection's output.
@@ -52,13 +52,16 @@ typedef struct {
     float *workspace;  // halonet_backward_workspace() floats, never read before written
 } HaloProblem;
 
-// maps = silu(maps + shift + added), in place. Numbers lie without gaps, channels next to each other.
+// output = silu(x), or with a gradient gradient * silu'(x), of x = maps * scale + shift + added, as after
+// batch norm. All but scale and shift are [pixels, channels], without gaps, and may be the same memory.
 typedef struct {
-    void *maps;         // [pixels, channels]
-    const void *shift;  // [channels], or null
-    const void *added;  // [pixels, channels], or null
+    void *output;
+    const void *maps;
+    const float *scale, *shift;  // [channels], or null
+    const void *added;           // or null
+    const void *gradient;        // or null
     int64_t pixels, channels;
-    int64_t data_type;  // of all three
+    int64_t data_type;  // of all but scale and shift
     int64_t threads;
 } HaloActivation;
 
@@ -68,7 +71,7 @@ HALONET_API int halonet_problem_size(void);  // of HaloProblem, in bytes
 HALONET_API int halonet_forward(const HaloProblem *problem);
 HALONET_API int halonet_backward(const HaloProblem *problem);
 HALONET_API int64_t halonet_backward_workspace(const HaloProblem *problem);
-HALONET_API int halonet_add_silu(const HaloActivation *activation);
+HALONET_API int halonet_affine_silu(const HaloActivation *activation);
 
 // The instruction set in use: "amx", "avx512", "avx2" or "baseline". halonet_select switches to the
 // named one, or back to the best for a null pointer; it returns HALO_BAD_ARGUMENT where the

@@ -156,8 +156,8 @@ int backward_of_type(const HaloProblem &p) {
     return p.data_type == HALO_FLOAT32 ? backward<float>(p) : backward<Bfloat16>(p);
 }
 
-void add_silu_of_type(const HaloActivation &a) {
-    a.data_type == HALO_FLOAT32 ? add_silu_to_maps<float>(a) : add_silu_to_maps<Bfloat16>(a);
+void affine_silu_of_type(const HaloActivation &a) {
+    a.data_type == HALO_FLOAT32 ? affine_silu_of_maps<float>(a) : affine_silu_of_maps<Bfloat16>(a);
 }
 
 }  // namespace
@@ -168,4 +168,4 @@ void add_silu_of_type(const HaloActivation &a) {
 #define HALONET_TEXT(a) HALONET_TEXT_(a)
 
 extern const HaloVariant HALONET_JOIN(halonet_, HALONET_VARIANT) = {
-    HALONET_TEXT(HALONET_VARIANT), forward_of_type, backward_of_type, add_silu_of_type};
+    HALONET_TEXT(HALONET_VARIANT), forward_of_type, backward_of_type, affine_silu_of_type};

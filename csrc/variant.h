@@ -7,7 +7,7 @@ struct HaloVariant {
     const char *name;
     int (*forward)(const HaloProblem &);
     int (*backward)(const HaloProblem &);
-    void (*add_silu)(const HaloActivation &);
+    void (*affine_silu)(const HaloActivation &);
 };
 
 extern const HaloVariant halonet_baseline;

@@ -34,8 +34,8 @@ def normalize_and_activate(
     """
     if _is_folded(norm) and _is_silu_in_place(activation):
         shift = norm.shift if isinstance(norm, ChannelShift) else None
-        if cpu.can_add_silu(maps, shift, added):
-            return cpu.add_silu(maps, shift, added)
+        if cpu.can_affine_silu(maps, added, per_channel=shift is not None):
+            return cpu.affine_silu(maps, None, shift, added, in_place=True)
     if not _can_recompute(maps, norm, activation, added):
         normed = norm(maps)
         return activation(normed if added is None else normed + added)
@@ -88,7 +88,7 @@ def apply_to_activated(
         if not isinstance(packed, _Recomputable) or packed.owner is not owner:
             return unpack_outer(packed)
         kept: list[Any] = [None if one is None else unpack_outer(one) for one in packed.kept]
-        again = F.silu(_normalize(*kept, training=training, eps=eps), inplace=True)
+        again = _activate(kept[0], None, *kept[1:], training=training, eps=eps)
         if again.stride() != strides:  # outer hooks may change the memory order
             again = again.new_empty_strided(shape, strides).copy_(again)
         return again.as_strided(*packed.view)
@@ -214,8 +214,9 @@ def _norm_then_silu(
     )
 
 
-def _normalize(
+def _activate(
     maps: Tensor,
+    added: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor,
@@ -223,10 +224,24 @@ def _normalize(
     *,
     training: bool,
     eps: float,
+    gradient: Tensor | None = None,
 ) -> Tensor:
-    """Batch norm by given statistics: `spread` is 1 / deviation in training, else the variance."""
+    """SiLU of batch norm by given statistics and what is added, or the gradient of their sum.
+
+    `spread` is 1 / deviation in training, else the variance.
+    """
+    if cpu.can_affine_silu(maps, added):
+        scale = spread if training else (spread + eps).rsqrt()
+        scale = scale if weight is None else scale * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        return cpu.affine_silu(maps, scale, shift, added, gradient=gradient)
     variance = spread.pow(-2) - eps if training else spread
-    return F.batch_norm(maps, mean, variance, weight, bias, eps=eps)
+    summed = F.batch_norm(maps, mean, variance, weight, bias, eps=eps)
+    if added is not None:
+        summed += added
+    if gradient is None:
+        return F.silu(summed, inplace=True)
+    return torch.ops.aten.silu_backward.grad_input(gradient, summed, grad_input=summed)
 
 
 class _NormThenSiLU(torch.autograd.Function):
@@ -244,12 +259,17 @@ class _NormThenSiLU(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        summed, mean, inverse_deviation = torch.native_batch_norm(
-            maps, weight, bias, running_mean, running_var, training, momentum, eps
-        )
-        if added is not None:
-            summed += added
-        return F.silu(summed, inplace=True), mean, inverse_deviation
+        if training:
+            mean, variance = torch.ops.aten.batch_norm_update_stats(
+                maps, running_mean, running_var, momentum
+            )
+            inverse_deviation = (variance + eps).rsqrt()
+            statistics = (mean, inverse_deviation)
+        else:
+            mean = inverse_deviation = running_mean.new_empty(0)
+            statistics = (running_mean, running_var)
+        activated = _activate(maps, added, weight, bias, *statistics, training=training, eps=eps)
+        return activated, mean, inverse_deviation
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -273,11 +293,11 @@ class _NormThenSiLU(torch.autograd.Function):
             gradient = gradients[0] * gates * (1 + summed * (1 - gates))
         else:
             statistics = (mean, inverse_deviation) if ctx.training else (running_mean, running_var)
-            summed = _normalize(maps, weight, bias, *statistics, training=ctx.training, eps=ctx.eps)
-            if added is not None:
-                summed += added
-            gradient = torch.ops.aten.silu_backward.grad_input(
-                gradients[0], summed, grad_input=summed
+            gradient = _activate(
+                *(maps, added, weight, bias, *statistics),
+                training=ctx.training,
+                eps=ctx.eps,
+                gradient=gradients[0],
             )
         of_maps, *of_weights = torch.ops.aten.native_batch_norm_backward(
             gradient,

@@ -36,7 +36,7 @@ _BACKWARD_FIELDS = 4 * _MAP + "3P"
 _PROBLEM = struct.Struct("@" + _FORWARD_FIELDS + _BACKWARD_FIELDS)
 _NO_BACKWARD = (0,) * (4 * 5 + 3)
 _NO_MAP = (0,) * 5
-_ACTIVATION = struct.Struct("@3P4q")  # HaloActivation
+_ACTIVATION = struct.Struct("@6P4q")  # HaloActivation
 
 
 def find_library(name: str) -> Path | None:
@@ -65,7 +65,11 @@ def load_library(name: str) -> ctypes.CDLL | str:
             "the native library was built from another version of the sources: its interface is "
             f"{interface}, not {expected}; install halonet again"
         )
-    for function in (library.halonet_forward, library.halonet_backward, library.halonet_add_silu):
+    for function in (
+        library.halonet_forward,
+        library.halonet_backward,
+        library.halonet_affine_silu,
+    ):
         function.argtypes = [ctypes.c_char_p]
         function.restype = ctypes.c_int
     library.halonet_backward_workspace.argtypes = [ctypes.c_char_p]
@@ -229,8 +233,14 @@ run = register_operators(
 )
 
 
-def can_add_silu(maps: Tensor, shift: Tensor | None, added: Tensor | None) -> bool:
-    """Whether `add_silu` takes these: eager inference on a CPU, in an order that it reads."""
+def can_affine_silu(maps: Tensor, added: Tensor | None = None, *, per_channel: bool = True) -> bool:
+    """Whether `affine_silu` takes these: outside of autograd, on a CPU, in an order that it reads.
+
+    Args:
+        maps: [batch, channels, height, width].
+        added: as `maps`, or None.
+        per_channel: whether there is a scale or a shift, for which maps must be channels-last.
+    """
     return (
         MISSING is None
         and not torch.is_grad_enabled()
@@ -240,57 +250,74 @@ def can_add_silu(maps: Tensor, shift: Tensor | None, added: Tensor | None) -> bo
         and maps.device.type == "cpu"
         and maps.dtype in DATA_TYPES
         and maps.dim() == 4
-        and _is_dense(maps, last=shift is not None)
         and (
-            added is None
-            or (
-                type(added) is Tensor
-                and added.dtype == maps.dtype
-                and added.shape == maps.shape
-                and added.stride() == maps.stride()
-            )
+            maps.is_contiguous(memory_format=torch.channels_last)
+            or (not per_channel and maps.is_contiguous())
         )
+        and (added is None or _is_alike(added, maps))
     )
 
 
-def add_silu(maps: Tensor, shift: Tensor | None, added: Tensor | None) -> Tensor:
-    """`silu(maps + shift + added)`, in the memory of `maps`, where `can_add_silu` allows it.
+def affine_silu(
+    maps: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    *,
+    gradient: Tensor | None = None,
+    in_place: bool = False,
+) -> Tensor:
+    """`silu(maps * scale + shift + added)`, or the derivative of that, where it can.
 
     Args:
-        maps: [batch, channels, height, width].
+        maps: [batch, channels, height, width]; see `can_affine_silu`.
+        scale: [channels], or None.
         shift: [channels], or None.
         added: as `maps`, or None.
+        gradient: of the result, as `maps`; then the sum's gradient is returned.
+        in_place: write over `maps`.
     """
-    if shift is not None:
-        shift = shift.to(maps.dtype)
-    _add_silu(maps, shift, added)
-    return maps
+    output = maps if in_place else torch.empty_like(maps)
+    if gradient is not None and not _is_alike(gradient, maps):
+        gradient = torch.empty_like(maps).copy_(gradient)
+    scale, shift = (None if one is None else one.float() for one in (scale, shift))
+    _affine_silu(output, maps, scale, shift, added, gradient)
+    return output
 
 
-def _is_dense(maps: Tensor, *, last: bool) -> bool:
-    """Whether a map's numbers lie without gaps; with `last`, channels next to each other."""
-    in_rows = maps.is_contiguous(memory_format=torch.channels_last)
-    return in_rows or (not last and maps.is_contiguous())
+def _is_alike(tensor: Tensor, maps: Tensor) -> bool:
+    return (
+        type(tensor) is Tensor
+        and tensor.dtype == maps.dtype
+        and tensor.shape == maps.shape
+        and tensor.stride() == maps.stride()
+    )
 
 
-def _run_add_silu(maps: Tensor, shift: Tensor | None, added: Tensor | None) -> None:
+def _run_affine_silu(
+    output: Tensor,
+    maps: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    gradient: Tensor | None,
+) -> None:
     channels = maps.shape[1]
     packed = _ACTIVATION.pack(
-        maps.data_ptr(),
-        _address(shift),
-        _address(added),
+        *(_address(tensor) for tensor in (output, maps, scale, shift, added, gradient)),
         maps.numel() // max(channels, 1),
         channels,
         DATA_TYPES[maps.dtype],
         torch.get_num_threads(),
     )
-    _call(_loaded().halonet_add_silu, packed)
+    _call(_loaded().halonet_affine_silu, packed)
 
 
-_add_silu = define_operator(
-    "cpu_add_silu_",
-    "(Tensor(a!) maps, Tensor? shift, Tensor? added) -> ()",
+_affine_silu = define_operator(
+    "cpu_affine_silu_",
+    "(Tensor(a!) output, Tensor maps, Tensor? scale, Tensor? shift, Tensor? added, "
+    "Tensor? gradient) -> ()",
     "CPU",
-    _run_add_silu,
-    lambda maps, shift, added: None,
+    _run_affine_silu,
+    lambda *_: None,
 )

@@ -1,5 +1,5 @@
 // Calls the native kernel on a processor that is emulated, for test_arm.py. Each line of the input is
-// "forward FILE", "backward FILE", "workspace FILE" or "add_silu FILE"; each line of the output what the
+// "forward FILE", "backward FILE", "workspace FILE" or "affine_silu FILE"; each line of the output what the
 // function gave. The file holds a HaloProblem, or for the last a HaloActivation, then the memory that it points to: its pointers are offsets in the
 // file, 0 for null. Results are written to that memory.
 #include <fcntl.h>
@@ -27,13 +27,16 @@ static long call(const char *function, const char *path) {
                                                            reinterpret_cast<size_t>(pointer));
     };
     long result = -1;
-    if (!strcmp(function, "add_silu")) {
+    if (!strcmp(function, "affine_silu")) {
         HaloActivation a;
         memcpy(&a, memory, sizeof(a));
+        place(a.output);
         place(a.maps);
+        place(a.scale);
         place(a.shift);
         place(a.added);
-        result = halonet_add_silu(&a);
+        place(a.gradient);
+        result = halonet_affine_silu(&a);
         munmap(memory, size);
         return result;
     }

@@ -94,7 +94,8 @@ class Activation(ctypes.Structure):
     """HaloActivation of csrc/halonet_cpu.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("maps", "shift", "added")),
+        *((name, ctypes.c_void_p) for name in ("output", "maps", "scale", "shift")),
+        *((name, ctypes.c_void_p) for name in ("added", "gradient")),
         *((name, ctypes.c_int64) for name in ("pixels", "channels", "data_type", "threads")),
     )
 
@@ -117,11 +118,12 @@ class EmulatedLibrary:
     def halonet_backward(self, problem: bytes) -> int:
         return self._call_with_problem("backward", problem)
 
-    def halonet_add_silu(self, activation: bytes) -> int:
+    def halonet_affine_silu(self, activation: bytes) -> int:
         given = Activation.from_buffer_copy(activation)
-        row = given.channels * (4 if given.data_type == 0 else 2)
-        sizes = {"maps": given.pixels * row, "shift": row, "added": given.pixels * row}
-        return self._call_with_memory("add_silu", given, sizes)
+        numbers = given.pixels * given.channels * (4 if given.data_type == 0 else 2)
+        sizes = dict.fromkeys(("output", "maps", "added", "gradient"), numbers)
+        sizes |= dict.fromkeys(("scale", "shift"), 4 * given.channels)
+        return self._call_with_memory("affine_silu", given, sizes)
 
     def halonet_backward_workspace(self, problem: bytes) -> int:
         given = Problem.from_buffer_copy(problem)
@@ -148,24 +150,25 @@ class EmulatedLibrary:
     ) -> int:
         """Call with copies of the memory that fields of these names point to, of so many bytes."""
         memory = bytearray(ctypes.sizeof(arguments))
-        places = []  # address here, offset in the file, bytes
+        places: dict[int, tuple[int, int]] = {}  # by address here: offset in the file, bytes
         for name, size in sizes.items():
             given = getattr(arguments, name)
             address = given.data if isinstance(given, Map) else given
             if not address:
                 continue
-            memory.extend(bytes(-len(memory) % 64))
-            places.append((address, len(memory), size))
+            if address not in places:
+                memory.extend(bytes(-len(memory) % 64))
+                places[address] = (len(memory), size)
+                memory.extend(ctypes.string_at(address, size))
             if isinstance(given, Map):
-                given.data = len(memory)
+                given.data = places[address][0]
             else:
-                setattr(arguments, name, len(memory))
-            memory.extend(ctypes.string_at(address, size))
+                setattr(arguments, name, places[address][0])
         memory[: ctypes.sizeof(arguments)] = bytes(arguments)
         self.file.write_bytes(memory)
         result = self._call(function)
         memory = self.file.read_bytes()
-        for address, offset, size in places:
+        for address, (offset, size) in places.items():
             ctypes.memmove(address, memory[offset : offset + size], size)
         return result
 

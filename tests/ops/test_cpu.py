@@ -345,81 +345,111 @@ def test_says_why_it_cannot_run(case: Case, dtype: torch.dtype, reason: str) -> 
         halo_attention(**inputs, **case.options, backend="cpu")
 
 
-def activation_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Maps in channels-last order, a shift of their channels, and maps to add."""
+def activation_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+    """What `affine_silu` takes, maps in channels-last order."""
     generator = torch.Generator().manual_seed(0)
-    maps, added = (
-        torch.randn(shape, generator=generator).mul(4).to(dtype, memory_format=torch.channels_last)
-        for _ in range(2)
-    )
-    return maps, torch.randn(shape[1], generator=generator).to(dtype), added
+    found = {}
+    for name in ("maps", "added", "gradient"):
+        numbers = 4 * torch.randn(shape, generator=generator)
+        found[name] = numbers.to(dtype, memory_format=torch.channels_last)
+    for name in ("scale", "shift"):
+        found[name] = torch.randn(shape[1], generator=generator)
+    return found
 
 
-def plain_silu_of_sum(maps: Tensor, shift: Tensor | None, added: Tensor | None) -> Tensor:
-    shifted = maps if shift is None else maps + shift[:, None, None]
-    return torch.nn.functional.silu(shifted if added is None else shifted + added)
+def plain_affine_silu(
+    maps: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    added: Tensor | None,
+    gradient: Tensor | None,
+) -> Tensor:
+    dtype = maps.dtype
+    summed = maps if scale is None else maps * scale.to(dtype)[:, None, None]
+    summed = summed if shift is None else summed + shift.to(dtype)[:, None, None]
+    summed = summed if added is None else summed + added
+    if gradient is None:
+        return torch.nn.functional.silu(summed)
+    return torch.ops.aten.silu_backward(gradient, summed)
 
 
-@pytest.mark.parametrize("given", ["nothing", "shift", "added", "both"])
 @pytest.mark.parametrize("channels", [1, 4, 7, 16, 64, 67, 145])
+@pytest.mark.parametrize(
+    "given", ["", "shift", "added", "scale shift", "scale shift added", "scale added"]
+)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_silu_of_sums(dtype: torch.dtype, channels: int, given: str, variant: str) -> None:
-    maps, shift, added = activation_inputs((2, channels, 3, 5), dtype)
-    chosen = (
-        shift if given in ("shift", "both") else None,
-        added if given in ("added", "both") else None,
-    )
-    wide = (None if tensor is None else tensor.double() for tensor in chosen)
-    exact, plain = plain_silu_of_sum(maps.double(), *wide), plain_silu_of_sum(maps, *chosen)
-    with torch.no_grad():
-        assert cpu.can_add_silu(maps, *chosen)
-        found = cpu.add_silu(maps, *chosen)
-    assert found.data_ptr() == maps.data_ptr()
-    assert_as_exact(given, found, exact, plain)
+def test_silu_of_sums(dtype: torch.dtype, given: str, channels: int, variant: str) -> None:
+    inputs = activation_inputs((2, channels, 3, 5), dtype)
+    chosen = {name: inputs[name] if name in given else None for name in ("scale", "shift", "added")}
+    maps = inputs["maps"]
+    for gradient in (None, inputs["gradient"]):
+        arguments = {"maps": maps, **chosen, "gradient": gradient}
+        wide = {name: None if one is None else one.double() for name, one in arguments.items()}
+        exact, plain = plain_affine_silu(**wide), plain_affine_silu(**arguments)
+        with torch.no_grad():
+            assert cpu.can_affine_silu(maps, chosen["added"])
+            found = cpu.affine_silu(**arguments)
+            assert torch.equal(maps, inputs["maps"])
+            over = cpu.affine_silu(**(arguments | {"maps": maps.clone()}), in_place=True)
+        assert_as_exact(given, found, exact, plain)
+        assert torch.equal(over, found)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_silu_of_numbers_at_the_ends(dtype: torch.dtype, variant: str) -> None:
     numbers = torch.tensor([0.0, -0.0, -1e30, 1e30, -100, 100, -85, float("inf"), float("nan")])
     maps = numbers.to(dtype)[:, None, None, None].repeat(1, 19, 1, 1)
-    expected = torch.nn.functional.silu(maps)
     with torch.no_grad():
-        found = cpu.add_silu(maps, None, None)
+        found = cpu.affine_silu(maps, None, None, None)
+        slopes = cpu.affine_silu(maps[:-2], None, None, None, gradient=torch.ones_like(maps[:-2]))
+    expected = torch.nn.functional.silu(maps)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-30, equal_nan=True)
+    steps = torch.tensor([0.5, 0.5, 0, 1, 0, 1, 0])
+    assert_close = torch.testing.assert_close
+    assert_close(slopes, steps.to(dtype)[:, None, None, None].expand_as(slopes), rtol=0, atol=1e-30)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_silu_in_threads(threads: int) -> None:
-    maps, shift, added = activation_inputs((1, 256, 21, 19), torch.float32)
-    expected = plain_silu_of_sum(maps, shift, added)
+def test_silu_in_threads() -> None:
+    inputs = activation_inputs((1, 256, 21, 19), torch.float32)
+    expected = plain_affine_silu(**inputs)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
-        with torch.no_grad():
-            found = cpu.add_silu(maps, shift, added)
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                torch.testing.assert_close(cpu.affine_silu(**inputs), expected)
     finally:
         torch.set_num_threads(before)
-    torch.testing.assert_close(found, expected)
 
 
 def test_silu_is_left_to_torch_where_it_must_be() -> None:
-    maps, shift, added = activation_inputs((2, 8, 3, 5), torch.float32)
+    inputs = activation_inputs((2, 8, 3, 5), torch.float32)
+    maps, added = inputs["maps"], inputs["added"]
     rows = maps.contiguous()
-    assert not cpu.can_add_silu(maps, shift, added)  # gradients may be wanted
+    assert not cpu.can_affine_silu(maps, added)  # gradients may be wanted
     with torch.no_grad():
-        assert cpu.can_add_silu(maps, shift, added)
-        assert cpu.can_add_silu(rows, None, rows)  # planes, as stems of images in torch's order
-        assert not cpu.can_add_silu(rows, shift, None)
-        assert not cpu.can_add_silu(maps, shift, rows)
-        assert not cpu.can_add_silu(maps, shift, added[:1])
-        assert not cpu.can_add_silu(maps, shift, added.bfloat16())
-        assert not cpu.can_add_silu(maps[:, :, ::2], None, None)
-        assert not cpu.can_add_silu(maps.double(), None, None)
-        assert not cpu.can_add_silu(maps.to("meta"), None, None)
+        assert cpu.can_affine_silu(maps, added)
+        assert cpu.can_affine_silu(rows, rows, per_channel=False)  # as stems of images give
+        assert not cpu.can_affine_silu(rows)
+        assert not cpu.can_affine_silu(maps, rows)
+        assert not cpu.can_affine_silu(maps, added[:1])
+        assert not cpu.can_affine_silu(maps, added.bfloat16())
+        assert not cpu.can_affine_silu(maps[:, :, ::2])
+        assert not cpu.can_affine_silu(maps.double())
+        assert not cpu.can_affine_silu(maps.to("meta"))
+
+
+def test_the_gradient_may_come_in_another_order() -> None:
+    inputs = activation_inputs((2, 8, 3, 5), torch.float32)
+    with torch.no_grad():
+        expected = cpu.affine_silu(**inputs)
+        inputs["gradient"] = inputs["gradient"].contiguous()
+        assert torch.equal(cpu.affine_silu(**inputs), expected)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own
 def test_the_activations_operator_is_sound() -> None:
-    torch.library.opcheck(
-        torch.ops.halonet.cpu_add_silu_.default, activation_inputs((2, 8, 3, 5), torch.float32)
-    )
+    inputs = activation_inputs((2, 8, 3, 5), torch.float32)
+    tensors = [inputs[name] for name in ("maps", "scale", "shift", "added", "gradient")]
+    operator = torch.ops.halonet.cpu_affine_silu_.default
+    torch.library.opcheck(operator, (torch.zeros_like(tensors[0]), *tensors))
