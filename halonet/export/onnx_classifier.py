@@ -11,7 +11,7 @@ from halonet.export.description import ExportDescription, from_metadata
 
 # Pixels of a batch that a runtime takes at once. It runs an operator on all images before the next,
 # and what no cache holds is slow: H1 takes a sixth longer for 16 images of 256 x 256 at once.
-PIXELS_AT_ONCE = 2**17
+PIXELS_AT_ONCE = 2**16
 
 
 class OnnxClassifier(nn.Module):
