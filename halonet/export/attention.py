@@ -54,23 +54,20 @@ class AttentionLayer:
 def write_attention(graph: Graph, maps: Maps, layer: AttentionLayer) -> Maps:
     """Attention with its projections; maps of rows at 1 / stride of the size."""
     maps = to_rows(graph, maps)
-    heads, queries = layer.heads, layer.window.block_queries**2
+    heads = layer.heads
     place = _Placement(graph, layer.window, heads, maps.height, maps.width)
 
     chosen = maps if layer.window.stride == 1 else skip_pixels(graph, maps)
     query_pixels = _project(graph, chosen, layer.query_weight, layer.query_bias, heads)
     key_bias = None if layer.key_bias is None else layer.key_bias * layer.scale
-    windows = []
-    for weight, bias in (
-        (layer.key_weight * layer.scale, key_bias),
-        (layer.value_weight, layer.value_bias),
-    ):
-        cells = place.gather_windows(_project(graph, maps, weight, bias, heads))
-        windows.append(_join_heads(graph, cells, place, layer.window.size**2, weight, heads))
-    key, value = windows
+    key, value = (
+        place.gather_windows(_project(graph, maps, weight, bias, heads))
+        for weight, bias in (
+            (layer.key_weight * layer.scale, key_bias),
+            (layer.value_weight, layer.value_bias),
+        )
+    )
     query = graph.add("Gather", query_pixels, place.query_index, axis=1)
-    query = _join_heads(graph, query, place, queries, layer.query_weight, heads)
-
     logits = _write_position(graph, query_pixels, layer, place)
     attended = _attend(graph, query, key, value, logits)
 
@@ -83,7 +80,7 @@ def write_attention(graph: Graph, maps: Maps, layer: AttentionLayer) -> Maps:
 
 
 def _attend(graph: Graph, query: str, key: str, value: str, logits: str | None) -> str:
-    """The sums of values [B N, Y X, I J, C]; logits are added to the queries' products with keys.
+    """The sums of values [B, N Y X, I J, C]; logits are added to the queries' products with keys.
 
     Runtimes make one kernel of it, where its arguments have four dimensions.
     """
@@ -103,18 +100,11 @@ def _project(graph: Graph, maps: Maps, weight: Tensor, bias: Tensor | None, head
     return graph.reshape(rows, -1, count, weight.shape[0] // heads)
 
 
-def _join_heads(
-    graph: Graph, gathered: str, place: "_Placement", count: int, weight: Tensor, heads: int
-) -> str:
-    """What was gathered, [B, N, Y X, count, C], as [B N, Y X, count, C]."""
-    return graph.reshape(gathered, -1, place.count_blocks(), count, weight.shape[0] // heads)
-
-
 def _write_position(
     graph: Graph, query_pixels: str, layer: AttentionLayer, place: "_Placement"
 ) -> str | None:
-    """What is added to the scores for relative position and mask, [B N, Y X, I J, U V], or for all
-    images and heads [1, Y X, I J, U V]; None for nothing.
+    """What is added to the scores for relative position and mask, [B, N Y X, I J, U V], or for all
+    images [1, N Y X, I J, U V]; None for nothing.
 
     Both are sums of a part for the cell's row and one for its column: they are made as [.., U + V],
     and a product with zeros and ones spreads them over the window.
@@ -124,15 +114,14 @@ def _write_position(
     if layer.row_table is not None and layer.column_table is not None:
         logits = _write_relative_logits(graph, query_pixels, layer, place)
     elif visible is not None:
-        logits = graph.weight(np.zeros([1, queries, 1, 1, 2 * window.size]))
+        logits = graph.weight(np.zeros([1, queries, 1, 2 * window.size]))
     else:
         return None
     if visible is not None:
         hidden = _write_hidden(graph, logits, window)
         largest = graph.weight(np.finfo(graph.dtype).max)
         logits = graph.add("Min", logits, graph.add("Where", visible, largest, hidden))
-    logits = graph.add("Transpose", logits, perm=[0, 2, 3, 1, 4])  # [B, N, Y X, I J, U + V]
-    logits = graph.reshape(logits, -1, place.count_blocks(), queries, 2 * window.size)
+    logits = graph.add("Transpose", logits, perm=[0, 2, 1, 3])  # [B, N Y X, I J, U + V]
     ones = np.eye(window.size)
     rows, columns = np.repeat(ones, window.size, 1), np.tile(ones, window.size)
     return graph.add("MatMul", logits, graph.weight(np.concatenate([rows, columns])))
@@ -154,7 +143,7 @@ def _write_hidden(graph: Graph, logits: str, window: Window) -> str:
 def _write_relative_logits(
     graph: Graph, query_pixels: str, layer: AttentionLayer, place: "_Placement"
 ) -> str:
-    """Queries times the tables: logits of rows and columns [B, I J, N, Y X, U + V].
+    """Queries times the tables: logits of rows and columns [B, I J, N Y X, U + V].
 
     All queries at one place of their blocks take the same entries of the tables, which makes one
     matrix for each place. Query i and cell u take the entry u - i * step + b - 1.
@@ -180,9 +169,7 @@ def _write_relative_logits(
     tables = graph.weight(np.concatenate([row_table, column_table]))
     matrices = graph.add("Gather", tables, graph.constant(index), axis=0)  # [I J, U + V, C]
     query = graph.add("Gather", query_pixels, place.turned_query_index, axis=1)
-    query = graph.reshape(query, -1, side**2, place.count_windows(), channels)
-    logits = graph.add("MatMul", query, graph.add("Transpose", matrices, perm=[0, 2, 1]))
-    return graph.reshape(logits, -1, side**2, heads, place.count_blocks(), 2 * size)
+    return graph.add("MatMul", query, graph.add("Transpose", matrices, perm=[0, 2, 1]))
 
 
 class _Placement:
@@ -195,9 +182,9 @@ class _Placement:
         window: the operator's options.
         heads: number of heads.
         query_index: row of each query among those of the map at 1 / stride of the size,
-            [N, Y X, I J].
-        turned_query_index: the same as [I J, N, Y X].
-        window_index: row of each cell of each window, [N, Y X, U V]; of a cell outside the map the
+            [N Y X, I J].
+        turned_query_index: the same as [I J, N Y X].
+        window_index: row of each cell of each window, [N Y X, U V]; of a cell outside the map the
             nearest pixel's, or where padding counts the one after the last pixel's.
         result_index: the query that each pixel and head of the result is, of [N Y X I J],
             [result_height * result_width * N].
@@ -214,7 +201,7 @@ class _Placement:
         side = window.block_queries
         result_sizes = self.result_height, self.result_width
         self.query_index = self._make_index(result_sizes, side, side, 0)
-        self.turned_query_index = graph.add("Transpose", self.query_index, perm=[2, 0, 1])
+        self.turned_query_index = graph.add("Transpose", self.query_index, perm=[1, 0])
         self.window_index = self._make_index(
             self.sizes,
             window.block_size,
@@ -237,7 +224,7 @@ class _Placement:
         return self.graph.add("Mul", self.count_windows(), self.window.block_queries**2)
 
     def gather_windows(self, pixels: str) -> str:
-        """The cells [B, N, Y X, U V, C] of the windows of a projection [B, H W N, C]."""
+        """The cells [B, N Y X, U V, C] of the windows of a projection [B, H W N, C]."""
         graph = self.graph
         if not self.window.mask_padding:
             # One pixel more, of zeros: the cells outside the map.
@@ -247,7 +234,7 @@ class _Placement:
     def write_visible(self) -> str | None:
         """Rows and columns of the window that a query may attend to; None where all are.
 
-        [1, 1, Y X, U + V], or with a kernel_size [I J, 1, Y X, U + V].
+        [1, N Y X, U + V], or with a kernel_size [I J, N Y X, U + V].
         """
         window = self.window
         if not window.mask_padding and not window.kernel_size:
@@ -262,7 +249,8 @@ class _Placement:
             part = graph.add("Reshape", self._write_axis_visible(axis, blocks), shape)
             parts.append(graph.add("Expand", part, whole))
         both = graph.add("Concat", *parts, axis=4)
-        return graph.reshape(both, side**2, 1, self.count_blocks(), 2 * size)
+        both = graph.reshape(both, side**2, self.count_blocks(), 2 * size)
+        return graph.add("Concat", *[both] * self.heads, axis=1)
 
     def _write_axis_visible(self, axis: int, blocks: str) -> str:
         """What is visible along one axis: [1, Y, U], with a kernel_size [I, Y, U]."""
@@ -305,7 +293,7 @@ class _Placement:
         *,
         one_beyond: bool = False,
     ) -> str:
-        """Rows of `count` x `count` pixels of each block in all heads, [N, Y X, count * count];
+        """Rows of `count` x `count` pixels of each block in all heads, [N Y X, count * count];
         outside a map of these sizes the nearest pixel's.
 
         With `one_beyond` what is outside has the index after the last pixel's.
@@ -325,7 +313,8 @@ class _Placement:
             pixels = graph.add("Mul", *sizes)
             index = graph.add("Where", graph.add("And", *inside), index, pixels)
         first = graph.add("Mul", graph.reshape(index, -1, count**2), self.heads)
-        return graph.add("Add", first, graph.constant(np.arange(self.heads)[:, None, None]))
+        index = graph.add("Add", first, graph.constant(np.arange(self.heads)[:, None, None]))
+        return graph.reshape(index, -1, count**2)
 
     def _make_result_index(self) -> str:
         graph, side = self.graph, self.window.block_queries

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import halonet
-from halonet.export import onnx_file, openvino_model
+from halonet.export import onnx_classifier, onnx_file, openvino_model
 from halonet.export.check import relative_difference
-from halonet.export.onnx_classifier import load_onnx
+from halonet.export.onnx_classifier import PIXELS_AT_ONCE, load_onnx
 from halonet.export.openvino_model import import_openvino, open_openvino
 from halonet.models.halonet import Preprocessing
 from tests.export.test_network import NARROW, make_model
@@ -106,6 +106,24 @@ def test_classifier_of_one_batch_size_takes_any(model, tmp_path) -> None:
         classifier(images[..., :40])
 
 
+def test_a_batch_is_run_by_a_few(model, tmp_path, monkeypatch) -> None:
+    halonet.export_model(model, tmp_path / "model.onnx", size=(40, 56))
+    classifier = load_onnx(tmp_path / "model.onnx")
+    run, counts = classifier._run, []
+
+    def count(images):
+        counts.append(len(images))
+        return run(images)
+
+    monkeypatch.setattr(classifier, "_run", count)
+    images = torch.randn(5, 3, 40, 56)
+    for pixels in (PIXELS_AT_ONCE, 2 * 40 * 56, 40 * 56 - 1):
+        monkeypatch.setattr(onnx_classifier, "PIXELS_AT_ONCE", pixels)
+        with torch.inference_mode():
+            assert relative_difference(classifier(images), model(images)) <= 3e-6
+    assert counts == [5, 2, 2, 1, 1, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize(("channels", "precision"), [(3, "float32"), (1, "float16")])
 def test_photos_are_prepared_in_the_graph(channels, precision, tmp_path) -> None:
     model = make_model("halonet_tiny", **NARROW, in_channels=channels)
@@ -162,7 +180,7 @@ def test_output_of_aotinductor_has_its_suffix(model, tmp_path) -> None:
         halonet.export_model(model, tmp_path / "model.so", format="aoti")
 
 
-def test_network_of_openvino(model, tmp_path) -> None:
+def test_network_of_openvino(model, tmp_path, monkeypatch) -> None:
     report = halonet.export_model(model, tmp_path / "model.xml", format="openvino")
     weights = tmp_path / "model.bin"
     assert sorted(tmp_path.iterdir()) == [weights, report.path]
@@ -174,9 +192,12 @@ def test_network_of_openvino(model, tmp_path) -> None:
     names = network.get_rt_info(["framework", "halonet.class_names"]).value
     assert json.loads(names) == list("abcdefg")
     images = torch.randn(3, 3, 40, 56)
-    with torch.inference_mode():
-        found = torch.from_numpy(open_openvino(report.path)(images.numpy()))
-        assert relative_difference(found, model(images)) <= 3e-6
+    run = open_openvino(report.path)
+    for pixels in (PIXELS_AT_ONCE, 2 * 40 * 56):
+        monkeypatch.setattr(onnx_classifier, "PIXELS_AT_ONCE", pixels)
+        with torch.inference_mode():
+            found = torch.from_numpy(run(images.numpy()))
+            assert relative_difference(found, model(images)) <= 3e-6
 
 
 def test_two_files_of_openvino_are_written_or_none(model, tmp_path, monkeypatch) -> None:
