@@ -28,7 +28,7 @@ from halonet.ops.triton_compilation import (
 )
 
 KERNELS = ("forward", "query gradient", "key gradient")
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float16", "float32", "tf32")  # the last: float32 on tensor cores
 
 
 def list_kinds() -> dict[str, Stage]:
@@ -87,9 +87,16 @@ def main() -> int:
     arguments = parser.parse_args()
     record = arguments.record
     recorded = record.read_text().splitlines() if record and record.exists() else []
-    done = {line.rpartition(": ")[0] for line in recorded if line.endswith("faults")}
+    found_before = {
+        line.rpartition(": ")[0]: int(line.split()[-2])
+        for line in recorded
+        if line.endswith(" faults")
+    }
     count = faults = 0
     for dtype in arguments.dtype:
+        tensor_cores = dtype == "tf32"
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if tensor_cores else "ieee"
+        numbers = torch.float32 if tensor_cores else getattr(torch, dtype)
         for label, stage in list_kinds().items():
             if stage.stride not in arguments.stride or not label.startswith(
                 tuple(arguments.kind or [""])
@@ -98,11 +105,14 @@ def main() -> int:
             title = (
                 f"{dtype}, {label}, {arguments.tables} tables, {' '.join(arguments.architecture)}"
             )
-            if title in done:
+            if arguments.candidates:
+                title += ", all tiles"
+            if len(arguments.kernel) < len(KERNELS):
+                title += f", {' and '.join(arguments.kernel)} alone"
+            if title in found_before:
+                faults += found_before[title]
                 continue
-            works = describe_work(
-                stage, getattr(torch, dtype), full_tables=arguments.tables == "full"
-            )
+            works = describe_work(stage, numbers, full_tables=arguments.tables == "full")
             pairs = [
                 (work, architecture)
                 for work in works
@@ -121,7 +131,7 @@ def main() -> int:
                     file.writelines(f"{line}\n" for line in lines)
             count += len(pairs)
             faults += len(found)
-    print(f"{count} kernels, {faults} faults")
+    print(f"{count} kernels compiled, {faults} faults in all")
     return 1 if faults else 0
 
 
