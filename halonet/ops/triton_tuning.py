@@ -171,8 +171,8 @@ _WIDE = {
     ),
 }
 _EXACT = {
-    "forward": (Tiles(32, 4, 8, 8, 1), Tiles(16, 4, 8, 4, 1)),
-    "query gradient": (Tiles(32, 4, 8, 8, 1), Tiles(16, 4, 8, 4, 1)),
+    "forward": (Tiles(32, 4, 8, 8, 1), Tiles(16, 4, 8, 4, 1), Tiles(16, 4, 4, 8, 1)),
+    "query gradient": (Tiles(32, 4, 8, 8, 1), Tiles(16, 4, 8, 4, 1), Tiles(16, 4, 4, 8, 1)),
     "key gradient": (Tiles(32, 4, 8, 8, 1), Tiles(16, 4, 8, 4, 1)),
 }
 
