@@ -4,12 +4,15 @@
 
 Without options: all kernels, architectures, types, and kinds of attention in the family, with the
 tiles that run where none are timed, which may spill no registers; a second of a core for each.
-`--candidates` compiles the others too. The exit status is 1 if something is wrong.
+`--candidates` compiles the others too, and `--tables full` takes timm's tables, of a head's whole
+width, in place of the paper's. A line is printed for each kind and type. `--record FILE` adds the
+lines to a file and passes over the kinds that it has. The exit status is 1 if something is wrong.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -25,7 +28,7 @@ from halonet.ops.triton_compilation import (
 )
 
 KERNELS = ("forward", "query gradient", "key gradient")
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES = ("bfloat16", "float16", "float32", "tf32")  # the last: float32 on tensor cores
 
 
 def list_kinds() -> dict[str, Stage]:
@@ -43,9 +46,15 @@ def list_kinds() -> dict[str, Stage]:
     return found
 
 
-def describe_work(stage: Stage, dtype: torch.dtype, batch: int = 1) -> list[Work]:
+def describe_work(
+    stage: Stage, dtype: torch.dtype, batch: int = 1, *, full_tables: bool = False
+) -> list[Work]:
     """The three kernels on a stage's maps, which have no memory."""
     inputs = stage.make_inputs(batch, device=torch.device("meta"), dtype=dtype)
+    if full_tables:
+        for name in ("row_table", "column_table"):
+            table = inputs[name]
+            inputs[name] = table.new_empty(len(table), inputs["query"].shape[-1])
     problem, _ = resolve_arguments(**inputs, **stage.options)
     return list_work(problem)
 
@@ -69,24 +78,60 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="*", choices=DTYPES, default=DTYPES)
     parser.add_argument("--kernel", nargs="*", choices=KERNELS, default=KERNELS)
     parser.add_argument("--stride", nargs="*", type=int, choices=(1, 2), default=(1, 2))
+    parser.add_argument("--tables", choices=("half", "full"), default="half")
+    parser.add_argument("--kind", nargs="*", help="begin with one of these, as they are printed")
     parser.add_argument(
         "--candidates", action="store_true", help="all tiles, not those that run alone"
     )
+    parser.add_argument("--record", type=Path, help="add to this file, and go on where it ends")
     arguments = parser.parse_args()
+    record = arguments.record
+    recorded = record.read_text().splitlines() if record and record.exists() else []
+    found_before = {
+        line.rpartition(": ")[0]: int(line.split()[-2])
+        for line in recorded
+        if line.endswith(" faults")
+    }
     count = faults = 0
-    for label, stage in list_kinds().items():
-        if stage.stride not in arguments.stride:
-            continue
-        for dtype in arguments.dtype:
-            for work in describe_work(stage, getattr(torch, dtype)):
-                if work.name not in arguments.kernel:
-                    continue
-                for architecture in arguments.architecture:
-                    count += 1
-                    for fault in check_work(work, architecture, arguments.candidates):
-                        faults += 1
-                        print(f"{work.name}, {dtype}, {label}: {fault}", flush=True)
-    print(f"{count} kernels, {faults} faults")
+    for dtype in arguments.dtype:
+        tensor_cores = dtype == "tf32"
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if tensor_cores else "ieee"
+        numbers = torch.float32 if tensor_cores else getattr(torch, dtype)
+        for label, stage in list_kinds().items():
+            if stage.stride not in arguments.stride or not label.startswith(
+                tuple(arguments.kind or [""])
+            ):
+                continue
+            title = (
+                f"{dtype}, {label}, {arguments.tables} tables, {' '.join(arguments.architecture)}"
+            )
+            if arguments.candidates:
+                title += ", all tiles"
+            if len(arguments.kernel) < len(KERNELS):
+                title += f", {' and '.join(arguments.kernel)} alone"
+            if title in found_before:
+                faults += found_before[title]
+                continue
+            works = describe_work(stage, numbers, full_tables=arguments.tables == "full")
+            pairs = [
+                (work, architecture)
+                for work in works
+                for architecture in arguments.architecture
+                if work.name in arguments.kernel
+            ]
+            found = [
+                f"{title}, {work.name}: {fault}"
+                for work, architecture in pairs
+                for fault in check_work(work, architecture, arguments.candidates)
+            ]
+            lines = [*found, f"{title}: {len(pairs)} kernels, {len(found)} faults"]
+            print(*lines, sep="\n", flush=True)
+            if record:
+                with record.open("a") as file:
+                    file.writelines(f"{line}\n" for line in lines)
+            count += len(pairs)
+            faults += len(found)
+    print(f"{count} kernels compiled, {faults} faults in all")
     return 1 if faults else 0
 
 

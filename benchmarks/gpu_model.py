@@ -151,16 +151,20 @@ def expect_kernel(stage: Stage, kernel: str, device: Device) -> Expected:
         "key gradient": 2 * channels + places + 2 * value_channels,
     }[kernel]
     products = 2.0 * turns * tiles.queries * keys * widths
+    moved = count_bytes(stage, kernel)
     if kernel == "key gradient":
-        read = SIZE * tiles.queries * (channels + value_channels)
-        products += 2.0 * turns * tiles.queries * constants["BLOCK_T"] * channels
+        read = SIZE * (tiles.queries * (channels + value_channels + places) + keys * places)
     else:
         read = SIZE * keys * (channels + value_channels + places)
+    if kernel != "forward":
+        # One kernel leaves the relative logits for the other.
+        small = -(-stage.map_size // stage.stride)
+        moved += SIZE * BATCH * small**2 * stage.heads * places
     chain = TURN_LATENCY * turns + REST_LATENCY * rests
     residents = count_residents(binary, tiles, device)
     return Expected(
         {
-            "memory": count_bytes(stage, kernel) / device.bandwidth,
+            "memory": moved / device.bandwidth,
             "cache": turns * read / (CACHE_BYTES * clocks),
             "tensor": products / device.tensor_rate,
             "exponential": 32 * (total("exponential") + total("special")) / (EXPONENTIALS * clocks),

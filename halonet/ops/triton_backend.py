@@ -89,18 +89,34 @@ def _empty_softmax(problem: Problem) -> Tensor:
 
 
 def _stack_tables(problem: Problem) -> Tensor:
-    """The row and the column table, [2, T, table channels], of no channels for none."""
-    row_table, column_table = problem.row_table, problem.column_table
+    """The tables as the kernels read them, [2, entries, channels], of no channels for none.
+
+    Both numbers are padded. The row table takes the first channels of a query, the column table the
+    last; each has zeros for the others.
+    """
+    query, row_table, column_table = problem.query, problem.row_table, problem.column_table
+    entries = _padded(2 * problem.window.table_length) // 2
     if row_table is None or column_table is None:
-        return problem.query.new_empty(2, problem.window.table_length, 0)
-    return _rescale(torch.stack([row_table, column_table]), problem)
+        return query.new_empty(2, entries, 0)
+    tables = query.new_zeros(2, entries, _padded(query.shape[-1]))
+    for table, part in zip((row_table, column_table), _unpad(tables, problem), strict=True):
+        part.copy_(_rescale(table, problem))
+    return tables
 
 
-def _rescale(tables: Tensor, problem: Problem) -> Tensor:
+def _unpad(tables: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    """The row and the column table among the padded ones, [T, table channels] each."""
+    assert problem.row_table is not None
+    length, width = problem.row_table.shape
+    channels = problem.query.shape[-1]
+    return tables[0, :length, :width], tables[1, :length, channels - width : channels]
+
+
+def _rescale(table: Tensor, problem: Problem) -> Tensor:
     """The kernels have one scale, for the products with keys and with tables."""
     if problem.position_scale == problem.scale:
-        return tables
-    return tables * (problem.position_scale / problem.scale)
+        return table
+    return table * (problem.position_scale / problem.scale)
 
 
 class _Plan(NamedTuple):
@@ -147,6 +163,8 @@ class _Plan(NamedTuple):
         """Of the two kernels that go over the window of some queries."""
         return {
             "MASK": self.window.mask_padding,
+            "POSITION_STRIDE": self.window.position_stride,
+            "BLOCK_T": _padded(2 * self.window.table_length),
             "HIDDEN": self.hidden,
             "BLOCK_P": self.places,
             "BLOCK_Q": tiles.queries,
@@ -249,7 +267,7 @@ def _backward(problem: Problem, gradient: Tensor, output: Tensor, softmax: Tenso
     programs = _make_plan(problem).programs(query, tables)
     parts = tables.new_zeros(programs, *tables.shape, dtype=torch.float32)
     if query.shape[0]:
-        # The second reads the delta that the first writes.
+        # The second reads the deltas and logits that the first writes.
         for work in _backward_work(
             problem, query, key, value, tables, result, result_gradient, softmax,
             query_gradient, key_gradient, value_gradient, parts,
@@ -259,8 +277,10 @@ def _backward(problem: Problem, gradient: Tensor, output: Tensor, softmax: Tenso
     gradients = query_gradient.to(dtype), key_gradient.to(dtype), value_gradient.to(dtype)
     if problem.row_table is None:
         return *gradients, None, None
-    row_gradient, column_gradient = _rescale(parts.sum(0), problem).to(dtype)
-    return *gradients, row_gradient, column_gradient
+    row_gradient, column_gradient = (
+        table.to(dtype) for table in _unpad(_rescale(parts.sum(0), problem), problem)
+    )
+    return *gradients, row_gradient.contiguous(), column_gradient.contiguous()
 
 
 def _backward_work(
@@ -282,6 +302,7 @@ def _backward_work(
     plan, window = _make_plan(problem), problem.window
     shift, factor = softmax[0], softmax[-1]
     delta = torch.empty_like(shift)
+    logits = query.new_empty(*shift.shape, plan.places if tables.numel() else 0)
     places = plan.make_places(query)
     score_scale = _score_scale(problem.scale, query.dtype)
     # Full float32 (no tensor cores) is chosen for its accuracy.
@@ -292,7 +313,7 @@ def _backward_work(
         programs = min(items, len(parts)) if tables.numel() else items
         arguments = (
             query, key, value, tables, places, result, result_gradient, shift, factor, delta,
-            query_gradient, parts, score_scale, problem.scale, items, programs, *plan.sizes,
+            logits, query_gradient, parts, score_scale, problem.scale, items, programs, *plan.sizes,
         )  # fmt: skip
         constants = plan.constants | {"EXACT": exact} | plan.query_constants(tiles)
         return programs, arguments, constants
@@ -301,12 +322,13 @@ def _backward_work(
         row_shift, rows = _key_tiles(key.shape[1], window, tiles.key_rows)
         column_shift, columns = _key_tiles(key.shape[2], window, tiles.key_columns)
         arguments = (
-            query, key, value, tables, result_gradient, shift, factor, delta, key_gradient,
+            query, key, value, places, result_gradient, shift, factor, delta, logits, key_gradient,
             value_gradient, score_scale, problem.scale, rows, columns, row_shift, column_shift,
             *plan.sizes,
         )  # fmt: skip
         constants = plan.constants | {
-            "BLOCK_P": _padded(2 * max(tiles.key_rows, tiles.key_columns)),
+            "HIDDEN": plan.hidden,
+            "BLOCK_P": plan.places,
             "BLOCK_Q": tiles.queries,
             "KEY_ROWS": tiles.key_rows,
             "KEY_COLUMNS": tiles.key_columns,
@@ -345,11 +367,9 @@ def _make_plan(problem: Problem) -> _Plan:
         "BLOCK_SIZE": window.block_size,
         "HALO_SIZE": window.halo_size,
         "STRIDE": window.stride,
-        "POSITION_STRIDE": window.position_stride,
         "PRECISION": precision,
         "BLOCK_C": _padded(channels),
         "BLOCK_D": _padded(value.shape[-1]),
-        "BLOCK_T": _padded(2 * window.table_length),
     }
     # The best tiles hardly depend on the batch and on how many blocks there are beyond a few.
     tiles_key = (

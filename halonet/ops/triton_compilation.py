@@ -54,7 +54,8 @@ class Binary:
         shared: bytes of a program.
         loop: instructions of one turn of the innermost loop, by kind.
         whole: instructions of the whole kernel, each counted once, by kind. Of loops after each
-            other, the first is counted: the second is for scores that the first can't hold.
+            other, the first is counted: the second, and what is skipped with it, is for scores that
+            the first can't hold.
     """
 
     registers: int
@@ -180,7 +181,7 @@ def _count_instructions(lines: list[str]) -> tuple[Counter[str], Counter[str]]:
     """By kind, those of the innermost loop with exponentials, and all."""
     kinds: list[str] = []
     labels: dict[str, int] = {}
-    spans: list[tuple[int, int]] = []
+    branches: list[tuple[int, str]] = []  # each the number of instructions up to it, and its label
     for line in lines:
         if label := re.match(r"(\.L\w+):", line):
             labels[label[1]] = len(kinds)
@@ -191,9 +192,12 @@ def _count_instructions(lines: list[str]) -> tuple[Counter[str], Counter[str]]:
             continue
         kinds.append(_kind_of(found[1]))
         target = re.search(r"(?:BRA.*`\(|s_c?branch\w*\s+)(\.L\w+)", line)
-        if target and target[1] in labels:
-            spans.append((labels[target[1]], len(kinds)))
-    loops = {span: Counter(kinds[slice(*span)]) for span in spans}
+        if target:
+            branches.append((len(kinds), target[1]))
+    jumps = [(place, labels[label]) for place, label in branches if label in labels]
+    loops = {
+        (target, place): Counter(kinds[target:place]) for place, target in jumps if target < place
+    }
     # An outer loop has those of the inner one too, and perhaps some of its first turn.
     least = max((loop["exponential"] for loop in loops.values()), default=0) / 2
     weighing = sorted(span for span, loop in loops.items() if loop["exponential"] >= max(least, 1))
@@ -204,14 +208,22 @@ def _count_instructions(lines: list[str]) -> tuple[Counter[str], Counter[str]]:
             first <= other[0] and other[1] <= end for other in weighing if other != (first, end)
         )
     ]
-    if not inner:
-        return Counter(), Counter(kinds)
     whole = Counter(kinds)
-    left_out = inner[0][1]
+    if not inner:
+        return Counter(), whole
+    counted = inner[0][1]
     for first, end in inner[1:]:
-        if first >= left_out:
-            whole -= loops[first, end]
-            left_out = end
+        if first < counted:
+            continue
+        # A later loop goes with what a branch skips together with it.
+        skipped = [
+            (place, target)
+            for place, target in jumps
+            if counted <= place <= first and end <= target
+        ]
+        first, end = max([(first, end), *skipped], key=lambda span: span[1] - span[0])
+        whole -= Counter(kinds[first:end])
+        counted = end
     return loops[inner[0]], whole
 
 

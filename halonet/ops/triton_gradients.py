@@ -10,10 +10,10 @@ import triton.language as tl
 
 from halonet.ops.triton_kernels import (
     SIZES,
-    cell_places,
     exponential,
     hide_place,
     load_pixels,
+    load_places,
     locate_queries,
     place_logits,
     score_cells,
@@ -30,6 +30,12 @@ def read_softmax(p_shift, p_factor, m_query, dtype: tl.constexpr):
     if dtype == tl.float32:
         return b_shift, tl.load(p_factor, mask=m_query, other=1.0)
     return b_shift, tl.full(b_shift.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def place_pointers(p_logits, o_softmax, BLOCK_P: tl.constexpr):
+    """Where the relative logits of some softmaxes lie, [queries, BLOCK_P]."""
+    return p_logits + (o_softmax * BLOCK_P)[:, None] + tl.arange(0, BLOCK_P)[None, :]
 
 
 @triton.jit
@@ -59,28 +65,28 @@ def weigh_cells(
 @triton.jit(do_not_specialize=[*SIZES, "items", "programs"])
 def backward_query_kernel(
     p_query, p_key, p_value, p_tables, p_places, p_result, p_result_gradient, p_shift, p_factor,
-    p_delta, p_query_gradient, p_table_parts, scale, gradient_scale, items, programs, height, width,
-    query_height, query_width, heads, block_rows, block_columns, CHANNELS: tl.constexpr,
-    VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr, POSITION_STRIDE: tl.constexpr,
-    MASK: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    p_delta, p_logits, p_query_gradient, p_table_parts, scale, gradient_scale, items, programs,
+    height, width, query_height, query_width, heads, block_rows, block_columns,
+    CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr,
+    POSITION_STRIDE: tl.constexpr, MASK: tl.constexpr, HIDDEN: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A program takes every `programs`-th tile of queries, as `forward_kernel` has them.
 
     Writes the queries' gradient, the sums "delta" of result times its gradient [B, N, H', W'],
-    and the program's own part of the tables' gradient [programs, 2, T, table channels]: the parts
-    are added up in a fixed order later, so that every run gives the same.
+    the relative logits at the places of the window [B, N, H', W', BLOCK_P], for the keys' gradient,
+    and the program's own part of the tables' gradient [programs, BLOCK_T, BLOCK_C]: the parts are
+    added up in a fixed order later, so that every run gives the same.
     """
     SIDE: tl.constexpr = BLOCK_SIZE // STRIDE
     TILES: tl.constexpr = (SIDE * SIDE + BLOCK_Q - 1) // BLOCK_Q
     WINDOW: tl.constexpr = BLOCK_SIZE + 2 * HALO_SIZE
-    TABLE: tl.constexpr = 2 * (BLOCK_SIZE + HALO_SIZE) - 1
 
     if TABLE_CHANNELS > 0:
-        o_table, m_table = table_offsets(CHANNELS, TABLE_CHANNELS, TABLE, BLOCK_T, BLOCK_C)
-        p_part = p_table_parts + tl.program_id(0) * (2 * TABLE * TABLE_CHANNELS) + o_table
+        o_table = table_offsets(BLOCK_T, BLOCK_C)
+        p_part = p_table_parts + tl.program_id(0) * (BLOCK_T * BLOCK_C) + o_table
 
     for i_item in range(tl.program_id(0), items, programs):
         (
@@ -107,13 +113,15 @@ def backward_query_kernel(
         )
 
         if TABLE_CHANNELS > 0:
-            b_tables = tl.load(p_tables + o_table, mask=m_table, other=0.0)
+            b_tables = tl.load(p_tables + o_table)
             # [BLOCK_Q, BLOCK_P]
             b_logits = place_logits(
                 b_query, b_tables, o_row, o_column, BLOCK_SIZE - 1, BLOCK_SIZE - 1,
                 POSITION_STRIDE, BLOCK_T, BLOCK_P, PRECISION,
             )  # fmt: skip
             b_logits = hide_place(b_logits, scale, WINDOW, HIDDEN, BLOCK_P)
+            p_place = place_pointers(p_logits, i_plane + o_pixel, BLOCK_P)
+            tl.store(p_place, b_logits, mask=m_query[:, None])
         else:
             b_logits = b_query
 
@@ -173,10 +181,15 @@ def backward_query_kernel(
             # [BLOCK_Q, 2, BLOCK_T // 2]
             o_place = tl.arange(0, BLOCK_T // 2)[None, None, :] - (BLOCK_SIZE - 1)
             o_place += o_first[:, :, None]
-            m_place = (o_place >= 0) & (o_place < WINDOW)
+            # The last place has no cells, so no gradient, if there are more than the window has.
+            SPARE: tl.constexpr = BLOCK_P // 2 > WINDOW
             b_places_gradient = tl.reshape(b_logits_gradient, [BLOCK_Q, 2, BLOCK_P // 2])
-            b_entries_gradient = tl.gather(b_places_gradient, tl.where(m_place, o_place, 0), 2)
-            b_entries_gradient = tl.where(m_place, b_entries_gradient, 0.0).to(b_query.dtype)
+            # What is below 0 is the largest without a sign.
+            o_spared = tl.minimum(o_place.to(tl.uint32), BLOCK_P // 2 - 1).to(tl.int32)
+            b_entries_gradient = tl.gather(b_places_gradient, o_spared, 2)
+            if not SPARE:
+                b_entries_gradient = tl.where(o_place == o_spared, b_entries_gradient, 0.0)
+            b_entries_gradient = b_entries_gradient.to(b_query.dtype)
             b_entries_gradient = tl.reshape(b_entries_gradient, [BLOCK_Q, BLOCK_T])
             b_query_gradient = tl.dot(
                 b_entries_gradient, b_tables, b_query_gradient, input_precision=PRECISION
@@ -191,8 +204,15 @@ def backward_query_kernel(
                 tl.trans(b_entries_gradient), b_query, input_precision=PRECISION
             )
             if i_item >= programs:
-                b_part += tl.load(p_part, mask=m_table, other=0.0)
-            tl.store(p_part, b_part, mask=m_table)
+                b_part += tl.load(p_part)
+            tl.store(p_part, b_part)
+
+
+@triton.jit
+def divide(number, divisor):
+    """Quotient and remainder, neither number below 0: signs would double the instructions."""
+    quotient = (tl.cast(number, tl.uint32) // tl.cast(divisor, tl.uint32)).to(tl.int32)
+    return quotient, number - quotient * divisor
 
 
 @triton.jit
@@ -209,14 +229,13 @@ def covering_blocks(
 
 @triton.jit(do_not_specialize=[*SIZES, "tile_rows", "tile_columns", "row_shift", "column_shift"])
 def backward_key_kernel(
-    p_query, p_key, p_value, p_tables, p_result_gradient, p_shift, p_factor, p_delta,
+    p_query, p_key, p_value, p_places, p_result_gradient, p_shift, p_factor, p_delta, p_logits,
     p_key_gradient, p_value_gradient, scale, gradient_scale, tile_rows, tile_columns, row_shift,
     column_shift, height, width, query_height, query_width, heads, block_rows, block_columns,
     CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr,
-    POSITION_STRIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
-    KEY_ROWS: tl.constexpr, KEY_COLUMNS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr, HIDDEN: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr, KEY_ROWS: tl.constexpr, KEY_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A program has KEY_ROWS x KEY_COLUMNS pixels of a head and goes over all queries that see any.
 
@@ -227,15 +246,15 @@ def backward_key_kernel(
     SIDE: tl.constexpr = BLOCK_SIZE // STRIDE
     TILES: tl.constexpr = (SIDE * SIDE + BLOCK_Q - 1) // BLOCK_Q
     WINDOW: tl.constexpr = BLOCK_SIZE + 2 * HALO_SIZE
-    TABLE: tl.constexpr = 2 * (BLOCK_SIZE + HALO_SIZE) - 1
     BLOCK_K: tl.constexpr = KEY_ROWS * KEY_COLUMNS
 
     i_program = tl.program_id(0)
-    i_head = i_program % heads
-    i_tile = i_program // heads
-    first_pixel_row = i_tile // tile_columns % tile_rows * KEY_ROWS - row_shift
-    first_pixel_column = i_tile % tile_columns * KEY_COLUMNS - column_shift
-    i_batch = (i_tile // tile_columns // tile_rows).to(tl.int64)
+    i_tile, i_head = divide(i_program, heads)
+    i_tile, i_tile_column = divide(i_tile, tile_columns)
+    i_batch, i_tile_row = divide(i_tile, tile_rows)
+    i_batch = i_batch.to(tl.int64)
+    first_pixel_row = i_tile_row * KEY_ROWS - row_shift
+    first_pixel_column = i_tile_column * KEY_COLUMNS - column_shift
     i_query_map = i_batch * query_height * query_width * heads + i_head
     i_key_map = i_batch * height * width * heads + i_head
     i_plane = (i_batch * heads + i_head) * query_height * query_width
@@ -255,10 +274,6 @@ def backward_key_kernel(
     b_value = load_pixels(
         p_value + i_key_map * VALUE_CHANNELS, o_key_pixel, m_map, heads, VALUE_CHANNELS, BLOCK_D
     )
-    if TABLE_CHANNELS > 0:
-        o_table, m_table = table_offsets(CHANNELS, TABLE_CHANNELS, TABLE, BLOCK_T, BLOCK_C)
-        b_tables = tl.load(p_tables + o_table, mask=m_table, other=0.0)
-        b_places = cell_places(o_cell_row, o_cell_column, b_key.dtype, BLOCK_P)
 
     first_block_row, rows = covering_blocks(
         first_pixel_row, KEY_ROWS, height, block_rows, BLOCK_SIZE, HALO_SIZE
@@ -269,8 +284,9 @@ def backward_key_kernel(
     b_key_gradient = tl.zeros([BLOCK_K, BLOCK_C], tl.float32)
     b_value_gradient = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     for i_item in range(rows * columns * TILES):
-        i_block_row = first_block_row + i_item // TILES // columns
-        i_block_column = first_block_column + i_item // TILES % columns
+        i_row, i_column = divide(i_item // TILES, columns)
+        i_block_row = first_block_row + i_row
+        i_block_column = first_block_column + i_column
         # [BLOCK_Q]
         o_query = i_item % TILES * BLOCK_Q + tl.arange(0, BLOCK_Q)
         o_row = o_query // SIDE
@@ -289,26 +305,24 @@ def backward_key_kernel(
         )
         b_delta = tl.load(p_delta + i_plane + o_pixel, mask=m_query, other=0.0)
 
-        # Row and column in this block's window of the tile's first cell.
-        first_row = first_pixel_row - i_block_row * BLOCK_SIZE + HALO_SIZE
-        first_column = first_pixel_column - i_block_column * BLOCK_SIZE + HALO_SIZE
+        # [BLOCK_K], in this block's window
+        window_row = first_pixel_row - i_block_row * BLOCK_SIZE + HALO_SIZE + o_cell_row
+        window_column = first_pixel_column - i_block_column * BLOCK_SIZE + HALO_SIZE + o_cell_column
+        m_cell = (window_row >= 0) & (window_row < WINDOW)
+        m_cell = m_cell & (window_column >= 0) & (window_column < WINDOW)
         # [BLOCK_K, BLOCK_Q]
         b_scores = tl.dot(b_key, tl.trans(b_query), input_precision=PRECISION)
         if TABLE_CHANNELS > 0:
-            b_logits = place_logits(
-                b_query, b_tables, o_row, o_column,
-                first_row + BLOCK_SIZE - 1, first_column + BLOCK_SIZE - 1,
-                POSITION_STRIDE, BLOCK_T, BLOCK_P, PRECISION,
-            )  # fmt: skip
+            o_window_cell = window_row * WINDOW + window_column
+            b_places = load_places(p_places, o_window_cell, m_cell, WINDOW, HIDDEN, BLOCK_P)
+            p_place = place_pointers(p_logits, i_plane + o_pixel, BLOCK_P)
+            b_logits = tl.load(p_place, mask=m_query[:, None], other=0.0)
             b_scores = tl.dot(b_places, tl.trans(b_logits), b_scores, input_precision=PRECISION)
-        window_row = first_row + o_cell_row
-        window_column = first_column + o_cell_column
-        m_cell = (window_row >= 0) & (window_row < WINDOW)
-        m_cell = m_cell & (window_column >= 0) & (window_column < WINDOW)
         b_weights = (
             exponential(b_scores * scale - b_shift[None, :], b_key.dtype) * b_factor[None, :]
         )
-        b_weights = tl.where(m_cell[:, None], b_weights, 0.0)
+        if not HIDDEN:
+            b_weights = tl.where(m_cell[:, None], b_weights, 0.0)
         b_value_gradient = tl.dot(
             b_weights.to(b_result_gradient.dtype), b_result_gradient, b_value_gradient,
             input_precision=PRECISION,

@@ -2,14 +2,15 @@
 
 No window is copied and no matrix of scores is stored. Maps are contiguous, channels last:
 queries [B, H', W', N, C], keys [B, H, W, N, C], values [B, H, W, N, D]; the two tables follow
-each other, [2, T, table channels]. Letters: see `window.py`; T is a table's length. Names:
-p_ pointer, b_ block value, i_ index, o_ offset, m_ mask, first_ the least index of a range.
+each other, one half each of BLOCK_T entries, with zeros where they have no entry and for channels
+that they don't take, [BLOCK_T, BLOCK_C]. Letters: see `window.py`. Names: p_ pointer, b_ block
+value, i_ index, o_ offset, m_ mask, first_ the least index of a range.
 
-Relative position costs two small products and no memory. `q @ tables^T`, [queries, 2 T], has the
-logits of all offsets; a gather along its rows picks those of the tile's rows and columns of cells
-("places"), [queries, places]; their product with a matrix of zeros and ones, [places, cells], with
-ones at each cell's row and column, adds row and column logit to q.k on the tensor cores. The
-gradients take the same steps backwards.
+Relative position costs two small products. `q @ tables^T`, [queries, BLOCK_T], has the logits of
+all offsets; a gather along its rows picks those of the window's rows and columns ("places"),
+[queries, places]; their product with a matrix of zeros and ones, [places, cells], with ones at each
+cell's row and column, adds row and column logit to q.k on the tensor cores. The gradients take the
+same steps backwards.
 
 In narrow types weights are powers of 2, and `scale` holds the factor log2(e). In float32 that
 factor's rounding would show.
@@ -50,30 +51,9 @@ def store_pixels(
 
 
 @triton.jit
-def table_offsets(
-    CHANNELS: tl.constexpr,
-    TABLE_CHANNELS: tl.constexpr,
-    TABLE: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Where the number of each table entry and query channel lies, and whether there is one.
-
-    Row tables of half width are for the first channels, column tables for the last; tables of full
-    width are for all channels.
-    """
-    o_entry = tl.arange(0, BLOCK_T)
-    o_channel = tl.arange(0, BLOCK_C)
-    # Each table has one half of the entries.
-    m_column = o_entry >= BLOCK_T // 2
-    o_entry = o_entry % (BLOCK_T // 2)
-    first_channel = tl.where(m_column, CHANNELS - TABLE_CHANNELS, 0)
-    # [BLOCK_T, BLOCK_C]
-    o_table_channel = o_channel[None, :] - first_channel[:, None]
-    m_table = (o_table_channel >= 0) & (o_table_channel < TABLE_CHANNELS)
-    m_table = m_table & (o_entry < TABLE)[:, None]
-    o_entry = tl.where(m_column, o_entry + TABLE, o_entry)
-    return o_entry[:, None] * TABLE_CHANNELS + o_table_channel, m_table
+def table_offsets(BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Where the number of each table entry and query channel lies, [BLOCK_T, BLOCK_C]."""
+    return tl.arange(0, BLOCK_T)[:, None] * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
 
 
 @triton.jit
@@ -104,16 +84,6 @@ def place_logits(
 
 
 @triton.jit
-def cell_places(o_row, o_column, dtype: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The matrix of zeros and ones: ones at each cell's row and column among the places."""
-    o_place = tl.arange(0, BLOCK_P)
-    # [cells, BLOCK_P]
-    b_row = o_place[None, :] == o_row[:, None]
-    b_column = o_place[None, :] == (o_column + BLOCK_P // 2)[:, None]
-    return (b_row | b_column).to(dtype)
-
-
-@triton.jit
 def hide_place(b_logits, scale, WINDOW: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_P: tl.constexpr):
     """The logits; with `HIDDEN`, the place after the rows leaves its cells no weight."""
     if HIDDEN:
@@ -129,7 +99,7 @@ def load_places(
     p_places, o_window_cell, m_cell, WINDOW: tl.constexpr, HIDDEN: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """The same matrix for the cells of a window, which costs less to read than to make.
+    """The matrix of zeros and ones for cells of a window, which costs less to read than to make.
 
     With `HIDDEN`, cells that take no part have the row after the last cell's, whose place is the
     hidden one: the product with the logits masks them, on the tensor cores.
@@ -306,7 +276,6 @@ def forward_kernel(
     SIDE: tl.constexpr = BLOCK_SIZE // STRIDE
     TILES: tl.constexpr = (SIDE * SIDE + BLOCK_Q - 1) // BLOCK_Q
     WINDOW: tl.constexpr = BLOCK_SIZE + 2 * HALO_SIZE
-    TABLE: tl.constexpr = 2 * (BLOCK_SIZE + HALO_SIZE) - 1
 
     (
         i_batch, i_head, i_block_row, i_block_column, o_row, o_column, o_pixel, m_query,
@@ -327,8 +296,7 @@ def forward_kernel(
     # [BLOCK_Q, BLOCK_C]
     b_query = load_pixels(p_query, o_pixel, m_query, heads, CHANNELS, BLOCK_C)
     if TABLE_CHANNELS > 0:
-        o_table, m_table = table_offsets(CHANNELS, TABLE_CHANNELS, TABLE, BLOCK_T, BLOCK_C)
-        b_tables = tl.load(p_tables + o_table, mask=m_table, other=0.0)
+        b_tables = tl.load(p_tables + table_offsets(BLOCK_T, BLOCK_C))
         # [BLOCK_Q, BLOCK_P]
         b_logits = place_logits(
             b_query, b_tables, o_row, o_column, BLOCK_SIZE - 1, BLOCK_SIZE - 1,
@@ -363,7 +331,7 @@ def forward_kernel(
                 BLOCK_D, BLOCK_P, BLOCK_Q, BLOCK_K,
             )  # fmt: skip
 
-    b_result = b_result / b_sum[:, None]
+    b_result *= (1.0 / b_sum)[:, None]
     store_pixels(p_result, b_result, o_pixel, m_query, heads, VALUE_CHANNELS, BLOCK_D)
     # In float32 the rounding of a log-sum-exp, which is as large as a score, would show.
     if b_query.dtype == tl.float32:

@@ -157,3 +157,21 @@ def test_faults_are_found() -> None:
     assert "8 bytes of a thread are spilled" in found[0]
     # On a device with more shared memory, for products without tensor cores, only the spill counts.
     assert len(find_faults(bad, SMALLEST, "sm_90", narrow=False)) == 1
+
+
+def test_what_a_branch_skips_with_a_later_loop_is_not_counted() -> None:
+    from halonet.ops.triton_compilation import _count_instructions
+
+    loop = ["        MUFU.EX2 R1, R1 ;", "        FADD R1, R1, R2 ;"]
+    lines = [
+        "        IADD3 R0, R0, R1 ;",
+        ".L_first:", *loop, "        BRA `(.L_first) ;",
+        "        BRA `(.L_end) ;",
+        "        LDG.E R3, [R2] ;",
+        ".L_second:", *loop, "        BRA `(.L_second) ;",
+        "        STS [R2], R3 ;",
+        ".L_end:", "        EXIT ;",
+    ]  # fmt: skip
+    turn, whole = _count_instructions(lines)
+    assert turn == {"exponential": 1, "multiply": 1, "control": 1}
+    assert whole == {"integer": 1, "exponential": 1, "multiply": 1, "control": 3}
