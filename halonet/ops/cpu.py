@@ -267,14 +267,14 @@ def affine_silu(
     gradient: Tensor | None = None,
     in_place: bool = False,
 ) -> Tensor:
-    """`silu(maps * scale + shift + added)`, or the derivative of that, where it can.
+    """`silu(x)` for `x = maps * scale + shift + added`, or with a gradient the one of `x`.
 
     Args:
         maps: [batch, channels, height, width]; see `can_affine_silu`.
         scale: [channels], or None.
         shift: [channels], or None.
         added: as `maps`, or None.
-        gradient: of the result, as `maps`; then the sum's gradient is returned.
+        gradient: of the result, in the shape of `maps`, or None.
         in_place: write over `maps`.
     """
     output = maps if in_place else torch.empty_like(maps)
