@@ -27,18 +27,21 @@ def fuse_bottleneck(bottleneck: Bottleneck) -> None:
     reduce, spatial, expand = bottleneck.reduce, bottleneck.spatial, bottleneck.expand
     bottleneck.reduce_norm = ChannelShift(_fold_scale(reduce.weight, bottleneck.reduce_norm))
     shift = _fold_scale(expand.weight, bottleneck.expand_norm)
-    if isinstance(bottleneck.shortcut, nn.Sequential):
-        projection, norm = bottleneck.shortcut
-        assert isinstance(projection, nn.Conv2d)
-        shift += _fold_scale(projection.weight, norm)
-        bottleneck.shortcut = projection
-    bottleneck.expand_norm = ChannelShift(shift)
     if isinstance(spatial, HaloAttention):
         bottleneck.spatial_norm = ChannelShift(fuse_attention(spatial, bottleneck.spatial_norm))
+        if isinstance(bottleneck.shortcut, nn.Sequential):
+            projection, norm = bottleneck.shortcut
+            assert isinstance(projection, nn.Conv2d)
+            shift += _fold_scale(projection.weight, norm)
+            bottleneck.shortcut = projection
     elif isinstance(spatial, nn.Conv2d):
         assert isinstance(bottleneck.spatial_norm, nn.BatchNorm2d)
         bottleneck.spatial = fuse_conv_bn_eval(spatial, bottleneck.spatial_norm)
         bottleneck.spatial_norm = nn.Identity()
+        # With the shortcut's bias the branch would be further from 0, and coarser in eight bits.
+        if isinstance(bottleneck.shortcut, nn.Sequential):
+            fuse_sequential(bottleneck.shortcut)
+    bottleneck.expand_norm = ChannelShift(shift)
 
 
 def fuse_attention(attention: HaloAttention, norm: nn.Module) -> Tensor:
