@@ -11,7 +11,7 @@ from halonet.check.cases import AWKWARD_CASES, run_with_gradients
 from halonet.check.comparison import why_wrong
 from halonet.check.stages import Stage, list_stages
 from halonet.devices import measure_matrix_rate, time_step
-from halonet.ops import triton_backend
+from halonet.ops import cpu, triton_backend
 from halonet.ops.halo_attention import BackendChoice, explain_backend, halo_attention
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -67,6 +67,8 @@ def check_device(device: torch.device) -> DeviceCheck:
         for name, reason in _explain(device, dtype).reasons.items():
             if reason is None and name != REFERENCE:
                 faults = [*_compare(name, device, dtype)]
+                if name == "cpu":
+                    faults += _compare_activation(dtype)
                 found.compared[name] = found.compared.get(name, 0) + len(faults)
                 found.faults += [fault for fault in faults if fault is not None]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -119,6 +121,32 @@ def _compare(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[st
         for key, tensor in found.items():
             reason = why_wrong(tensor.cpu(), exact[key], plain[key].cpu())
             yield None if reason is None else f"{where}, {key}: {reason}"
+
+
+def _compare_activation(dtype: torch.dtype) -> Iterator[str | None]:
+    """The same for the SiLU of the native library, after a norm and a sum."""
+    generator = torch.Generator().manual_seed(0)
+    maps, added, gradient = (
+        torch.randn(2, 37, 5, 7, generator=generator).to(dtype, memory_format=torch.channels_last)
+        for _ in range(3)
+    )
+    scale, shift = torch.randn(2, 37, 1, 1, generator=generator)
+    plain, exact = (
+        maps.to(other) * scale.to(other) + shift.to(other) + added.to(other)
+        for other in (dtype, torch.float64)
+    )
+    silu, slope = torch.nn.functional.silu, torch.ops.aten.silu_backward
+    with torch.no_grad():
+        statistics = scale.flatten(), shift.flatten()
+        results = {
+            "result": (None, silu(exact), silu(plain)),
+            "gradient": (gradient, slope(gradient.double(), exact), slope(gradient, plain)),
+        }
+        for key, (given, wide, narrow) in results.items():
+            found = cpu.affine_silu(maps, *statistics, added, gradient=given)
+            reason = why_wrong(found, wide, narrow)
+            where = f"cpu on cpu, {str(dtype).removeprefix('torch.')}, SiLU, {key}"
+            yield None if reason is None else f"{where}: {reason}"
 
 
 def _time_stage(

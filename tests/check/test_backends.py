@@ -46,6 +46,19 @@ def test_right_backends_have_no_faults():
     assert found.untimed[-1] == "sdpa stage4"
 
 
+@pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
+def test_a_wrong_activation_is_found(monkeypatch):
+    right = cpu.affine_silu
+    monkeypatch.setattr(cpu, "affine_silu", lambda *a, **given: 1.2 * right(*a, **given))
+    found = check_device(CPU)
+    assert found.compared["cpu"] == 4 * 6 * 2 + 2 * 2
+    assert [fault.partition(":")[0] for fault in found.faults] == [
+        f"cpu on cpu, {dtype}, SiLU, {key}"
+        for dtype in ("float32", "bfloat16")
+        for key in ("result", "gradient")
+    ]
+
+
 def shift_gradient(problem):
     """sdpa's result, with gradients that are a thousandth too large."""
     result = sdpa.run(problem)
