@@ -15,9 +15,6 @@ from halonet.export.onnx_classifier import count_at_once
 from halonet.export.onnx_file import write_onnx
 from halonet.models.classifier import Classifier
 
-HINTS = {"float32": "f32", "bfloat16": "bf16"}  # as OpenVINO calls precisions
-
-
 def import_openvino() -> Any:
     """The package, without openvino_telemetry, which tells Intel of every import.
 
@@ -65,30 +62,21 @@ def write_openvino(
             raise OSError(f"OpenVINO can't write it: {error}") from None
 
 
-def open_openvino(path: Path, precision: str = "float32") -> Callable[[Any], Any]:
-    """What a file makes of an array of images, as an array, on the CPU.
+def open_openvino(path: Path) -> Callable[[Any], Any]:
+    """What a file makes of an array of images, as an array, in float32 on the CPU.
 
     It takes as many threads as torch, and of a file for any batch size a few images at once, see
     `count_at_once`.
 
     Args:
         path: of the network, .xml, or of an ONNX file.
-        precision: that it is computed in, float32 or bfloat16.
-
-    Raises:
-        ValueError: the processor can't compute in bfloat16.
     """
-    core = import_openvino().Core()
-    if precision == "bfloat16" and "BF16" not in core.get_property(
-        "CPU", "OPTIMIZATION_CAPABILITIES"
-    ):
-        raise ValueError("the processor has no instructions for bfloat16")
-    # Without the hint, a processor that has bfloat16 would always compute in it.
+    # Without the hint, a processor that has bfloat16 would compute in it.
     options = {
-        "INFERENCE_PRECISION_HINT": HINTS[precision],
+        "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    network = core.compile_model(path, "CPU", options)
+    network = import_openvino().Core().compile_model(path, "CPU", options)
     any_batch = network.input().get_partial_shape()[0].is_dynamic
 
     def run(images: Any) -> Any:
