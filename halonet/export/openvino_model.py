@@ -15,6 +15,7 @@ from halonet.export.onnx_classifier import count_at_once
 from halonet.export.onnx_file import write_onnx
 from halonet.models.classifier import Classifier
 
+
 def import_openvino() -> Any:
     """The package, without openvino_telemetry, which tells Intel of every import.
 
