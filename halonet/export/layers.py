@@ -128,7 +128,7 @@ def _(layer: Bottleneck, graph: Graph, maps: Maps) -> Maps:
     branch = write_convolution(graph, maps, layer.reduce, _shift_of(layer.reduce_norm))
     branch = write_layer(layer.activation, graph, branch)
     if isinstance(spatial, HaloAttention):
-        branch = _write_attention(graph, branch, spatial, _shift_of(layer.spatial_norm))
+        branch = _write_halo_attention(graph, branch, spatial, _shift_of(layer.spatial_norm))
     else:
         branch = write_layer(spatial, graph, branch)
         branch = write_layer(layer.spatial_norm, graph, branch)
@@ -154,7 +154,7 @@ def write_residual(
     return write_layer(activation, graph, summed)
 
 
-def _write_attention(graph: Graph, maps: Maps, layer: HaloAttention, shift: Tensor) -> Maps:
+def _write_halo_attention(graph: Graph, maps: Maps, layer: HaloAttention, shift: Tensor) -> Maps:
     """An attention layer, and a shift of its results.
 
     Where padding is masked, a query's weights sum to 1 over pixels of the map, so that a bias of

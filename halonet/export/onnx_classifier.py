@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from halonet.export.description import ExportDescription, from_metadata
 
 # Pixels of a batch that a runtime takes at once. It runs an operator on all images before the next,
-# and what no cache holds is slow: H1 takes a sixth longer for 16 images of 256 x 256 at once.
+# and what no cache holds is slow.
 PIXELS_AT_ONCE = 2**16
 
 
