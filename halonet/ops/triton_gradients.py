@@ -22,6 +22,10 @@ from halonet.ops.triton_kernels import (
     visible_range,
 )
 
+# Of larger tables a part at a time: the addresses of their products wouldn't fit the registers.
+MOST_ENTRIES = tl.constexpr(128)
+PART_ENTRIES = tl.constexpr(64)
+
 
 @triton.jit
 def read_softmax(p_shift, p_factor, m_query, dtype: tl.constexpr):
@@ -83,6 +87,10 @@ def backward_query_kernel(
     SIDE: tl.constexpr = BLOCK_SIZE // STRIDE
     TILES: tl.constexpr = (SIDE * SIDE + BLOCK_Q - 1) // BLOCK_Q
     WINDOW: tl.constexpr = BLOCK_SIZE + 2 * HALO_SIZE
+    # The last place has no cells, so no gradient, if there are more than the window has.
+    SPARE: tl.constexpr = BLOCK_P // 2 > WINDOW
+    WHOLE_TABLES: tl.constexpr = TABLE_CHANNELS > 0 and BLOCK_T <= MOST_ENTRIES
+    PARTS_OF_TABLES: tl.constexpr = TABLE_CHANNELS > 0 and BLOCK_T > MOST_ENTRIES
 
     if TABLE_CHANNELS > 0:
         o_table = table_offsets(BLOCK_T, BLOCK_C)
@@ -173,7 +181,7 @@ def backward_query_kernel(
                     b_scores_gradient, b_places, b_logits_gradient, input_precision=PRECISION
                 )
 
-        if TABLE_CHANNELS > 0:
+        if WHOLE_TABLES:
             # The backward pass of `place_logits`: each table entry takes its place's gradient.
             m_column = (tl.arange(0, 2) == 1)[None, :]
             # [BLOCK_Q, 2]
@@ -181,8 +189,6 @@ def backward_query_kernel(
             # [BLOCK_Q, 2, BLOCK_T // 2]
             o_place = tl.arange(0, BLOCK_T // 2)[None, None, :] - (BLOCK_SIZE - 1)
             o_place += o_first[:, :, None]
-            # The last place has no cells, so no gradient, if there are more than the window has.
-            SPARE: tl.constexpr = BLOCK_P // 2 > WINDOW
             b_places_gradient = tl.reshape(b_logits_gradient, [BLOCK_Q, 2, BLOCK_P // 2])
             # What is below 0 is the largest without a sign.
             o_spared = tl.minimum(o_place.to(tl.uint32), BLOCK_P // 2 - 1).to(tl.int32)
@@ -194,11 +200,37 @@ def backward_query_kernel(
             b_query_gradient = tl.dot(
                 b_entries_gradient, b_tables, b_query_gradient, input_precision=PRECISION
             )
+        if PARTS_OF_TABLES:
+            # The same for the entries of one table at a time.
+            for first_entry in range(0, BLOCK_T, PART_ENTRIES):
+                of_columns = first_entry >= BLOCK_T // 2
+                o_first = tl.where(of_columns, o_column, o_row) * POSITION_STRIDE
+                first_place = first_entry % (BLOCK_T // 2) - (BLOCK_SIZE - 1)
+                # [BLOCK_Q, PART_ENTRIES]
+                o_place = tl.arange(0, PART_ENTRIES)[None, :] + first_place + o_first[:, None]
+                o_spared = tl.minimum(o_place.to(tl.uint32), BLOCK_P // 2 - 1).to(tl.int32)
+                first_column = tl.where(of_columns, BLOCK_P // 2, 0)
+                b_entries_gradient = tl.gather(b_logits_gradient, first_column + o_spared, 1)
+                if not SPARE:
+                    b_entries_gradient = tl.where(o_place == o_spared, b_entries_gradient, 0.0)
+                b_entries_gradient = b_entries_gradient.to(b_query.dtype)
+                o_part = first_entry * BLOCK_C + table_offsets(PART_ENTRIES, BLOCK_C)
+                b_query_gradient = tl.dot(
+                    b_entries_gradient, tl.load(p_tables + o_part), b_query_gradient,
+                    input_precision=PRECISION,
+                )  # fmt: skip
+                p_entries = p_table_parts + tl.program_id(0) * (BLOCK_T * BLOCK_C) + o_part
+                b_part = gradient_scale * tl.dot(
+                    tl.trans(b_entries_gradient), b_query, input_precision=PRECISION
+                )
+                if i_item >= programs:
+                    b_part += tl.load(p_entries)
+                tl.store(p_entries, b_part)
         store_pixels(
             p_query_gradient + i_query_map * CHANNELS, b_query_gradient * gradient_scale,
             o_pixel, m_query, heads, CHANNELS, BLOCK_C,
         )  # fmt: skip
-        if TABLE_CHANNELS > 0:
+        if WHOLE_TABLES:
             # [BLOCK_T, BLOCK_C]
             b_part = gradient_scale * tl.dot(
                 tl.trans(b_entries_gradient), b_query, input_precision=PRECISION
