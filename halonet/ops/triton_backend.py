@@ -134,6 +134,11 @@ class _Plan(NamedTuple):
         """Queries of a block, as the least block of values that holds them."""
         return _padded(self.window.block_queries**2)
 
+    @property
+    def entries(self) -> int:
+        """Entries of both tables, padded."""
+        return _padded(2 * self.window.table_length)
+
     def query_tiles(self, block_queries: int) -> int:
         """Tiles of queries over all blocks."""
         return self.blocks * -(-(self.window.block_queries**2) // block_queries)
@@ -150,7 +155,7 @@ class _Plan(NamedTuple):
         graphs would own it.
         """
         size = self.window.size
-        if not self.constants["TABLE_CHANNELS"]:
+        if not self.constants["HAS_TABLES"]:
             return query.new_empty(0)
         places = query.new_zeros(size**2 + 1, self.places)
         matrix = places[:-1].view(size, size, self.places)
@@ -164,7 +169,7 @@ class _Plan(NamedTuple):
         return {
             "MASK": self.window.mask_padding,
             "POSITION_STRIDE": self.window.position_stride,
-            "BLOCK_T": _padded(2 * self.window.table_length),
+            "BLOCK_T": self.entries,
             "HIDDEN": self.hidden,
             "BLOCK_P": self.places,
             "BLOCK_Q": tiles.queries,
@@ -197,6 +202,7 @@ class Work(NamedTuple):
         return triton_tuning.list_candidates(
             self.name, self.query.dtype, constants["PRECISION"],
             max(constants["BLOCK_C"], constants["BLOCK_D"]), self.plan.most_queries,
+            self.plan.entries,
         )  # fmt: skip
 
     def launch(self, tiles: Tiles) -> int:
@@ -308,6 +314,8 @@ def _backward_work(
     # Full float32 (no tensor cores) is chosen for its accuracy.
     exact = query.dtype == torch.float32 and plan.constants["PRECISION"] == "ieee"
 
+    in_parts = plan.entries > triton_tuning.MOST_ENTRIES
+
     def arrange_query(tiles: Tiles) -> tuple[int, tuple, dict[str, Any]]:
         items = plan.query_tiles(tiles.queries)
         programs = min(items, len(parts)) if tables.numel() else items
@@ -315,7 +323,9 @@ def _backward_work(
             query, key, value, tables, places, result, result_gradient, shift, factor, delta,
             logits, query_gradient, parts, score_scale, problem.scale, items, programs, *plan.sizes,
         )  # fmt: skip
-        constants = plan.constants | {"EXACT": exact} | plan.query_constants(tiles)
+        constants = (
+            plan.constants | {"EXACT": exact, "IN_PARTS": in_parts} | plan.query_constants(tiles)
+        )
         return programs, arguments, constants
 
     def arrange_key(tiles: Tiles) -> tuple[int, tuple, dict[str, Any]]:
@@ -363,7 +373,7 @@ def _make_plan(problem: Problem) -> _Plan:
     constants = {
         "CHANNELS": channels,
         "VALUE_CHANNELS": value.shape[-1],
-        "TABLE_CHANNELS": 0 if row_table is None else row_table.shape[-1],
+        "HAS_TABLES": row_table is not None,
         "BLOCK_SIZE": window.block_size,
         "HALO_SIZE": window.halo_size,
         "STRIDE": window.stride,

@@ -8,6 +8,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,39 +104,50 @@ def compile_work(work: Work, tiles: Tiles, architecture: str) -> Binary:
     return Binary(registers, spilled, compiled.metadata.shared, loop, whole)
 
 
-def choose_tiles(work: Work, architecture: str) -> tuple[Tiles, Binary]:
-    """The candidate that runs on this architecture where none is timed, and its binary."""
+def choose_tiles(
+    work: Work, architecture: str, compile_tiles: Callable[[Tiles], Binary] | None = None
+) -> tuple[Tiles, Binary]:
+    """The candidate that runs on this architecture where none is timed, and its binary.
+
+    Args:
+        work: from `triton_backend.list_work`.
+        architecture: as of `compile_work`.
+        compile_tiles: gives the binary of some tiles, if not `compile_work`.
+    """
     from triton.runtime.errors import OutOfResources
 
-    @functools.cache
-    def compile_tiles(tiles: Tiles) -> Binary:
+    def compile_here(tiles: Tiles) -> Binary:
         return compile_work(work, tiles, architecture)
 
+    compile_once = functools.cache(compile_tiles or compile_here)
+
     def launch(tiles: Tiles) -> int:
-        binary = compile_tiles(tiles)
+        binary = compile_once(tiles)
         if binary.shared > SHARED_BYTES[architecture]:
             raise OutOfResources(binary.shared, SHARED_BYTES[architecture], "shared memory")
         return binary.spilled
 
     tiles = first_that_fits(work.candidates, launch)
-    return tiles, compile_tiles(tiles)
+    return tiles, compile_once(tiles)
 
 
-def find_faults(binary: Binary, tiles: Tiles, architecture: str, *, narrow: bool) -> list[str]:
+def find_faults(
+    binary: Binary, tiles: Tiles, architecture: str, *, on_tensor_cores: bool
+) -> list[str]:
     """What keeps a binary from being a good first choice, a line each.
 
     Args:
         binary: from `compile_work`.
         tiles: those it was compiled with.
         architecture: likewise.
-        narrow: whether the maps are of 16 bits, whose products the tensor cores take.
+        on_tensor_cores: whether its products are to run there.
     """
     faults = []
     if binary.spilled:
         faults.append(f"{binary.spilled} bytes of a thread are spilled")
     if binary.shared > SHARED_BYTES[architecture]:
         faults.append(f"{binary.shared} bytes of shared memory are too many")
-    if narrow and not binary.loop["tensor"]:
+    if on_tensor_cores and not binary.loop["tensor"]:
         faults.append("the loop has no tensor-core instruction")
     return [f"{architecture}, {tiles}: {fault}" for fault in faults]
 

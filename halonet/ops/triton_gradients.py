@@ -22,9 +22,7 @@ from halonet.ops.triton_kernels import (
     visible_range,
 )
 
-# Of larger tables a part at a time: the addresses of their products wouldn't fit the registers.
-MOST_ENTRIES = tl.constexpr(128)
-PART_ENTRIES = tl.constexpr(64)
+PART_ENTRIES = tl.constexpr(64)  # of tables that are taken in parts
 
 
 @triton.jit
@@ -45,7 +43,7 @@ def place_pointers(p_logits, o_softmax, BLOCK_P: tl.constexpr):
 @triton.jit
 def weigh_cells(
     p_key, p_value, p_places, b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start,
-    window, CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
+    window, CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, HAS_TABLES: tl.constexpr,
     HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, HIDDEN: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -56,7 +54,7 @@ def weigh_cells(
     """
     b_key, b_value, b_places, b_scores, m_cell = score_cells(
         p_key, p_value, p_places, b_query, b_logits, start, window, CHANNELS, VALUE_CHANNELS,
-        TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P,
+        HAS_TABLES, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P,
         BLOCK_K,
     )  # fmt: skip
     b_weights = exponential(b_scores * scale - b_shift[:, None], b_query.dtype) * b_factor[:, None]
@@ -71,11 +69,12 @@ def backward_query_kernel(
     p_query, p_key, p_value, p_tables, p_places, p_result, p_result_gradient, p_shift, p_factor,
     p_delta, p_logits, p_query_gradient, p_table_parts, scale, gradient_scale, items, programs,
     height, width, query_height, query_width, heads, block_rows, block_columns,
-    CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
+    CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, HAS_TABLES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr,
     POSITION_STRIDE: tl.constexpr, MASK: tl.constexpr, HIDDEN: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr, IN_PARTS: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A program takes every `programs`-th tile of queries, as `forward_kernel` has them.
 
@@ -89,10 +88,10 @@ def backward_query_kernel(
     WINDOW: tl.constexpr = BLOCK_SIZE + 2 * HALO_SIZE
     # The last place has no cells, so no gradient, if there are more than the window has.
     SPARE: tl.constexpr = BLOCK_P // 2 > WINDOW
-    WHOLE_TABLES: tl.constexpr = TABLE_CHANNELS > 0 and BLOCK_T <= MOST_ENTRIES
-    PARTS_OF_TABLES: tl.constexpr = TABLE_CHANNELS > 0 and BLOCK_T > MOST_ENTRIES
+    WHOLE_TABLES: tl.constexpr = HAS_TABLES and not IN_PARTS
+    PARTS_OF_TABLES: tl.constexpr = HAS_TABLES and IN_PARTS
 
-    if TABLE_CHANNELS > 0:
+    if HAS_TABLES:
         o_table = table_offsets(BLOCK_T, BLOCK_C)
         p_part = p_table_parts + tl.program_id(0) * (BLOCK_T * BLOCK_C) + o_table
 
@@ -120,7 +119,7 @@ def backward_query_kernel(
             p_shift + i_plane + o_pixel, p_factor + i_plane + o_pixel, m_query, b_query.dtype
         )
 
-        if TABLE_CHANNELS > 0:
+        if HAS_TABLES:
             b_tables = tl.load(p_tables + o_table)
             # [BLOCK_Q, BLOCK_P]
             b_logits = place_logits(
@@ -150,7 +149,7 @@ def backward_query_kernel(
                 _, _, b_weights, b_weights_gradient = weigh_cells(
                     p_key + i_key_map * CHANNELS, p_value + i_key_map * VALUE_CHANNELS, p_places,
                     b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start, window,
-                    CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE,
+                    CHANNELS, VALUE_CHANNELS, HAS_TABLES, HALO_SIZE,
                     WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
                 )  # fmt: skip
                 b_delta += tl.sum(b_weights * b_weights_gradient, 1)
@@ -168,7 +167,7 @@ def backward_query_kernel(
             b_key, b_places, b_weights, b_weights_gradient = weigh_cells(
                 p_key + i_key_map * CHANNELS, p_value + i_key_map * VALUE_CHANNELS, p_places,
                 b_query, b_logits, b_result_gradient, b_shift, b_factor, scale, start, window,
-                CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK,
+                CHANNELS, VALUE_CHANNELS, HAS_TABLES, HALO_SIZE, WINDOW, MASK,
                 HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_K,
             )  # fmt: skip
             b_scores_gradient = b_weights * (b_weights_gradient - b_delta[:, None])
@@ -176,7 +175,7 @@ def backward_query_kernel(
             b_query_gradient = tl.dot(
                 b_scores_gradient, b_key, b_query_gradient, input_precision=PRECISION
             )
-            if TABLE_CHANNELS > 0:
+            if HAS_TABLES:
                 b_logits_gradient = tl.dot(
                     b_scores_gradient, b_places, b_logits_gradient, input_precision=PRECISION
                 )
@@ -264,7 +263,7 @@ def backward_key_kernel(
     p_query, p_key, p_value, p_places, p_result_gradient, p_shift, p_factor, p_delta, p_logits,
     p_key_gradient, p_value_gradient, scale, gradient_scale, tile_rows, tile_columns, row_shift,
     column_shift, height, width, query_height, query_width, heads, block_rows, block_columns,
-    CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
+    CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, HAS_TABLES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr, HIDDEN: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr, KEY_ROWS: tl.constexpr, KEY_COLUMNS: tl.constexpr,
@@ -344,7 +343,7 @@ def backward_key_kernel(
         m_cell = m_cell & (window_column >= 0) & (window_column < WINDOW)
         # [BLOCK_K, BLOCK_Q]
         b_scores = tl.dot(b_key, tl.trans(b_query), input_precision=PRECISION)
-        if TABLE_CHANNELS > 0:
+        if HAS_TABLES:
             o_window_cell = window_row * WINDOW + window_column
             b_places = load_places(p_places, o_window_cell, m_cell, WINDOW, HIDDEN, BLOCK_P)
             p_place = place_pointers(p_logits, i_plane + o_pixel, BLOCK_P)

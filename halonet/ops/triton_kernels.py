@@ -190,7 +190,7 @@ def locate_cells(
 @triton.jit
 def score_cells(
     p_key, p_value, p_places, b_query, b_logits, start, window, CHANNELS: tl.constexpr,
-    VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr, HALO_SIZE: tl.constexpr,
+    VALUE_CHANNELS: tl.constexpr, HAS_TABLES: tl.constexpr, HALO_SIZE: tl.constexpr,
     WINDOW: tl.constexpr, MASK: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -212,7 +212,7 @@ def score_cells(
     # [BLOCK_Q, BLOCK_K]
     b_scores = tl.dot(b_query, tl.trans(b_key), input_precision=PRECISION)
     b_places = b_key
-    if TABLE_CHANNELS > 0:
+    if HAS_TABLES:
         b_places = load_places(p_places, o_window_cell, m_cell, WINDOW, HIDDEN, BLOCK_P)
         b_scores = tl.dot(b_logits, tl.trans(b_places), b_scores, input_precision=PRECISION)
     return b_key, b_value, b_places, b_scores, m_cell
@@ -221,7 +221,7 @@ def score_cells(
 @triton.jit
 def attend_window(
     p_key, p_value, p_places, b_query, b_logits, scale, window, SUBTRACT: tl.constexpr,
-    CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr,
+    CHANNELS: tl.constexpr, VALUE_CHANNELS: tl.constexpr, HAS_TABLES: tl.constexpr,
     HALO_SIZE: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, HIDDEN: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -237,7 +237,7 @@ def attend_window(
     for start in range(0, rows * columns, BLOCK_K):
         _key, b_value, _places, b_scores, m_cell = score_cells(
             p_key, p_value, p_places, b_query, b_logits, start, window, CHANNELS, VALUE_CHANNELS,
-            TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P,
+            HAS_TABLES, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C, BLOCK_D, BLOCK_P,
             BLOCK_K,
         )  # fmt: skip
         if not HIDDEN:
@@ -261,7 +261,7 @@ def attend_window(
 def forward_kernel(
     p_query, p_key, p_value, p_tables, p_places, p_result, p_shift, p_factor, scale, height, width,
     query_height, query_width, heads, block_rows, block_columns, CHANNELS: tl.constexpr,
-    VALUE_CHANNELS: tl.constexpr, TABLE_CHANNELS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    VALUE_CHANNELS: tl.constexpr, HAS_TABLES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     HALO_SIZE: tl.constexpr, STRIDE: tl.constexpr, POSITION_STRIDE: tl.constexpr,
     MASK: tl.constexpr, HIDDEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_Q: tl.constexpr,
@@ -295,7 +295,7 @@ def forward_kernel(
 
     # [BLOCK_Q, BLOCK_C]
     b_query = load_pixels(p_query, o_pixel, m_query, heads, CHANNELS, BLOCK_C)
-    if TABLE_CHANNELS > 0:
+    if HAS_TABLES:
         b_tables = tl.load(p_tables + table_offsets(BLOCK_T, BLOCK_C))
         # [BLOCK_Q, BLOCK_P]
         b_logits = place_logits(
@@ -319,7 +319,7 @@ def forward_kernel(
     # bfloat16 hold the exponentials of all but extreme scores; float16 doesn't.
     b_max, b_sum, b_result = attend_window(
         p_key, p_value, p_places, b_query, b_logits, scale, window, b_query.dtype == tl.float16,
-        CHANNELS, VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION,
+        CHANNELS, VALUE_CHANNELS, HAS_TABLES, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION,
         BLOCK_C, BLOCK_D, BLOCK_P, BLOCK_Q, BLOCK_K,
     )  # fmt: skip
     if b_query.dtype != tl.float16:
@@ -327,7 +327,7 @@ def forward_kernel(
         if fits == 0:
             b_max, b_sum, b_result = attend_window(
                 p_key, p_value, p_places, b_query, b_logits, scale, window, True, CHANNELS,
-                VALUE_CHANNELS, TABLE_CHANNELS, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C,
+                VALUE_CHANNELS, HAS_TABLES, HALO_SIZE, WINDOW, MASK, HIDDEN, PRECISION, BLOCK_C,
                 BLOCK_D, BLOCK_P, BLOCK_Q, BLOCK_K,
             )  # fmt: skip
 

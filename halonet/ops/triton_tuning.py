@@ -29,6 +29,11 @@ class Tiles(NamedTuple):
         return options if self.registers is None else options | {"maxnreg": self.registers}
 
 
+# Of both tables. Larger ones are taken in parts, with fewer queries: their logits and the addresses
+# of their products fill the registers.
+MOST_ENTRIES = 128
+FEW_QUERIES = 32
+
 # The last resort: these fit every device that Triton supports, at any width.
 SMALLEST = Tiles(16, 4, 4, 4, 1)
 
@@ -52,7 +57,7 @@ def wanted() -> bool:
 
 
 def list_candidates(
-    kernel: str, dtype: torch.dtype, precision: str, channels: int, queries: int
+    kernel: str, dtype: torch.dtype, precision: str, channels: int, queries: int, entries: int
 ) -> list[Tiles]:
     """Tiles worth a try, the best by the model first and the last resort last.
 
@@ -62,6 +67,7 @@ def list_candidates(
         precision: of products of float32; "ieee" is without tensor cores and takes small tiles.
         channels: the larger of the padded numbers of channels and value channels.
         queries: of a block, padded; no more make sense.
+        entries: of both tables, padded.
     """
     if dtype == torch.float32 and precision == "ieee":
         candidates = _EXACT[kernel]
@@ -72,6 +78,8 @@ def list_candidates(
         broad = channels > 32 or dtype == torch.float32
         tables = _BROAD if broad else _MIDDLE if channels > 16 else _NARROW
         candidates = tables[kernel]
+    if kernel == "query gradient" and entries > MOST_ENTRIES:
+        queries = min(queries, FEW_QUERIES)
     least = _least_warps(kernel, dtype, channels)
     fitted = [_fit(tiles, queries, least) for tiles in candidates]
     # Smaller tiles of queries can have become the same.

@@ -59,7 +59,7 @@ def test_candidates_fit_the_block_and_end_with_the_smallest(
     kernel: str, dtype: torch.dtype, channels: int
 ) -> None:
     for precision in ("ieee", "tf32"):
-        candidates = triton_tuning.list_candidates(kernel, dtype, precision, channels, 16)
+        candidates = triton_tuning.list_candidates(kernel, dtype, precision, channels, 16, 64)
         assert len(candidates) == len(set(candidates)) >= 2
         assert all(tiles.queries == 16 for tiles in candidates)
         assert candidates[-1] == SMALLEST
@@ -80,8 +80,14 @@ def test_candidates_fit_the_block_and_end_with_the_smallest(
 def test_few_queries_take_as_few_warps_as_hold_the_sums(
     kernel: str, dtype: torch.dtype, channels: int, warps: int
 ) -> None:
-    first = triton_tuning.list_candidates(kernel, dtype, "tf32", channels, 16)[0]
+    first = triton_tuning.list_candidates(kernel, dtype, "tf32", channels, 16, 64)[0]
     assert first.warps == warps
+
+
+def test_large_tables_take_fewer_queries() -> None:
+    for kernel, most in {"forward": 64, "query gradient": 32, "key gradient": 64}.items():
+        candidates = triton_tuning.list_candidates(kernel, torch.bfloat16, "ieee", 64, 1024, 256)
+        assert max(tiles.queries for tiles in candidates) == most
 
 
 @pytest.fixture
