@@ -11,10 +11,12 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from halonet.classification.training import Classification
 from halonet.data.loader import InOrder, make_loader
-from halonet.ops import triton_backend
+from halonet.ops import halo_attention, triton_backend
 from tests.pictures import small_config
 
 
@@ -43,6 +45,24 @@ def take_batch(task, monkeypatch):
     return next(iter(loader))
 
 
+class Calls(TorchDispatchMode):
+    """Notes each operation, and the devices of all tensors that go in and come out."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        tensors = [
+            one
+            for one in tree_leaves((arguments, options, result))
+            if isinstance(one, torch.Tensor)
+        ]
+        self.found.append((operation, {one.device.type for one in tensors}))
+        return result
+
+
 def draw_on_the_cpu(task):
     """Draws the mix's random numbers, CPU tensors on a GPU's machine too, as true ones."""
     if task.mix is None:
@@ -57,12 +77,23 @@ def draw_on_the_cpu(task):
     task.mix.make_params = draw_outside
 
 
+@pytest.fixture(params=["sdpa", "triton"])
+def attend_by(request, monkeypatch):
+    """The backend that a GPU takes, and the one that it may; there is none to ask what it can."""
+    if request.param == "sdpa":
+        monkeypatch.setattr(triton_backend, "INSTALLED", False)
+    elif not triton_backend.INSTALLED:
+        pytest.skip("triton is not installed")
+    monkeypatch.setattr(triton_backend, "_device_objection", lambda index: None)
+    monkeypatch.setattr(halo_attention, "PREFERRED", request.param)
+
+
+@pytest.mark.usefixtures("attend_by")
 @pytest.mark.parametrize("mixes", [{}, {"mixup": 0.2}, {"cutmix": 1.0}], ids=str)
 def test_a_step_waits_for_nothing(make_task, monkeypatch, mixes) -> None:
     task = make_task(**{"mixup": 0.0, "cutmix": 0.0} | mixes)
     draw_on_the_cpu(task)
     images, labels, broken = take_batch(task, monkeypatch)
-    monkeypatch.setattr(triton_backend, "INSTALLED", False)
     copies, layouts = [], []
     copy = torch.Tensor.to
 
@@ -83,9 +114,16 @@ def test_a_step_waits_for_nothing(make_task, monkeypatch, mixes) -> None:
             one.register_forward_pre_hook(note_layout)
         monkeypatch.setattr(torch.Tensor, "to", note_copy)
         batch = mode.from_tensor(images), mode.from_tensor(labels), broken
-        loss, figures = task.compute_loss(task.model, batch)
+        with Calls() as calls:
+            loss, figures = task.compute_loss(task.model, batch)
         with pytest.raises(DataDependentOutputException):
             loss.item()
+    # Nothing of the host goes in but the batch, so that model and loss may be a CUDA graph: no
+    # other copy, and no size that hangs on a value, which fakes would refuse.
+    crossings = [str(one) for one, devices in calls.found if devices == {"cpu", "cuda"}]
+    assert crossings == ["aten._to_copy.default"] * 3
+    names = {str(operation) for operation, _ in calls.found}
+    assert ("halonet.triton_forward.default" in names) == (halo_attention.PREFERRED == "triton")
     assert loss.device.type == "cuda"
     assert all(figure.device.type == "cuda" for figure in figures.values())
     assert copies == [True] * 3
@@ -109,22 +147,32 @@ def test_a_backward_pass_waits_for_nothing(make_task, monkeypatch) -> None:
     assert all(one.grad is not None for one in weights.values())
 
 
-def test_model_and_loss_compile_in_one_graph(make_task) -> None:
+@pytest.mark.parametrize("with_backward", [False, True])
+def test_a_step_compiles_in_one_graph(make_task, monkeypatch, with_backward) -> None:
+    # Up to the optimizer's own step, in which torch breaks the graph itself.
+    if with_backward:
+        if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            pytest.skip("this torch compiles no function that goes backward")
+        monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
     task = make_task()
     images = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
     labels = torch.tensor([0, 1])
 
     def compute(images, labels):
-        return task.loss(task.model(images).float(), labels)
+        loss = task.loss(task.model(images).float(), labels)
+        if with_backward:
+            loss.backward()
+            return loss.detach()
+        return loss
 
-    expected = compute(images, labels)
-    expected.backward()
-    gradients = [one.grad.clone() for one in task.model.parameters()]
-    task.model.zero_grad()
+    def run(function):
+        task.model.zero_grad()
+        loss = function(images, labels)
+        if not with_backward:
+            loss.backward()
+        return loss.detach(), [one.grad.clone() for one in task.model.parameters()]
+
+    expected = run(compute)
     torch.compiler.reset()
-    compiled = torch.compile(compute, fullgraph=True, backend="eager")
-    loss = compiled(images, labels)
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
-    for one, gradient in zip(task.model.parameters(), gradients, strict=True):
-        torch.testing.assert_close(one.grad, gradient)
+    found = run(torch.compile(compute, fullgraph=True, backend="eager"))
+    torch.testing.assert_close(found, expected)
