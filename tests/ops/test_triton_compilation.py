@@ -148,20 +148,23 @@ def test_compiles_for_amd() -> None:
 
 
 def test_model_of_the_time_to_expect() -> None:
+    words = ["--stage", "stage1", "stage4", "--device", "sm_90"]
     finished = subprocess.run(
-        [sys.executable, BENCHMARKS / "gpu_model.py", "--stage", "stage4", "--device", "sm_90"],
+        [sys.executable, BENCHMARKS / "gpu_model.py", *words],
         check=True,
         capture_output=True,
         text=True,
     )
-    forward, backward = (
+    rows = [
         [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in finished.stdout.splitlines()[-2:]
-    )
-    assert [row[:3] for row in (forward, backward)] == [
-        ["stage4", "H100", "forward"],
-        ["stage4", "H100", "backward"],
+        for line in finished.stdout.splitlines()[-4:]
     ]
+    assert [row[:3] for row in rows] == [
+        [stage, "H100", name] for stage in ("stage1", "stage4") for name in ("forward", "backward")
+    ]
+    # Half of the roofline, where the most is to do for each byte too.
+    assert all(int(row[5].removesuffix(" %")) >= 50 for row in rows)
+    forward, backward = rows[2:]
     # One map of 8 x 8 pixels and 8 heads of 64 channels in 128 images, of queries, keys, values and
     # results, and a number of 4 bytes for each softmax, at 3.35 TB/s.
     numbers = 128 * 8 * 8 * 8
