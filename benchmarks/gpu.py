@@ -22,9 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' table and rule
-
 from gpu_checks import PARTS, check_compile, check_model, check_table
 from gpu_measurements import measure_largest_batch, measure_stage, measure_step
 from gpu_run import Run

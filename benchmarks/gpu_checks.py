@@ -7,16 +7,14 @@ from gpu_run import Run
 from torch import nn
 
 import halonet
-from halonet.check.cases import run_with_gradients
+from halonet.check.cases import CASES, run_with_gradients
 from halonet.check.comparison import why_wrong
 
 PARTS = 8  # of the table of cases
 
 
 def check_table(run: Run, part: int) -> dict[str, Any]:
-    """One of PARTS parts of the tests' table of cases, in every type, by the tests' rule."""
-    from tests.ops.cases import CASES
-
+    """One of PARTS parts of the table of cases, in every type, by the tests' rule."""
     failures, count = [], 0
     dtypes = [torch.float32] if run.dry else [torch.float32, torch.bfloat16, torch.float16]
     for case in (

@@ -7,8 +7,8 @@ import torch
 
 import halonet
 from halonet import devices
+from halonet.check.cases import CASES
 from halonet.devices import find_device, list_devices, time_step
-from tests.ops.cases import CASES
 
 
 @pytest.fixture

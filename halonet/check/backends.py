@@ -1,13 +1,13 @@
 """Every backend on a device: why it doesn't run, whether it is right, and how fast it is."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from halonet.check.cases import AWKWARD_CASES, run_with_gradients
+from halonet.check.cases import AWKWARD_CASES, CASES, Case, run_with_gradients
 from halonet.check.comparison import why_wrong
 from halonet.check.stages import Stage, list_stages
 from halonet.devices import measure_matrix_rate, time_step
@@ -40,6 +40,7 @@ class DeviceCheck:
     Attributes:
         device: its name.
         choice: which backend runs there in float32, and why not the others.
+        types: in which results were compared.
         compared: numbers of results that were compared, by backend.
         faults: what is wrong, a line each.
         dtype: of the speeds.
@@ -51,6 +52,7 @@ class DeviceCheck:
 
     device: str
     choice: BackendChoice
+    types: list[str]
     compared: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     dtype: str = ""
@@ -60,13 +62,21 @@ class DeviceCheck:
     untimed: list[str] = field(default_factory=list)
 
 
-def check_device(device: torch.device) -> DeviceCheck:
-    """Compare and time all backends that run on a device."""
-    found = DeviceCheck(str(device), _explain(device, torch.float32))
-    for dtype in DTYPES:
+def check_device(device: torch.device, *, thorough: bool = False) -> DeviceCheck:
+    """Compare and time all backends that run on a device.
+
+    Args:
+        device: with a few cases, in float32 and bfloat16.
+        thorough: with all that the tests have, in float16 too.
+    """
+    dtypes = (*DTYPES, torch.float16) if thorough else DTYPES
+    found = DeviceCheck(
+        str(device), _explain(device, torch.float32), types=[_name_type(dtype) for dtype in dtypes]
+    )
+    for dtype in dtypes:
         for name, reason in _explain(device, dtype).reasons.items():
             if reason is None and name != REFERENCE:
-                faults = [*_compare(name, device, dtype)]
+                faults = [*_compare(name, device, dtype, CASES if thorough else AWKWARD_CASES)]
                 if name == "cpu":
                     faults += _compare_activation(dtype)
                 found.compared[name] = found.compared.get(name, 0) + len(faults)
@@ -74,7 +84,7 @@ def check_device(device: torch.device) -> DeviceCheck:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     # A GPU has nothing to do with a few images.
     found.batch = 4 if device.type == "cpu" else 64
-    found.dtype = str(dtype).removeprefix("torch.")
+    found.dtype = _name_type(dtype)
     found.matrix_rate = measure_matrix_rate(device, dtype, seconds=0.5) / 1e9
     end = time.perf_counter() + LIMIT
     for name, reason in _explain(device, dtype).reasons.items():
@@ -94,6 +104,10 @@ def check_device(device: torch.device) -> DeviceCheck:
     return found
 
 
+def _name_type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _explain(device: torch.device, dtype: torch.dtype) -> BackendChoice:
     case = AWKWARD_CASES[0]
     inputs: dict[str, Any] = {
@@ -102,9 +116,11 @@ def _explain(device: torch.device, dtype: torch.dtype) -> BackendChoice:
     return explain_backend(**inputs, **case.options)
 
 
-def _compare(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[str | None]:
+def _compare(
+    name: str, device: torch.device, dtype: torch.dtype, cases: Sequence[Case]
+) -> Iterator[str | None]:
     """For each case's result and gradients: what is wrong with it, or None."""
-    for case in AWKWARD_CASES:
+    for case in cases:
         inputs = case.inputs(dtype)
         there = {key: tensor.to(device) for key, tensor in inputs.items()}
         # In float64 on the CPU, as not every device has it.

@@ -37,7 +37,7 @@ def check_command(words: Sequence[str]) -> None:
         print(make_table(["machine", ""], list(machine.items())), flush=True)
     found = []
     for device in devices:
-        checked = check_device(device)
+        checked = check_device(device, thorough=options.thorough)
         result = dataclasses.asdict(checked) | {"name": describe_device(device)}
         found.append(result)
         faults += checked.faults
@@ -55,7 +55,7 @@ def check_command(words: Sequence[str]) -> None:
 
 def describe_result(result: Mapping[str, Any]) -> str:
     """What was found on a device, as text."""
-    choice, compared = result["choice"], result["compared"]
+    choice, compared, types = result["choice"], result["compared"], result["types"]
     rows = []
     for name, reason in choice["reasons"].items():
         wrong = sum(fault.startswith(f"{name} on ") for fault in result["faults"])
@@ -70,7 +70,7 @@ def describe_result(result: Mapping[str, Any]) -> str:
         rows.append([name, verdict + (", the first choice" if name == choice["chosen"] else "")])
     lines = [
         f"{result['device']}: {result['name']}",
-        make_table(["backend", "in float32 and bfloat16"], rows),
+        make_table(["backend", f"in {', '.join(types[:-1])} and {types[-1]}"], rows),
     ]
     proven = not any(fault.startswith("triton ") for fault in result["faults"])
     if "triton" in compared and proven and choice["chosen"] != "triton":
@@ -110,6 +110,12 @@ def make_check_parser() -> CommandParser:
         "--device",
         type=str | None,
         help="auto, cpu, cuda, cuda:1, mps; without it the CPU, and the GPU where there is one",
+    )
+    parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="compare in every case of the tests, and in float16 too; minutes on a GPU, whose "
+        "kernels are compiled for each",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with every figure")
     return parser

@@ -8,6 +8,7 @@ import torch
 from halonet import cli
 from halonet.check import backends, stages
 from halonet.check.backends import check_device
+from halonet.check.cases import CASES
 from halonet.check.stages import Stage, list_stages
 from halonet.cli.check import describe_result
 from halonet.ops import cpu, halo_attention, sdpa
@@ -44,6 +45,17 @@ def test_right_backends_have_no_faults():
     # Four cases, with a result and five gradients each, in two types.
     assert found.compared["sdpa"] == 4 * 6 * 2
     assert found.untimed[-1] == "sdpa stage4"
+
+
+def test_all_cases_of_the_tests_are_compared_if_asked(capsys):
+    # A result, and a gradient of each input.
+    count = sum(len(case.inputs()) + 1 for case in CASES)
+    assert count > 100
+    cli.main(["check", "--device", "cpu", "--thorough"])
+    shown = capsys.readouterr().out
+    assert "in float32, bfloat16 and float16" in shown
+    assert f"equals the reference in {3 * count} results and gradients" in shown
+    assert shown.endswith("\nno faults\n")
 
 
 @pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
@@ -123,6 +135,7 @@ def test_triton_that_is_right_may_come_first():
     reasons = {"cpu": "no", "sdpa": None, "reference": None, "triton": None}
     result = {
         "device": "cuda", "name": "a GPU", "choice": {"chosen": "sdpa", "reasons": reasons},
+        "types": ["float32", "bfloat16"],
         "compared": {"sdpa": 48, "triton": 48}, "faults": [], "matrix_rate": 1.0, "batch": 64,
         "dtype": "bfloat16", "speeds": [], "untimed": [],
     }  # fmt: skip

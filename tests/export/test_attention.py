@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import halonet
+from halonet.check.cases import CASES, KERNEL_CASES
 from halonet.export.attention import AttentionLayer, write_attention
 from halonet.export.graph import Graph
 from halonet.export.maps import Maps
 from halonet.ops.problem import Window
-from tests.ops.cases import CASES, KERNEL_CASES
 
 CHANNELS = 6  # of the map
 

@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 
 from halonet import AttentionWeights, attention_weights, halo_attention
-from halonet.check.cases import Case
+from halonet.check.cases import CASES, KERNEL_CASES, Case
 from halonet.ops import cpu
 from tests.comparison import assert_as_exact
-from tests.ops.cases import CASES, KERNEL_CASES
 
 ALL_CASES = [*CASES, *KERNEL_CASES]
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from halonet import create_model, explain_backend, halo_attention
-from halonet.check.cases import Case, run_with_gradients
+from halonet.check.cases import CASES, KERNEL_CASES, Case, run_with_gradients
 from halonet.ops import cpu
 from tests.comparison import assert_as_exact
-from tests.ops.cases import CASES, KERNEL_CASES
 
 TYPES = [torch.float32, torch.bfloat16]
 LARGER_CASES = (

@@ -10,8 +10,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from halonet import HaloAttention, create_model, explain_backend, halo_attention
+from halonet.check.cases import Case
 from halonet.ops import cpu
-from tests.ops.cases import Case
 
 # torch's own, on its first derivative in forward mode.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")

@@ -12,9 +12,8 @@ from torch import Tensor
 import halonet
 import halonet.ops.halo_attention as operator_module
 from halonet import halo_attention
-from halonet.check.cases import Case, run_with_gradients
+from halonet.check.cases import CASES, KERNEL_CASES, Case, run_with_gradients
 from tests.comparison import assert_as_exact
-from tests.ops.cases import CASES, KERNEL_CASES
 from tests.oracle import oracle
 
 BACKENDS = ["sdpa"]  # that run every case in every type; test_cpu.py has the native kernel

@@ -13,8 +13,8 @@ import torch
 
 import halonet.ops
 from halonet import explain_backend
+from halonet.check.cases import CASES
 from halonet.ops import cpu
-from tests.ops.cases import CASES
 
 ROOT = Path(__file__).parents[2]
 C_COMPILER = next(filter(shutil.which, ("cc", "gcc", "clang")), None)

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import halonet
+from halonet.check.cases import CASES
 from halonet.ops import triton_backend, triton_tuning
 from halonet.ops.problem import Window
 from halonet.ops.triton_tuning import SMALLEST, Tiles
-from tests.ops.cases import CASES
 
 needs_triton = pytest.mark.skipif(not triton_backend.INSTALLED, reason="triton is not installed")
 

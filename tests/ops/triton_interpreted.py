@@ -17,11 +17,10 @@ from triton.runtime import interpreter
 
 import halonet
 from halonet import halo_attention
-from halonet.check.cases import Case, run_with_gradients
+from halonet.check.cases import CASES, KERNEL_CASES, Case, run_with_gradients
 from halonet.ops import triton_backend
 from halonet.ops.triton_tuning import Tiles
 from tests.comparison import assert_as_exact
-from tests.ops.cases import CASES, KERNEL_CASES
 from tests.ops.test_derivatives import of_query, penalty
 
 # One map and head have every border that more have; these keep their batch and heads.
