@@ -112,7 +112,7 @@ TRAIN_OPTIONS = [
             ["data_root", "help", "shard_size", "skip_broken", "validation_share"],
         ),
         (recipes.make_recipes_parser(), ["format", "help"]),
-        (check.make_check_parser(), ["device", "help", "json"]),
+        (check.make_check_parser(), ["device", "help", "json", "thorough"]),
         (compare.make_compare_parser(), ["format", "help", "output", "score"]),
         (
             detect.make_evaluate_parser(),
