@@ -30,9 +30,10 @@ TWO_HEADS = {"halo_larger_than_block"}
 OWN_CASES = (
     # Its places need more than 32 columns, its tables more than 64.
     Case("window_of_18", 9, 5, {"block_size": 16, "halo_size": 1}, batch=1, heads=1),
-    # Tables of 65 entries, whose gradient is taken in parts; the second has no place beyond 64.
-    Case("window_of_62", 5, 4, {"block_size": 4, "halo_size": 29}, batch=1, heads=1),
-    Case("window_of_64", 5, 4, {"block_size": 2, "halo_size": 31}, batch=1, heads=1),
+    # Tables of 65 entries, whose gradient is taken in parts; the second has all rows of its window,
+    # no place beyond them, and more blocks than programs.
+    Case("window_of_62", 5, 4, {"block_size": 4, "halo_size": 29, "stride": 2}, 1, 1),
+    Case("window_of_64", 33, 1, {"block_size": 2, "halo_size": 31}, batch=1, heads=1),
     # Sums of exponentials that float32 doesn't hold: the window is gone through again.
     Case("extreme_scores", 5, 4, {"block_size": 4, "halo_size": 1, "scale": 40.0}, 1, 1),
     # No logit is low enough for the cells outside the map.
