@@ -169,8 +169,18 @@ _BROAD = {
     ),
 }
 _WIDE = {
-    "forward": (Tiles(64, 4, 8, 8, 2), Tiles(64, 8, 8, 8, 2), Tiles(32, 4, 8, 4, 2)),
-    "query gradient": (Tiles(32, 4, 8, 4, 1), Tiles(64, 4, 8, 8, 1), Tiles(64, 8, 8, 8, 1)),
+    "forward": (
+        Tiles(64, 4, 8, 8, 2),
+        Tiles(64, 8, 8, 8, 2),
+        Tiles(32, 4, 8, 4, 2),
+        Tiles(32, 4, 8, 8, 2),
+    ),
+    "query gradient": (
+        Tiles(32, 4, 8, 4, 1),
+        Tiles(64, 4, 8, 8, 1),
+        Tiles(64, 8, 8, 8, 1),
+        Tiles(16, 4, 8, 8, 1),
+    ),
     "key gradient": (
         Tiles(32, 8, 8, 8, 1),
         Tiles(64, 8, 8, 8, 1),
