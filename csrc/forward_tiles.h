@@ -228,15 +228,24 @@ private:
         uint32_t *const pairs = weights;
         for (long q = 0; q < width; q += lanes) {
             Vector sum = {};
-            for (long k = 0; k < depth; k += 2) {
+            const auto put = [&](long k, Words even, Words odd) {
                 // What is summed is what is multiplied with.
-                Words even = {}, odd = {};
-                if (k < count) even = rounded(exp2(found.of(k, q)));
-                if (k + 1 < count) odd = rounded(exp2(found.of(k + 1, q)));
                 sum += bits_of<Vector>(even) + bits_of<Vector>(odd);
                 const Words pair = even >> 16 | odd;
                 __builtin_memcpy(pairs + k / 2 * width + q, &pair, sizeof(pair));
+            };
+            long k = 0;
+            for (; k + 8 <= count; k += 8) {
+                Vector some[8];
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i++) some[i] = found.of(k + i, q);
+                exp2(some);
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i += 2) put(k + i, rounded(some[i]), rounded(some[i + 1]));
             }
+            for (; k < depth; k += 2)
+                put(k, k < count ? rounded(exp2(found.of(k, q))) : Words{},
+                    k + 1 < count ? rounded(exp2(found.of(k + 1, q))) : Words{});
             store(total + q, load(total + q) + sum);
         }
     }
