@@ -122,6 +122,14 @@ int halonet_affine_silu(const HaloActivation *activation) {
     return HALO_SUCCESS;
 }
 
+int halonet_pool_silu(const HaloPooling *pooling) {
+    const HaloPooling &p = *pooling;
+    if (p.batch < 0 || p.height < 1 || p.width < 1 || p.channels < 0 || p.threads < 1 ||
+        (p.data_type != HALO_FLOAT32 && p.data_type != HALO_BFLOAT16))
+        return HALO_BAD_ARGUMENT;
+    return chosen->pool_silu(p);
+}
+
 const char *halonet_variant(void) { return chosen->name; }
 
 int halonet_select(const char *name) {
