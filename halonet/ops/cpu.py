@@ -278,12 +278,17 @@ def affine_silu(
         added: as `maps`, or None.
         gradient: of the result, in the shape of `maps`, or None.
         in_place: write over `maps`.
+
+    Raises:
+        ValueError: a scale or shift of another length or on another device.
     """
     output = maps if in_place else torch.empty_like(maps)
     if gradient is not None and not _is_alike(gradient, maps):
         gradient = torch.empty_like(maps).copy_(gradient)
-    scale, shift = (None if one is None else one.float() for one in (scale, shift))
+    scale, shift = _per_channel("scale", scale, maps), _per_channel("shift", shift, maps)
     _affine_silu(output, maps, scale, shift, added, gradient)
+    if in_place and not maps.is_inference():  # those have no version
+        torch.autograd.graph.increment_version(maps)
     return output
 
 
@@ -296,9 +301,21 @@ def pool_silu(maps: Tensor) -> Tensor:
     return _pool_silu(maps)
 
 
+def _per_channel(name: str, numbers: Tensor | None, maps: Tensor) -> Tensor | None:
+    if numbers is None:
+        return None
+    if numbers.shape != maps.shape[1:2] or numbers.device != maps.device:
+        raise ValueError(
+            f"{name} must have a number for each of {maps.shape[1]} channels on {maps.device}, "
+            f"got shape {list(numbers.shape)} on {numbers.device}"
+        )
+    return numbers.float().contiguous()
+
+
 def _is_alike(tensor: Tensor, maps: Tensor) -> bool:
     return (
         type(tensor) is Tensor
+        and tensor.device == maps.device
         and tensor.dtype == maps.dtype
         and tensor.shape == maps.shape
         and tensor.stride() == maps.stride()

@@ -463,6 +463,33 @@ def test_silu_is_left_to_torch_where_it_must_be() -> None:
         assert not cpu.can_affine_silu(maps.to("meta"))
 
 
+def test_silu_takes_a_shift_in_any_order_and_no_other() -> None:
+    maps = activation_inputs((2, 8, 3, 5), torch.float32)["maps"]
+    strided, expanded = torch.arange(16.0)[::2], torch.ones(1).expand(8)
+    with torch.no_grad():
+        for shift in (strided, expanded):
+            expected = plain_affine_silu(maps, None, shift, None, None)
+            torch.testing.assert_close(cpu.affine_silu(maps, None, shift, None), expected)
+        for wrong in (torch.ones(3), torch.ones(8, device="meta"), torch.ones(1, 8)):
+            with pytest.raises(ValueError, match="shift must have a number for each of 8 channels"):
+                cpu.affine_silu(maps, None, wrong, None)
+        assert not cpu.can_affine_silu(maps, maps.to("meta"))
+
+
+def test_silu_in_place_is_seen_by_autograd() -> None:
+    maps = activation_inputs((2, 8, 3, 5), torch.float32)["maps"].requires_grad_()
+    product = maps * 1
+    squares = (product * product).sum()
+    with torch.no_grad():
+        cpu.affine_silu(product, None, None, None, in_place=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        squares.backward()
+    with torch.inference_mode():
+        product = maps * 1
+        cpu.affine_silu(product, None, None, None, in_place=True)
+        torch.testing.assert_close(product, silu(maps * 1))
+
+
 def test_the_gradient_may_come_in_another_order() -> None:
     inputs = activation_inputs((2, 8, 3, 5), torch.float32)
     with torch.no_grad():
