@@ -6,6 +6,28 @@
 
 namespace {
 
+// 1 / (1 + e^-x), as exact as T shows.
+template <class T, int count>
+__attribute__((always_inline)) inline void sigmoid(const Vector (&x)[count], Vector (&gate)[count]) {
+    constexpr bool is_short = sizeof(T) == sizeof(Bfloat16);
+#pragma GCC unroll 8
+    for (int v = 0; v < count; v++) gate[v] = x[v] * float(-log2_of_e);
+    if constexpr (is_short)
+        short_exp2(gate);
+    else
+        exp2(gate);
+#pragma GCC unroll 8
+    for (int v = 0; v < count; v++) {
+#if defined(__AVX512F__)
+        if constexpr (is_short) {
+            gate[v] = _mm512_maskz_rcp14_ps(0xffff, gate[v] + 1.0f);
+            continue;
+        }
+#endif
+        gate[v] = 1.0f / (gate[v] + 1.0f);
+    }
+}
+
 // What a pixel's numbers are made of; null for what there isn't.
 template <class T>
 struct Activation {
@@ -25,25 +47,23 @@ struct Activation {
     // `count` vectors, from number i of the pixel that begins at number `first`.
     template <int count>
     __attribute__((always_inline)) void run(long first, long i) const {
-        Vector x[count], exponential[count];
+        Vector x[count], gate[count];
 #pragma GCC unroll 8
         for (int v = 0; v < count; v++, i += lanes) {
             x[v] = load(maps + first + i);
             if (scale) x[v] *= load(scale + i);
             if (shift) x[v] += load(shift + i);
             if (added) x[v] += load(added + first + i);
-            exponential[v] = x[v] * float(-log2_of_e);
         }
-        exp2(exponential);
+        sigmoid<T>(x, gate);
         i -= count * lanes;
 #pragma GCC unroll 8
         for (int v = 0; v < count; v++, i += lanes) {
-            const Vector gate = 1.0f / (exponential[v] + 1.0f);
             if (gradient)
                 store(output + first + i,
-                      load(gradient + first + i) * gate * (1.0f + x[v] * (1.0f - gate)));
+                      load(gradient + first + i) * gate[v] * (1.0f + x[v] * (1.0f - gate[v])));
             else
-                store(output + first + i, x[v] * gate);
+                store(output + first + i, x[v] * gate[v]);
         }
     }
 
@@ -168,12 +188,10 @@ private:
 
     template <int count>
     __attribute__((always_inline)) static void silu(Vector (&x)[count]) {
-        Vector exponential[count];
+        Vector gate[count];
+        sigmoid<T>(x, gate);
 #pragma GCC unroll 8
-        for (int v = 0; v < count; v++) exponential[v] = x[v] * float(-log2_of_e);
-        exp2(exponential);
-#pragma GCC unroll 8
-        for (int v = 0; v < count; v++) x[v] *= 1.0f / (exponential[v] + 1.0f);
+        for (int v = 0; v < count; v++) x[v] *= gate[v];
     }
 
     // Zeros behind the last number.

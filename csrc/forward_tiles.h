@@ -257,13 +257,18 @@ private:
                 Vector some[8];
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; i++) some[i] = found.of(k + i, q);
-                exp2(some);
+                short_exp2(some);
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; i += 2) put(k + i, rounded(some[i]), rounded(some[i + 1]));
             }
-            for (; k < first + tile_rows; k += 2)
-                put(k, k < count ? rounded(exp2(found.of(k, q))) : Words{},
-                    k + 1 < count ? rounded(exp2(found.of(k + 1, q))) : Words{});
+            for (; k < first + tile_rows; k += 2) {
+                Vector pair[2] = {};
+                for (int i = 0; i < 2; i++)
+                    if (k + i < count) pair[i] = found.of(k + i, q);
+                short_exp2(pair);
+                put(k, k < count ? rounded(pair[0]) : Words{},
+                    k + 1 < count ? rounded(pair[1]) : Words{});
+            }
             store(total + q, load(total + q) + sum);
         }
     }
