@@ -102,7 +102,7 @@ void affine_silu_of_maps(const HaloActivation &a) {
 }
 
 // A NaN if one of the two is.
-inline Vector larger_or_nan(Vector a, Vector b) { return (b > a) | (b != b) ? b : a; }
+inline Vector larger_or_nan(Vector a, Vector b) { return ((b > a) | (b != b)) ? b : a; }
 
 // SiLU, and then the largest of 3 x 3 pixels around every second one, [ceil(height / 2), ceil(width / 2)]. At
 // the edges a pixel of the map stands for one beyond, which changes nothing. The largest of a row's pixels
