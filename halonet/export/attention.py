@@ -82,7 +82,7 @@ def write_attention(graph: Graph, maps: Maps, layer: AttentionLayer) -> Maps:
             query_index = graph.add("Gather", query_index, numbers, axis=0)
             window_index = graph.add("Gather", window_index, numbers, axis=0)
             if logits is not None:
-                chosen_logits = graph.add("Gather", logits, numbers, axis=2)
+                chosen_logits = graph.add("Gather", logits, numbers, axis=1)
         query = graph.add("Gather", query_pixels, query_index, axis=1)
         key, value = (graph.add("Gather", one, window_index, axis=1) for one in cells)
         spread = _spread(graph, chosen_logits, layer.window.size)
@@ -129,8 +129,8 @@ def _project(graph: Graph, maps: Maps, weight: Tensor, bias: Tensor | None, head
 def _write_position(
     graph: Graph, query_pixels: str, layer: AttentionLayer, place: "_Placement"
 ) -> str | None:
-    """What is added to the scores for relative position and mask, [B, I J, N Y X, U + V], or for
-    all images [1, I J, N Y X, U + V]; None for nothing.
+    """What is added to the scores for relative position and mask, [B, N Y X, I J, U + V], or for
+    all images [1, N Y X, I J, U + V]; None for nothing.
 
     Both are sums of a part for the cell's row and one for its column.
     """
@@ -146,14 +146,13 @@ def _write_position(
         hidden = _write_hidden(graph, logits, window)
         largest = graph.weight(np.finfo(graph.dtype).max)
         logits = graph.add("Min", logits, graph.add("Where", visible, largest, hidden))
-    return logits
+    return graph.add("Transpose", logits, perm=[0, 2, 1, 3])
 
 
 def _spread(graph: Graph, logits: str | None, size: int) -> str | None:
-    """Logits of rows and columns [B, I J, N Y X, U + V] as those of cells, [B, N Y X, I J, U V]."""
+    """Logits of rows and columns [.., U + V] as those of cells, [.., U V]."""
     if logits is None:
         return None
-    logits = graph.add("Transpose", logits, perm=[0, 2, 1, 3])
     ones = np.eye(size)
     rows, columns = np.repeat(ones, size, 1), np.tile(ones, size)
     return graph.add("MatMul", logits, graph.weight(np.concatenate([rows, columns])))
