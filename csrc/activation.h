@@ -1,10 +1,32 @@
 // SiLU after a norm, forward and backward: what else would be a pass for the norm, one for the sum with a
-// shortcut and one for the activation.
+// shortcut and one for the activation. And SiLU with the max pooling of a stem.
 #pragma once
 
 #include "vectors.h"
 
 namespace {
+
+// 1 / (1 + e^-x), as exact as T shows.
+template <class T, int count>
+__attribute__((always_inline)) inline void sigmoid(const Vector (&x)[count], Vector (&gate)[count]) {
+    constexpr bool is_short = sizeof(T) == sizeof(Bfloat16);
+#pragma GCC unroll 8
+    for (int v = 0; v < count; v++) gate[v] = x[v] * float(-log2_of_e);
+    if constexpr (is_short)
+        short_exp2(gate);
+    else
+        exp2(gate);
+#pragma GCC unroll 8
+    for (int v = 0; v < count; v++) {
+#if defined(__AVX512F__)
+        if constexpr (is_short) {
+            gate[v] = _mm512_maskz_rcp14_ps(0xffff, gate[v] + 1.0f);
+            continue;
+        }
+#endif
+        gate[v] = 1.0f / (gate[v] + 1.0f);
+    }
+}
 
 // What a pixel's numbers are made of; null for what there isn't.
 template <class T>
@@ -25,25 +47,23 @@ struct Activation {
     // `count` vectors, from number i of the pixel that begins at number `first`.
     template <int count>
     __attribute__((always_inline)) void run(long first, long i) const {
-        Vector x[count], exponential[count];
+        Vector x[count], gate[count];
 #pragma GCC unroll 8
         for (int v = 0; v < count; v++, i += lanes) {
             x[v] = load(maps + first + i);
             if (scale) x[v] *= load(scale + i);
             if (shift) x[v] += load(shift + i);
             if (added) x[v] += load(added + first + i);
-            exponential[v] = x[v] * float(-log2_of_e);
         }
-        exp2(exponential);
+        sigmoid<T>(x, gate);
         i -= count * lanes;
 #pragma GCC unroll 8
         for (int v = 0; v < count; v++, i += lanes) {
-            const Vector gate = 1.0f / (exponential[v] + 1.0f);
             if (gradient)
                 store(output + first + i,
-                      load(gradient + first + i) * gate * (1.0f + x[v] * (1.0f - gate)));
+                      load(gradient + first + i) * gate[v] * (1.0f + x[v] * (1.0f - gate[v])));
             else
-                store(output + first + i, x[v] * gate);
+                store(output + first + i, x[v] * gate[v]);
         }
     }
 
@@ -79,6 +99,132 @@ void affine_silu_of_maps(const HaloActivation &a) {
         for (; i + lanes <= a.channels; i += lanes) activation.template run<1>(first, i);
         if (i < a.channels) activation.run_rest(first, i, a.channels - i);
     }
+}
+
+// A NaN if one of the two is.
+inline Vector larger_or_nan(Vector a, Vector b) { return ((b > a) | (b != b)) ? b : a; }
+
+// SiLU, and then the largest of 3 x 3 pixels around every second one, [ceil(height / 2), ceil(width / 2)]. At
+// the edges a pixel of the map stands for one beyond, which changes nothing. The largest of a row's pixels
+// are kept in scratch memory, as the row above and the one below need them both.
+template <class T>
+class SiluPool {
+public:
+    explicit SiluPool(const HaloPooling &p)
+        : p(p),
+          output_height(ceil_div(p.height, 2)),
+          output_width(ceil_div(p.width, 2)),
+          padded_channels(round_up(p.channels, lanes)) {}
+
+    long rows() const { return p.batch * output_height; }
+    int64_t scratch_bytes() const { return 2 * row_floats() * int64_t(sizeof(float)); }
+
+    // Some rows of the results, of all images in turn.
+    void run(long first, long end, float *scratch) const {
+        float *above = scratch, *middle = scratch + row_floats();
+        for (long row = first; row < end; row++) {
+            const long image = row / output_height, y = 2 * (row % output_height);
+            if (row == first || y == 0)
+                pool_row(image, larger(0, y - 1), [&](long j, long c, long, Vector largest) {
+                    store(above + j * padded_channels + c, largest);
+                });
+            pool_row(image, y, [&](long j, long c, long, Vector largest) {
+                store(middle + j * padded_channels + c, largest);
+            });
+            T *output = static_cast<T *>(p.output) + row * output_width * p.channels;
+            pool_row(image, smaller(y + 1, p.height - 1),
+                     [&](long j, long c, long count, Vector largest) {
+                         const long at = j * padded_channels + c;
+                         store_some(
+                             output + j * p.channels + c, count,
+                             larger_or_nan(larger_or_nan(load(above + at), load(middle + at)), largest));
+                         store(above + at, largest);
+                     });
+        }
+    }
+
+private:
+    static constexpr int vectors_at_once = registers == 32 ? 4 : 2;
+
+    const HaloPooling &p;
+    const long output_height, output_width, padded_channels;
+
+    long row_floats() const { return output_width * padded_channels; }
+
+    // Calls put(column of the results, channel, channels, the largest of three pixels).
+    template <class Put>
+    void pool_row(long image, long y, Put put) const {
+        const T *row = static_cast<const T *>(p.maps) + (image * p.height + y) * p.width * p.channels;
+        long c = 0;
+        for (; c + vectors_at_once * lanes <= p.channels; c += vectors_at_once * lanes)
+            pool_channels<vectors_at_once>(row, c, lanes, put);
+        for (; c < p.channels; c += lanes) pool_channels<1>(row, c, smaller(lanes, p.channels - c), put);
+    }
+
+    // `count` channels of each vector.
+    template <int vectors, class Put>
+    __attribute__((always_inline)) void pool_channels(const T *row, long channel, long count,
+                                                      Put put) const {
+        Vector before[vectors];
+        for (long j = 0; j < output_width; j++) {
+            const T *pixel = row + 2 * j * p.channels + channel;
+            const T *next = 2 * j + 1 < p.width ? pixel + p.channels : pixel;
+            Vector pair[2 * vectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) {
+                pair[v] = load_some(pixel + v * lanes, count);
+                pair[vectors + v] = load_some(next + v * lanes, count);
+            }
+            silu(pair);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) {
+                Vector largest = larger_or_nan(pair[v], pair[vectors + v]);
+                if (j) largest = larger_or_nan(before[v], largest);
+                before[v] = pair[vectors + v];
+                put(j, channel + v * lanes, count, largest);
+            }
+        }
+    }
+
+    template <int count>
+    __attribute__((always_inline)) static void silu(Vector (&x)[count]) {
+        Vector gate[count];
+        sigmoid<T>(x, gate);
+#pragma GCC unroll 8
+        for (int v = 0; v < count; v++) x[v] *= gate[v];
+    }
+
+    // Zeros behind the last number.
+    static Vector load_some(const T *from, long count) {
+        if (count == lanes) return load(from);
+        T numbers[lanes] = {};
+        __builtin_memcpy(numbers, from, size_t(count) * sizeof(T));
+        return load(numbers);
+    }
+
+    static void store_some(T *to, long count, Vector v) {
+        if (count == lanes) return store(to, v);
+        T numbers[lanes];
+        store(numbers, v);
+        __builtin_memcpy(to, numbers, size_t(count) * sizeof(T));
+    }
+};
+
+template <class T>
+int pool_silu_of_maps(const HaloPooling &p) {
+    const SiluPool<T> pool(p);
+    const long ranges = smaller(p.threads, larger(1, pool.rows() / 4));
+    int failed = 0;
+#pragma omp parallel for num_threads(int(ranges)) reduction(| : failed)
+    for (long range = 0; range < ranges; range++) {
+        void *scratch = halonet_scratch(pool.scratch_bytes());
+        if (!scratch)
+            failed = 1;
+        else
+            pool.run(pool.rows() * range / ranges, pool.rows() * (range + 1) / ranges,
+                     static_cast<float *>(scratch));
+    }
+    return failed ? HALO_OUT_OF_MEMORY : HALO_SUCCESS;
 }
 
 }  // namespace

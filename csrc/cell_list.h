@@ -5,9 +5,11 @@
 
 namespace {
 
-constexpr int chunk_rows = chunk_cells + addresses_at_once;
+// Cells that are copied at once.
+constexpr int listed_cells = 256;
+constexpr int chunk_rows = listed_cells + addresses_at_once;
 
-// A few cells of a list.
+// Some cells of a list.
 struct ListedCells {
     long first, count;
 };

@@ -30,6 +30,7 @@ bool has_matrix_tiles() {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     if (!(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return false;  // AVX512-BF16
 #ifdef __linux__
     const long request_permission = 0x1023, tile_data = 18;
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
@@ -120,6 +121,14 @@ int halonet_affine_silu(const HaloActivation *activation) {
         return HALO_BAD_ARGUMENT;
     chosen->affine_silu(a);
     return HALO_SUCCESS;
+}
+
+int halonet_pool_silu(const HaloPooling *pooling) {
+    const HaloPooling &p = *pooling;
+    if (p.batch < 0 || p.height < 1 || p.width < 1 || p.channels < 0 || p.threads < 1 ||
+        (p.data_type != HALO_FLOAT32 && p.data_type != HALO_BFLOAT16))
+        return HALO_BAD_ARGUMENT;
+    return chosen->pool_silu(p);
 }
 
 const char *halonet_variant(void) { return chosen->name; }

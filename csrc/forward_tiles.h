@@ -27,14 +27,14 @@ public:
           relative(p, shape, arena),
           scaled_queries(arena.take<float>(p.channels * most_queries)),
           queries(arena.take<uint32_t>(key_depth / 2 * most_queries)),
-          keys(arena.take<Bfloat16>(tile_cells * key_depth)),
-          values(arena.take<Bfloat16>(value_rows * tile_cells)),
-          scores(arena.take<float>(tile_cells * most_queries)),
-          weights(arena.take<uint32_t>(tile_cells / 2 * most_queries)),
+          keys(arena.take<Bfloat16>(listed_cells * key_depth)),
+          values(arena.take<Bfloat16>(value_rows * listed_cells)),
+          scores(arena.take<float>(tile_depth * most_queries)),
+          weights(arena.take<uint32_t>(tile_depth / 2 * most_queries)),
           sums(arena.take<float>(value_rows * most_queries)),
           zeros(arena.take<Bfloat16>(round_up(p.value_channels, lanes))) {
         if (!arena.base) return;
-        for (long i = 0; i < tile_cells * key_depth; i++) keys[i] = Bfloat16{0};
+        for (long i = 0; i < listed_cells * key_depth; i++) keys[i] = Bfloat16{0};
         for (long i = 0; i < key_depth / 2 * most_queries; i++) queries[i] = 0;
         for (long i = 0; i < round_up(p.value_channels, lanes); i++) zeros[i] = Bfloat16{0};
     }
@@ -47,8 +47,6 @@ public:
     }
 
 private:
-    static constexpr long tile_cells = chunk_cells / tile_depth * tile_depth;
-
     const HaloProblem &p;
     const Shape &shape;
     long key_depth, value_rows;
@@ -59,10 +57,10 @@ private:
     RelativeLogits relative;
     float *scaled_queries;        // [channels][width], for the relative position
     uint32_t *queries;            // [key_depth / 2][width], pairs of channels
-    Bfloat16 *keys;               // [tile_cells][key_depth], zero beyond the last channel
-    Bfloat16 *values;             // [value_rows][tile_cells]
-    float *scores;                // [tile_cells][width]
-    uint32_t *weights;            // [chunk_cells / 2][width], pairs of cells
+    Bfloat16 *keys;               // [listed_cells][key_depth], zero beyond the last channel
+    Bfloat16 *values;             // [value_rows][listed_cells]
+    float *scores;                // [tile_depth][width], of the last cells
+    uint32_t *weights;            // [tile_depth / 2][width], of pairs of the last cells
     float *sums;                  // [value_rows][width]
     Bfloat16 *zeros;              // values of the cells beyond a chunk's last
     float total[most_queries];    // of the weights
@@ -90,39 +88,57 @@ private:
     void attend(const Block &block) {
         for (long i = 0; i < value_rows * tile.width; i += lanes) store(sums + i, Vector{});
         for (long q = 0; q < tile.width; q += lanes) store(total + q, Vector{});
-        for_cells(block, [&](const ListedCells &chunk, bool inside) {
-            const long depth = round_up(chunk.count, tile_depth);
-            find_weights(chunk, depth);
+        const auto load_chunk = [&](const ListedCells &chunk) { load_values(block, chunk); };
+        for_steps(block, load_chunk, [&](const ProductScores &found, long k, bool inside) {
+            find_weights(found, k);
             if (!inside) return;
-            load_values(block, chunk, depth);
-            multiply_tiles(values, tile_cells, value_rows, depth, weights, tile.width, sums, true);
+            if (k % tile_depth == 0) {
+                if (k + tile_rows < found.count) return;
+                k += tile_rows;
+                find_weights(found, k);  // zeros
+            }
+            multiply_tiles(values + k + tile_rows - tile_depth, listed_cells, value_rows, tile_depth,
+                           weights, tile.width, sums, true);
         });
     }
 
     void find_highest(const Block &block) {
         for (long q = 0; q < tile.width; q += lanes) store(highest + q, constant(-INFINITY));
-        for_cells(block, [&](const ListedCells &chunk, bool) {
-            const ProductScores found(*this, chunk);
-            for (long k = 0; k < chunk.count; k++)
+        const auto no_values = [](const ListedCells &) {};
+        for_steps(block, no_values, [&](const ProductScores &found, long first, bool) {
+            for (long k = first; k < smaller(first + tile_rows, found.count); k++)
                 for (long q = 0; q < tile.width; q += lanes)
                     store(highest + q, maximum(found.of(k, q), load(highest + q)));
         });
     }
 
-    // Calls body(chunk, whether it lies inside the map) with the products of queries and keys in
-    // `scores`, for all cells that take part.
-    template <class Body>
-    void for_cells(const Block &block, Body body) {
-        cells.for_chunks(0, cells.inside, tile_cells, [&](const ListedCells &chunk) {
+    // Calls body(scores, first of 16 cells, whether they lie inside the map) for all cells that take part, after
+    // load_chunk(chunk) for each chunk of them inside. Tiles and vectors take turns: the tiles' unit falls asleep
+    // within some 1000 cycles, and as many pass until it is awake.
+    template <class LoadChunk, class Body>
+    void for_steps(const Block &block, LoadChunk load_chunk, Body body) {
+        cells.for_chunks(0, cells.inside, listed_cells, [&](const ListedCells &chunk) {
             load_keys(block, chunk);
-            multiply_tiles(keys, key_depth, round_up(chunk.count, tile_rows), key_depth, queries,
-                           tile.width, scores, false);
-            body(chunk, true);
+            load_chunk(chunk);
+            const ProductScores found(*this, chunk);
+            multiply_keys(0);
+            for (long k = 0; k < chunk.count; k += tile_rows) {
+                if (k + tile_rows < chunk.count) multiply_keys(k + tile_rows);
+                body(found, k, true);
+            }
         });
-        cells.for_chunks(cells.inside, cells.count, tile_cells, [&](const ListedCells &chunk) {
-            for (long i = 0; i < chunk.count * tile.width; i += lanes) store(scores + i, Vector{});
-            body(chunk, false);
+        if (cells.inside == cells.count) return;
+        for (long i = 0; i < tile_depth * tile.width; i += lanes) store(scores + i, Vector{});
+        cells.for_chunks(cells.inside, cells.count, listed_cells, [&](const ListedCells &chunk) {
+            const ProductScores found(*this, chunk);
+            for (long k = 0; k < chunk.count; k += tile_rows) body(found, k, false);
         });
+    }
+
+    // Products of 16 cells' keys and the queries.
+    void multiply_keys(long k) {
+        multiply_tiles(keys + k * key_depth, key_depth, tile_rows, key_depth, queries, tile.width,
+                       scores + k % tile_depth * tile.width, false);
     }
 
     void load_queries(const Block &block) {
@@ -171,7 +187,8 @@ private:
     }
 
     // Values of a chunk with cells along the rows: pairs of cells are interleaved, then moved as words.
-    void load_values(const Block &block, const ListedCells &chunk, long depth) {
+    void load_values(const Block &block, const ListedCells &chunk) {
+        const long depth = round_up(chunk.count, tile_depth);
         const Bfloat16 *rows[chunk_rows];
         value_offsets.rows<const Bfloat16>(p.value, block, chunk, rows);
         for (long k = chunk.count; k < depth; k++) rows[k] = zeros;
@@ -186,7 +203,7 @@ private:
                 transpose(square);
 #pragma GCC unroll 16
                 for (int i = 0; i < lanes; i++)
-                    __builtin_memcpy(values + (c + i) * tile_cells + k, &square[i], sizeof(Vector));
+                    __builtin_memcpy(values + (c + i) * listed_cells + k, &square[i], sizeof(Vector));
             }
     }
 
@@ -202,40 +219,55 @@ private:
     // Products -> scores, for powers of 2.
     struct ProductScores {
         const float *products, *rows[chunk_rows], *columns[chunk_rows];
-        const long width;
+        const long width, count;
         const Vector scale;
 
         ProductScores(const ForwardTiles &pass, const ListedCells &chunk)
             : products(pass.scores),
               width(pass.tile.width),
+              count(chunk.count),
               scale(constant(float(pass.p.scale * log2_of_e))) {
             pass.row_offsets.rows<const float>(chunk, pass.relative.row, rows);
             pass.column_offsets.rows<const float>(chunk, pass.relative.column, columns);
         }
 
         Vector of(long k, long q) const {
-            return load(products + k * width + q) * scale + (load(rows[k] + q) + load(columns[k] + q));
+            return load(products + k % tile_depth * width + q) * scale +
+                   (load(rows[k] + q) + load(columns[k] + q));
         }
     };
 
     // To the nearest bfloat16, in the upper half of a word; a NaN stays one.
     static Words rounded(Vector v) { return (bits_of<Words>(v) + 0x8000u) & 0xffff0000u; }
 
-    // The scores' powers of 2, as pairs of cells in bfloat16, with zeros after the last cell.
-    void find_weights(const ListedCells &chunk, long depth) {
-        const ProductScores found(*this, chunk);
-        const long width = tile.width, count = chunk.count;
-        uint32_t *const pairs = weights;
+    // The powers of 2 of 16 cells' scores, as pairs of cells in bfloat16; zeros after the last cell.
+    void find_weights(const ProductScores &found, long first) {
+        const long width = tile.width, count = smaller(first + tile_rows, found.count);
+        uint32_t *const pairs = weights + first % tile_depth / 2 * width;
         for (long q = 0; q < width; q += lanes) {
             Vector sum = {};
-            for (long k = 0; k < depth; k += 2) {
+            const auto put = [&](long k, Words even, Words odd) {
                 // What is summed is what is multiplied with.
-                Words even = {}, odd = {};
-                if (k < count) even = rounded(exp2(found.of(k, q)));
-                if (k + 1 < count) odd = rounded(exp2(found.of(k + 1, q)));
                 sum += bits_of<Vector>(even) + bits_of<Vector>(odd);
                 const Words pair = even >> 16 | odd;
-                __builtin_memcpy(pairs + k / 2 * width + q, &pair, sizeof(pair));
+                __builtin_memcpy(pairs + (k - first) / 2 * width + q, &pair, sizeof(pair));
+            };
+            long k = first;
+            for (; k + 8 <= count; k += 8) {
+                Vector some[8];
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i++) some[i] = found.of(k + i, q);
+                short_exp2(some);
+#pragma GCC unroll 8
+                for (int i = 0; i < 8; i += 2) put(k + i, rounded(some[i]), rounded(some[i + 1]));
+            }
+            for (; k < first + tile_rows; k += 2) {
+                Vector pair[2] = {};
+                for (int i = 0; i < 2; i++)
+                    if (k + i < count) pair[i] = found.of(k + i, q);
+                short_exp2(pair);
+                put(k, k < count ? rounded(pair[0]) : Words{},
+                    k + 1 < count ? rounded(pair[1]) : Words{});
             }
             store(total + q, load(total + q) + sum);
         }

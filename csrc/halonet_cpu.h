@@ -1,5 +1,5 @@
-// The C interface of the native halo attention kernel (paper, section 2.2), and of the activation after a
-// norm: one struct describes a call, with all its tensors and options.
+// The C interface of the native halo attention kernel (paper, section 2.2), of the activation after a norm and
+// of a stem's pooling: one struct describes a call, with all its tensors and options.
 //
 // Maps are channels-last, [batch, height, width, heads, channels]. The stride of the channels is 1, the
 // others are free, so that query, key and value may be slices of one projection's output.
@@ -9,7 +9,7 @@
 
 // Goes up with each change of a struct or of what its fields mean; halonet/ops/cpu.py has the same
 // number and refuses a library that has another.
-#define HALONET_INTERFACE 2
+#define HALONET_INTERFACE 3
 
 #define HALONET_API __attribute__((visibility("default")))
 
@@ -65,6 +65,15 @@ typedef struct {
     int64_t threads;
 } HaloActivation;
 
+// output = the largest of silu(maps) among 3 x 3 pixels, two apart, as max pooling with a padding of 1 has them.
+typedef struct {
+    void *output;      // [batch, ceil(height / 2), ceil(width / 2), channels], without gaps
+    const void *maps;  // [batch, height, width, channels], without gaps
+    int64_t batch, height, width, channels;
+    int64_t data_type;  // of both
+    int64_t threads;
+} HaloPooling;
+
 HALONET_API int halonet_interface(void);     // HALONET_INTERFACE
 HALONET_API int halonet_problem_size(void);  // of HaloProblem, in bytes
 
@@ -72,6 +81,7 @@ HALONET_API int halonet_forward(const HaloProblem *problem);
 HALONET_API int halonet_backward(const HaloProblem *problem);
 HALONET_API int64_t halonet_backward_workspace(const HaloProblem *problem);
 HALONET_API int halonet_affine_silu(const HaloActivation *activation);
+HALONET_API int halonet_pool_silu(const HaloPooling *pooling);
 
 // The instruction set in use: "amx", "avx512", "avx2" or "baseline". halonet_select switches to the
 // named one, or back to the best for a null pointer; it returns HALO_BAD_ARGUMENT where the

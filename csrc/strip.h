@@ -122,8 +122,9 @@ public:
         last = strip.columns - columns;
     }
 
-    // Calls body(the map's cell, the copy's) for the next `count` cells, or as many as are left.
-    template <class Body>
+    // Calls body(the map's cell, the copy's) for the next `count` cells, or as many as are left; of cells that
+    // take `known_lines` of the caches, if it isn't 0.
+    template <long known_lines = 0, class Body>
     void step(long count, Body body) {
         for (count = smaller(count, left), left -= count; count > 0;) {
             if (column == strip.columns) {
@@ -136,17 +137,20 @@ public:
             const bool same_row = column < last;
             const long run = smaller(count, (same_row ? last : strip.columns) - column);
             const long distance = same_row ? ahead : ahead + turn;
-            T *from = cell;
-            float *to = copy;
-            for (long i = 0; i < run; i++, from += across, to += down) {
-                for (long line = 0; line < lines; line++)
-                    __builtin_prefetch(from + distance + line * line_numbers);
-                body(from, to);
+            // Not members: any store might change those.
+            const long from_step = across, to_step = down, fetched = known_lines ? known_lines : lines;
+            T *const from = cell;
+            float *const to = copy;
+            for (long i = 0; i < run; i++) {
+                T *const here = from + i * from_step;
+                for (long line = 0; line < fetched; line++)
+                    __builtin_prefetch(here + distance + line * line_numbers, 0, 2);
+                body(here, to + i * to_step);
             }
             column += run;
             count -= run;
-            cell = from;
-            copy = to;
+            cell = from + run * from_step;
+            copy = to + run * to_step;
         }
     }
 
@@ -180,6 +184,10 @@ public:
 
     void step(long count) {
         const long channels = cells().channels, slice_step = cells().slice_step;
+        if (channels == slice_channels)
+            return walk.template step<1>(count, [](const T *cell, float *copy) {
+                for (long c = 0; c < slice_channels; c += lanes) store(copy + c, load(cell + c));
+            });
         walk.step(count, [=](const T *cell, float *copy) {
             for_slices(channels, [&](long first, long some) {
                 if (some == slice_channels)
@@ -220,6 +228,11 @@ public:
 
     void step(long count) {
         const long channels = cells().channels, slice_step = cells().slice_step;
+        if (channels == slice_channels)
+            return walk.step<1>(count, [](float *cell, const float *sum) {
+                for (long c = 0; c < slice_channels; c += lanes)
+                    store(cell + c, load(cell + c) + load(sum + c));
+            });
         walk.step(count, [=](float *cell, const float *sum) {
             for_slices(channels, [&](long first, long some) {
                 float *to = cell + first;

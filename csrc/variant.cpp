@@ -160,6 +160,10 @@ void affine_silu_of_type(const HaloActivation &a) {
     a.data_type == HALO_FLOAT32 ? affine_silu_of_maps<float>(a) : affine_silu_of_maps<Bfloat16>(a);
 }
 
+int pool_silu_of_type(const HaloPooling &p) {
+    return p.data_type == HALO_FLOAT32 ? pool_silu_of_maps<float>(p) : pool_silu_of_maps<Bfloat16>(p);
+}
+
 }  // namespace
 
 #define HALONET_JOIN_(a, b) a##b
@@ -168,4 +172,5 @@ void affine_silu_of_type(const HaloActivation &a) {
 #define HALONET_TEXT(a) HALONET_TEXT_(a)
 
 extern const HaloVariant HALONET_JOIN(halonet_, HALONET_VARIANT) = {
-    HALONET_TEXT(HALONET_VARIANT), forward_of_type, backward_of_type, affine_silu_of_type};
+    HALONET_TEXT(HALONET_VARIANT), forward_of_type, backward_of_type, affine_silu_of_type,
+    pool_silu_of_type};

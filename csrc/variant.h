@@ -8,6 +8,7 @@ struct HaloVariant {
     int (*forward)(const HaloProblem &);
     int (*backward)(const HaloProblem &);
     void (*affine_silu)(const HaloActivation &);
+    int (*pool_silu)(const HaloPooling &);
 };
 
 extern const HaloVariant halonet_baseline;

@@ -72,11 +72,16 @@ inline void store_one(Bfloat16 *p, float x) {
 }
 
 inline void store(Bfloat16 *p, Vector v) {
+#ifdef __AVX512BF16__
+    const auto halves = _mm512_cvtneps_pbh(v);
+    __builtin_memcpy(p, &halves, sizeof(halves));
+#else
     const Words words = bits_of<Words>(v);
     const Words rounded = words + 0x7fffu + ((words >> 16) & 1u);  // to nearest, ties to even
     const Words result = (words & 0x7fffffffu) > 0x7f800000u ? Words{} + 0x7fc00000u : rounded;
     const Halves halves = __builtin_convertvector(result >> 16, Halves);
     __builtin_memcpy(p, &halves, sizeof(halves));
+#endif
 }
 
 inline Vector constant(float x) { return Vector{} + x; }
@@ -152,6 +157,27 @@ __attribute__((always_inline)) inline void exp2(Vector (&x)[count]) {
     polynomial_step(p, fraction, 1.0f);
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) x[i] *= p[i];
+#endif
+}
+
+// The same with a relative error below 1.1e-4, for results that are rounded to bfloat16.
+template <int count>
+__attribute__((always_inline)) inline void short_exp2(Vector (&x)[count]) {
+#if defined(__AVX512F__)
+    Vector p[count], fraction[count];
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) {
+        x[i] = maximum(constant(-125.0f), x[i]);
+        fraction[i] = _mm512_maskz_reduce_ps(0xffff, x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        p[i] = constant(7.82682321e-2f);
+    }
+    polynomial_step(p, fraction, 2.26307273e-1f);
+    polynomial_step(p, fraction, 6.95424495e-1f);
+    polynomial_step(p, fraction, 1.0f);
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) x[i] = _mm512_maskz_scalef_ps(0xffff, p[i], x[i]);
+#else
+    exp2(x);
 #endif
 }
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -152,16 +153,26 @@ def _compare_activation(dtype: torch.dtype) -> Iterator[str | None]:
         for other in (dtype, torch.float64)
     )
     silu, slope = torch.nn.functional.silu, torch.ops.aten.silu_backward
+    pool = partial(torch.nn.functional.max_pool2d, kernel_size=3, stride=2, padding=1)
     with torch.no_grad():
-        statistics = scale.flatten(), shift.flatten()
+        run = partial(cpu.affine_silu, maps, scale.flatten(), shift.flatten(), added)
         results = {
-            "result": (None, silu(exact), silu(plain)),
-            "gradient": (gradient, slope(gradient.double(), exact), slope(gradient, plain)),
+            "result": (run, silu(exact), silu(plain)),
+            "gradient": (
+                partial(run, gradient=gradient),
+                slope(gradient.double(), exact),
+                slope(gradient, plain),
+            ),
+            "pooled": (
+                partial(cpu.pool_silu, maps),
+                pool(silu(maps.double())),
+                pool(silu(maps)),
+            ),
         }
-        for key, (given, wide, narrow) in results.items():
+        for key, (compute, wide, narrow) in results.items():
             where = f"cpu on cpu, {str(dtype).removeprefix('torch.')}, SiLU, {key}"
             try:
-                found = cpu.affine_silu(maps, *statistics, added, gradient=given)
+                found = compute()
             except RuntimeError as error:  # of the library
                 yield f"{where}: {_describe(error)}"
                 continue

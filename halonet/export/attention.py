@@ -22,6 +22,12 @@ from halonet.export.maps import (
 )
 from halonet.ops.problem import Window
 
+# Scores of an image that a runtime makes at once, as each is written and read several times: 0.8 MB
+# are in reach of second-level caches. They are those of 16 windows of 14 x 14 for 8 x 8 queries.
+SCORES_AT_ONCE = 16 * 14**2 * 8**2
+# Where more windows fit, they are small and many: a loop would cost more than it gains.
+MOST_WINDOWS_AT_ONCE = 256
+
 
 @dataclass(frozen=True)
 class AttentionLayer:
@@ -60,19 +66,39 @@ def write_attention(graph: Graph, maps: Maps, layer: AttentionLayer) -> Maps:
     chosen = maps if layer.window.stride == 1 else skip_pixels(graph, maps)
     query_pixels = _project(graph, chosen, layer.query_weight, layer.query_bias, heads)
     key_bias = None if layer.key_bias is None else layer.key_bias * layer.scale
-    key, value = (
-        place.gather_windows(_project(graph, maps, weight, bias, heads))
+    cells = [
+        place.add_outside(_project(graph, maps, weight, bias, heads))
         for weight, bias in (
             (layer.key_weight * layer.scale, key_bias),
             (layer.value_weight, layer.value_bias),
         )
-    )
-    query = graph.add("Gather", query_pixels, place.query_index, axis=1)
+    ]
     logits = _write_position(graph, query_pixels, layer, place)
-    attended = _attend(graph, query, key, value, logits)
 
+    def attend(numbers: str | None) -> str:
+        """The sums of values [B, windows, I J, C] of some of the windows, or of all."""
+        query_index, window_index, chosen_logits = place.query_index, place.window_index, logits
+        if numbers is not None:
+            query_index = graph.add("Gather", query_index, numbers, axis=0)
+            window_index = graph.add("Gather", window_index, numbers, axis=0)
+            if logits is not None:
+                chosen_logits = graph.add("Gather", logits, numbers, axis=1)
+        query = graph.add("Gather", query_pixels, query_index, axis=1)
+        key, value = (graph.add("Gather", one, window_index, axis=1) for one in cells)
+        spread = _spread(graph, chosen_logits, layer.window.size)
+        return _attend(graph, query, key, value, spread)
+
+    at_once = SCORES_AT_ONCE // (layer.window.block_queries * layer.window.size) ** 2
+    if graph.loops and at_once <= MOST_WINDOWS_AT_ONCE:
+        times, numbers = place.split_windows(max(at_once, 1))
+        parts = graph.add_loop(
+            times, lambda number: attend(graph.add("Gather", numbers, number, axis=0))
+        )
+        attended = graph.add("Transpose", parts, perm=[1, 0, 2, 3, 4])  # [B, times, windows, ..]
+    else:
+        attended = attend(None)
     width = layer.value_weight.shape[0]  # of all heads
-    merged = graph.reshape(attended, -1, place.count_queries(), width // heads)
+    merged = graph.add("Reshape", attended, [0, -1, width // heads])
     merged = graph.add("Gather", merged, place.result_index, axis=1)
     return Maps(
         graph.reshape(merged, -1, width), width, place.result_height, place.result_width, "rows"
@@ -103,11 +129,10 @@ def _project(graph: Graph, maps: Maps, weight: Tensor, bias: Tensor | None, head
 def _write_position(
     graph: Graph, query_pixels: str, layer: AttentionLayer, place: "_Placement"
 ) -> str | None:
-    """What is added to the scores for relative position and mask, [B, N Y X, I J, U V], or for all
-    images [1, N Y X, I J, U V]; None for nothing.
+    """What is added to the scores for relative position and mask, [B, N Y X, I J, U + V], or for
+    all images [1, N Y X, I J, U + V]; None for nothing.
 
-    Both are sums of a part for the cell's row and one for its column: they are made as [.., U + V],
-    and a product with zeros and ones spreads them over the window.
+    Both are sums of a part for the cell's row and one for its column.
     """
     window, queries = layer.window, layer.window.block_queries**2
     visible = place.write_visible()
@@ -121,9 +146,15 @@ def _write_position(
         hidden = _write_hidden(graph, logits, window)
         largest = graph.weight(np.finfo(graph.dtype).max)
         logits = graph.add("Min", logits, graph.add("Where", visible, largest, hidden))
-    logits = graph.add("Transpose", logits, perm=[0, 2, 1, 3])  # [B, N Y X, I J, U + V]
-    ones = np.eye(window.size)
-    rows, columns = np.repeat(ones, window.size, 1), np.tile(ones, window.size)
+    return graph.add("Transpose", logits, perm=[0, 2, 1, 3])
+
+
+def _spread(graph: Graph, logits: str | None, size: int) -> str | None:
+    """Logits of rows and columns [.., U + V] as those of cells, [.., U V]."""
+    if logits is None:
+        return None
+    ones = np.eye(size)
+    rows, columns = np.repeat(ones, size, 1), np.tile(ones, size)
     return graph.add("MatMul", logits, graph.weight(np.concatenate([rows, columns])))
 
 
@@ -170,6 +201,12 @@ def _write_relative_logits(
     matrices = graph.add("Gather", tables, graph.constant(index), axis=0)  # [I J, U + V, C]
     query = graph.add("Gather", query_pixels, place.turned_query_index, axis=1)
     return graph.add("MatMul", query, graph.add("Transpose", matrices, perm=[0, 2, 1]))
+
+
+def _divide_up(graph: Graph, number: str, divisor: str) -> str:
+    """A quotient, rounded up."""
+    above = graph.add("Sub", graph.add("Add", number, divisor), 1)
+    return graph.add("Div", above, divisor)
 
 
 class _Placement:
@@ -219,17 +256,24 @@ class _Placement:
         """Windows of a map in all heads."""
         return self.graph.add("Mul", self.count_blocks(), self.heads)
 
-    def count_queries(self) -> str:
-        """Queries of a map in all heads, those outside it among them."""
-        return self.graph.add("Mul", self.count_windows(), self.window.block_queries**2)
+    def add_outside(self, pixels: str) -> str:
+        """A projection [B, H W N, C], with what cells outside the map are if padding counts."""
+        if self.window.mask_padding:
+            return pixels
+        # One pixel more, of zeros.
+        return self.graph.add("Pad", pixels, [0, 0, 0, 0, self.heads, 0])
 
-    def gather_windows(self, pixels: str) -> str:
-        """The cells [B, N Y X, U V, C] of the windows of a projection [B, H W N, C]."""
-        graph = self.graph
-        if not self.window.mask_padding:
-            # One pixel more, of zeros: the cells outside the map.
-            pixels = graph.add("Pad", pixels, [0, 0, 0, 0, self.heads, 0])
-        return graph.add("Gather", pixels, self.window_index, axis=1)
+    def split_windows(self, most: int) -> tuple[str, str]:
+        """How often windows are attended, and the numbers of those of each time, [times, windows].
+
+        Each time it is an equal number, at most `most` of an image; the last may come twice.
+        """
+        graph, windows = self.graph, self.count_windows()
+        times = _divide_up(graph, windows, graph.constant(most))
+        at_once = _divide_up(graph, windows, times)
+        numbers = graph.add("Range", 0, graph.add("Mul", times, at_once), 1)
+        numbers = graph.add("Min", numbers, graph.add("Sub", windows, 1))
+        return times, graph.reshape(numbers, -1, at_once)
 
     def write_visible(self) -> str | None:
         """Rows and columns of the window that a query may attend to; None where all are.

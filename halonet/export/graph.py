@@ -1,7 +1,7 @@
 """An ONNX graph under construction: what is known is computed, what is there already is reused."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,20 +23,29 @@ class Graph:
     Args:
         dtype: of weights and activations, float32 or float16.
         opset: version of ONNX's operators, of `OPSETS`.
+        loops: whether what takes much room may be done a part at a time, in a `Loop`.
 
     Attributes:
-        dtype, opset: as given.
+        dtype, opset, loops: as given.
         nodes, inputs, outputs: of `onnx`, as they will stand in the file.
         constants: arrays by name.
     """
 
-    def __init__(self, dtype: type[np.floating] = np.float32, opset: int = OPSET) -> None:
-        self.dtype, self.opset = dtype, opset
+    def __init__(
+        self,
+        dtype: type[np.floating] = np.float32,
+        opset: int = OPSET,
+        *,
+        loops: bool = True,
+    ) -> None:
+        self.dtype, self.opset, self.loops = dtype, opset, loops
         self.nodes: list[Any] = []
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
-        self._names: dict[tuple, str] = {}
+        self._constant_names: dict[tuple, str] = {}
+        self._names: dict[tuple, str] = {}  # of nodes' outputs
+        self._written = 0  # of nodes written, those of loops included
 
     def add_input(self, name: str, dtype: type[np.generic], shape: list[int | str]) -> str:
         """Declare an input; a dimension with a name is free."""
@@ -49,7 +58,7 @@ class Graph:
         """Declare a value as an output, cast to the type given; it takes the output's name."""
         if dtype is not self.dtype:
             value = self.cast(value, dtype)
-        for node in self.nodes:
+        for node in _list_all(self.nodes):
             for names in (node.input, node.output):
                 for place, one in enumerate(names):
                     if one == value:
@@ -60,11 +69,11 @@ class Graph:
         """The name of a constant: numbers, or an array, as a type."""
         array = np.ascontiguousarray(value, dtype).reshape(np.shape(value))
         content = hashlib.blake2b(array.data).digest()
-        key = ("constant", str(array.dtype), array.shape, content)
-        if key not in self._names:
-            self._names[key] = f"constant_{len(self.constants)}"
-            self.constants[self._names[key]] = array
-        return self._names[key]
+        key = (str(array.dtype), array.shape, content)
+        if key not in self._constant_names:
+            self._constant_names[key] = f"constant_{len(self.constants)}"
+            self.constants[self._constant_names[key]] = array
+        return self._constant_names[key]
 
     def weight(self, value: Any) -> str:
         """The name of a constant in the graph's own type."""
@@ -93,15 +102,48 @@ class Graph:
         if None not in kept:
             return [name for name in kept if name is not None]
         # Numbered by the nodes: constants that come and go don't change the names.
-        made = [f"{operator}_{len(self.nodes)}_{place}" for place in range(outputs)]
+        made = [f"{operator}_{self._written}_{place}" for place in range(outputs)]
         node = helper.make_node(operator, names, made, name=made[0], **attributes)
         arrays = self._compute(node)
         if arrays is None:
             self.nodes.append(node)
+            self._written += 1
         else:
             made = [self.constant(array, array.dtype) for array in arrays]
         for place, name in enumerate(made):
             self._names[(*key, place)] = name
+        return made
+
+    def add_loop(self, count: str, write: Callable[[str], str]) -> str:
+        """Add a loop and return the name of its results, [count, ...].
+
+        Args:
+            count: name of a scalar, how often.
+            write: writes what is done each time and returns the result, whose shape is always the
+                same. It is given the name of a scalar, which counts from 0.
+        """
+        from onnx import helper
+
+        if self.constants.get(count) == 1:
+            return self.add("Unsqueeze", write(self.constant(0)), [0])
+        name = f"Loop_{self._written}"
+        self._written += 1
+        number, always, again, made = (
+            f"{name}_{what}" for what in ("number", "always", "again", "0")
+        )
+        # What is written outside can be used inside, but not the other way round.
+        nodes, names = self.nodes, self._names
+        self.nodes, self._names = [], dict(names)
+        result = write(number)
+        body = [*self.nodes, helper.make_node("Identity", [always], [again], name=again)]
+        self.nodes, self._names = nodes, names
+        graph = helper.make_graph(
+            body,
+            name,
+            [_declare(number, np.int64, []), _declare(always, np.bool_, [])],
+            [_declare(again, np.bool_, []), _declare(result, self.dtype, None)],
+        )
+        self.nodes.append(helper.make_node("Loop", [count, ""], [made], name=name, body=graph))
         return made
 
     def shape(self, *sizes: str | int) -> str:
@@ -126,7 +168,7 @@ class Graph:
         used, nodes = {output.name for output in self.outputs}, []
         for node in reversed(self.nodes):
             if used.intersection(node.output):
-                used.update(node.input)
+                used.update(*(one.input for one in _list_all([node])))
                 nodes.insert(0, node)
         weights = [
             numpy_helper.from_array(array, name)
@@ -159,11 +201,19 @@ class Graph:
         return results if sum(array.nbytes for array in results) <= room else None
 
 
+def _list_all(nodes: list[Any]) -> Iterator[Any]:
+    """Nodes, and those in loops."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            yield from _list_all(attribute.g.node)
+
+
 def _of(dtype: Any) -> np.dtype:
     return np.dtype(dtype)
 
 
-def _declare(name: str, dtype: Any, shape: list[int | str]) -> Any:
+def _declare(name: str, dtype: Any, shape: list[int | str] | None) -> Any:
     from onnx import helper
 
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(_of(dtype)), shape)

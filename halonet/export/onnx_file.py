@@ -22,6 +22,7 @@ def write_onnx(
     size: tuple[int, int] | None,
     batch: int | None,
     opset: int = OPSET,
+    loops: bool = True,
 ) -> None:
     """Write a model to an ONNX file.
 
@@ -32,10 +33,11 @@ def write_onnx(
         size: height and width; None for any.
         batch: number of images; None for any.
         opset: version of ONNX's operators.
+        loops: as of a `Graph`.
     """
     import onnx
 
-    graph = Graph(DTYPES.get(description.precision, np.float32), opset)
+    graph = Graph(DTYPES.get(description.precision, np.float32), opset, loops=loops)
     count = "batch" if batch is None else batch
     if description.with_preprocessing:
         shape = [count, "height", "width", model.in_channels]

@@ -54,8 +54,9 @@ def write_openvino(
     openvino = import_openvino()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "model.onnx")
-        # Attention, of opset 23, is unknown to OpenVINO before 2026.2, and no faster there.
-        write_onnx(model, source, description, size=size, batch=batch, opset=18)
+        # Attention, of opset 23, is unknown to OpenVINO before 2026.2, and no faster there; loops
+        # are slower.
+        write_onnx(model, source, description, size=size, batch=batch, opset=18, loops=False)
         network = openvino.Core().read_model(source)
         try:
             openvino.save_model(network, path, compress_to_fp16=False)

@@ -1,5 +1,7 @@
 """Batch norm folded into its neighbours, for inference."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
@@ -13,8 +15,8 @@ def fuse_sequential(layers: nn.Sequential) -> None:
     """Fold each batch norm of a sequence into the convolution before it, in place."""
     for index in range(1, len(layers)):
         before, norm = layers[index - 1], layers[index]
-        if isinstance(before, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            layers[index - 1] = fuse_conv_bn_eval(before, norm)
+        if isinstance(before, nn.Conv2d) and not isinstance(norm, nn.Identity):
+            layers[index - 1] = fuse_conv_bn_eval(before, _check_norm(norm))
             layers[index] = nn.Identity()
 
 
@@ -35,8 +37,7 @@ def fuse_bottleneck(bottleneck: Bottleneck) -> None:
             shift += _fold_scale(projection.weight, norm)
             bottleneck.shortcut = projection
     elif isinstance(spatial, nn.Conv2d):
-        assert isinstance(bottleneck.spatial_norm, nn.BatchNorm2d)
-        bottleneck.spatial = fuse_conv_bn_eval(spatial, bottleneck.spatial_norm)
+        bottleneck.spatial = fuse_conv_bn_eval(spatial, _check_norm(bottleneck.spatial_norm))
         bottleneck.spatial_norm = nn.Identity()
         # With the shortcut's bias the branch would be further from 0, and coarser in eight bits.
         if isinstance(bottleneck.shortcut, nn.Sequential):
@@ -57,11 +58,16 @@ def fuse_attention(attention: HaloAttention, norm: nn.Module) -> Tensor:
 @torch.no_grad()
 def _fold_scale(weight: Tensor, norm: nn.Module) -> Tensor:
     """Multiply the rows of a weight without bias by a norm's scale, in place; returns the shift."""
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+    batch_norm = _check_norm(norm)
+    statistics = batch_norm.running_mean, batch_norm.running_var
     folded, shift = fuse_conv_bn_weights(
-        weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        weight, None, *statistics, batch_norm.eps, batch_norm.weight, batch_norm.bias
     )
     weight.copy_(folded)
     return shift.detach()
+
+
+def _check_norm(norm: nn.Module) -> Any:
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+        raise TypeError(f"only batch norms with running statistics can be fused, got {norm}")
+    return norm

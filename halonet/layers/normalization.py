@@ -49,8 +49,17 @@ def apply_to_activated(
     """`layer(activation(norm(maps)))`.
 
     Where `normalize_and_activate` saves only `maps`, what the layer saves of its input is
-    recomputed too: one map is saved instead of two.
+    recomputed too: one map is saved instead of two. Without gradients, SiLU after a folded norm and
+    a stem's max pooling are one pass on a CPU.
     """
+    if (
+        type(norm) is nn.Identity
+        and type(activation) is nn.SiLU
+        and _is_stem_pool(layer)
+        and not any(map(_is_hooked, (norm, activation)))
+        and cpu.can_affine_silu(maps)
+    ):
+        return cpu.pool_silu(maps)
     autograd: Any = torch._C._autograd
     if (
         not _can_recompute(maps, norm, activation, None)
@@ -161,6 +170,15 @@ def _is_folded(norm: nn.Module) -> bool:
 
 def _is_silu_in_place(activation: nn.Module) -> bool:
     return type(activation) is nn.SiLU and activation.inplace and not _is_hooked(activation)
+
+
+def _is_stem_pool(layer: object) -> bool:
+    """Whether it is the max pooling after the stem's convolution (paper, table 2)."""
+    return (
+        type(layer) is nn.MaxPool2d
+        and (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == (3, 2, 1, 1)
+        and not (layer.ceil_mode or layer.return_indices or _is_hooked(layer))
+    )
 
 
 def _is_hooked(module: nn.Module) -> bool:

@@ -20,9 +20,10 @@ class PointwiseConvolution(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch
         """[batch, in_channels, height, width] to
         [batch, out_channels, ceil(height / stride), ceil(width / stride)]."""
-        rows, columns = self.stride
-        # Subsampled after the permutation, so that the gradient is in channels-last order too.
-        pixels = input.permute(0, 2, 3, 1)[:, ::rows, ::columns]
+        pixels = input.permute(0, 2, 3, 1)
+        if self.stride != (1, 1):
+            # After the permutation, so that the gradient is in channels-last order too.
+            pixels = pixels[:, :: self.stride[0], :: self.stride[1]]
         if not torch.is_grad_enabled():
             # torch multiplies a strided map row by row. In training the copy would be saved.
             pixels = pixels.contiguous()

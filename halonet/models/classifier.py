@@ -91,13 +91,15 @@ class Classifier(nn.Module):
         """Logits [batch, num_classes] of a last map, or with `pre_logits` its pooled features."""
         raise NotImplementedError
 
-    def feature_maps(self, images: Tensor, strides: Iterable[int] = STRIDES) -> dict[int, Tensor]:
+    def feature_maps(
+        self, images: Tensor, strides: int | Iterable[int] = STRIDES
+    ) -> dict[int, Tensor]:
         """The stages' maps at the strides asked for, for a feature pyramid.
 
         The map at stride s is [batch, feature_channels[s], ceil(height / s), ceil(width / s)];
         stages beyond the largest stride asked for don't run.
         """
-        wanted = tuple(strides)
+        wanted = (strides,) if isinstance(strides, int) else tuple(strides)
         unknown = [stride for stride in wanted if stride not in STRIDES]
         if unknown or not wanted:
             raise ValueError(f"strides must be some of {STRIDES}, got {wanted}")
@@ -142,6 +144,8 @@ class Classifier(nn.Module):
         return self
 
     def _check_images(self, images: Tensor) -> Tensor:
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a tensor, got {type(images).__name__}")
         if images.dim() != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"images must have shape [batch, {self.in_channels}, height, width], "
@@ -151,6 +155,13 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"images must have {SMALLEST_IMAGE} pixels or more on a side, "
                 f"got {list(images.shape)}"
+            )
+        weight = next(self.parameters(), None)
+        is_double = images.dtype is torch.float64 and weight is not None
+        if not images.is_floating_point() or (is_double and weight.dtype is not torch.float64):
+            expected = "floating-point numbers" if weight is None else weight.dtype
+            raise ValueError(
+                f"images must be {expected}, as the model's weights, got {images.dtype}"
             )
         return images
 

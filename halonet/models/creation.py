@@ -1,6 +1,7 @@
 """Models by name: our family, and timm's HaloNets with our operator inside."""
 
 import os
+from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
 
@@ -82,6 +83,7 @@ def create_model(
 
     Raises:
         ValueError: an unknown name or option, or a value that doesn't fit.
+        TypeError: a number of classes or channels that is none.
         ModuleNotFoundError: a model of timm's without timm.
         ConnectionError: the weights can't be fetched.
 
@@ -90,6 +92,9 @@ def create_model(
         >>> model = halonet.create_model("halonet50ts", pretrained=True)
     """
     check_backend_name(backend)
+    for option, number in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if not (isinstance(number, Integral) or (number is None and option == "num_classes")):
+            raise TypeError(f"{option} must be an integer, got {number!r}")
     timm_name = find_timm_name(name)
     changes = dict(options)
     if timm_name is not None:
@@ -117,7 +122,7 @@ def find_variant(name: str, **changes: Any) -> Variant | TimmVariant:
     """
     timm_name = find_timm_name(name)
     if timm_name is None:
-        if name not in VARIANTS:
+        if not isinstance(name, str) or name not in VARIANTS:
             names = ", ".join([*VARIANTS, *TIMM_CHECKPOINTS])
             raise ValueError(f"model must be one of {names}, got {name!r}")
         return get_variant(name, **changes)

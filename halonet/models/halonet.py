@@ -14,9 +14,19 @@ from torch.utils.checkpoint import checkpoint
 from halonet.layers.attention import ABSOLUTE_VECTORS, RELATIVE_TABLES, HaloAttention
 from halonet.layers.bottleneck import Bottleneck, average_pixels, make_activation
 from halonet.layers.fusion import fuse_bottleneck, fuse_sequential
-from halonet.layers.normalization import NormalizedSequence, keep_running_statistics
+from halonet.layers.normalization import (
+    ChannelShift,
+    NormalizedSequence,
+    keep_running_statistics,
+)
 from halonet.layers.pointwise import PointwiseConvolution
-from halonet.models.classifier import STRIDES, Classifier, LabelTask, Preprocessing
+from halonet.models.classifier import (
+    SMALLEST_IMAGE,
+    STRIDES,
+    Classifier,
+    LabelTask,
+    Preprocessing,
+)
 from halonet.models.variants import VARIANTS, Variant, change_variant
 
 
@@ -161,14 +171,18 @@ class HaloNet(Classifier):
         """A copy for inference, in eval mode, with every batch norm folded into its neighbours.
 
         Its logits equal this model's in eval mode, up to rounding. It is neither for further
-        training nor for `save_model`.
+        training nor for `save_model`. Activations are written over the maps that they are of:
+        a forward hook that keeps a map must clone it.
+
+        Raises:
+            TypeError: a norm is no batch norm with running statistics.
         """
         fused = copy.deepcopy(self).eval().requires_grad_(False)
         for part in (fused.stem, fused.final):
             if isinstance(part, nn.Sequential):
                 fuse_sequential(part)
         for module in fused.stages.modules():
-            if isinstance(module, Bottleneck):
+            if isinstance(module, Bottleneck) and not isinstance(module.reduce_norm, ChannelShift):
                 fuse_bottleneck(module)
         return fused.requires_grad_(False)
 
@@ -285,7 +299,11 @@ def _check_variant(variant: Variant) -> None:
     unknown = set(variant.spatial) - {"attention", "convolution"}
     if unknown:
         raise ValueError(f"spatial must be attention or convolution, got {unknown.pop()!r}")
-    positive = ("image_size", "base_width", "stem_width")
+    if variant.image_size < SMALLEST_IMAGE:
+        raise ValueError(
+            f"image_size must be {SMALLEST_IMAGE} pixels or more, got {variant.image_size}"
+        )
+    positive = ("base_width", "stem_width")
     for field in (*positive, "value_ratio", "bottleneck_ratio", "query_key_ratio"):
         if not 0 < getattr(variant, field) < math.inf:
             raise ValueError(f"{field} must be positive, got {getattr(variant, field)}")

@@ -56,6 +56,8 @@ def find_timm_name(name: str) -> TimmName | None:
     Raises:
         ValueError: a tag for which there are no weights.
     """
+    if not isinstance(name, str):
+        return None
     plain = name.replace("hf_hub:", "hf-hub:", 1).removeprefix("hf-hub:").removeprefix("timm/")
     model, _, tag = plain.partition(".")
     for known in get_args(TimmName):

@@ -1,4 +1,4 @@
-"""The native CPU kernel of csrc/: the library, the attention as a backend, and the activation.
+"""The native CPU kernel of csrc/: the library, the attention as a backend, activation and pooling.
 
 The kernel copies the cells of a few windows at a time and stores no weights; the backward pass
 computes them again from the log-sum-exp of the forward pass, the statistics here.
@@ -29,7 +29,7 @@ DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 # HALONET_INTERFACE of csrc/halonet_cpu.h, and HaloProblem, field by field. Packing it takes a third
 # of the time that filling a ctypes.Structure does, which small maps notice.
-INTERFACE = 2
+INTERFACE = 3
 _MAP = "P4q"  # the address, and four strides
 _FORWARD_FIELDS = "14q2d" + 5 * _MAP + "2P"
 _BACKWARD_FIELDS = 4 * _MAP + "3P"
@@ -37,6 +37,7 @@ _PROBLEM = struct.Struct("@" + _FORWARD_FIELDS + _BACKWARD_FIELDS)
 _NO_BACKWARD = (0,) * (4 * 5 + 3)
 _NO_MAP = (0,) * 5
 _ACTIVATION = struct.Struct("@6P4q")  # HaloActivation
+_POOLING = struct.Struct("@2P6q")  # HaloPooling
 
 
 def find_library(name: str) -> Path | None:
@@ -69,6 +70,7 @@ def load_library(name: str) -> ctypes.CDLL | str:
         library.halonet_forward,
         library.halonet_backward,
         library.halonet_affine_silu,
+        library.halonet_pool_silu,
     ):
         function.argtypes = [ctypes.c_char_p]
         function.restype = ctypes.c_int
@@ -276,18 +278,44 @@ def affine_silu(
         added: as `maps`, or None.
         gradient: of the result, in the shape of `maps`, or None.
         in_place: write over `maps`.
+
+    Raises:
+        ValueError: a scale or shift of another length or on another device.
     """
     output = maps if in_place else torch.empty_like(maps)
     if gradient is not None and not _is_alike(gradient, maps):
         gradient = torch.empty_like(maps).copy_(gradient)
-    scale, shift = (None if one is None else one.float() for one in (scale, shift))
+    scale, shift = _per_channel("scale", scale, maps), _per_channel("shift", shift, maps)
     _affine_silu(output, maps, scale, shift, added, gradient)
+    if in_place and not maps.is_inference():  # those have no version
+        torch.autograd.graph.increment_version(maps)
     return output
+
+
+def pool_silu(maps: Tensor) -> Tensor:
+    """`max_pool2d(silu(maps), kernel_size=3, stride=2, padding=1)`.
+
+    Args:
+        maps: [batch, channels, height, width], channels-last; see `can_affine_silu`.
+    """
+    return _pool_silu(maps)
+
+
+def _per_channel(name: str, numbers: Tensor | None, maps: Tensor) -> Tensor | None:
+    if numbers is None:
+        return None
+    if numbers.shape != maps.shape[1:2] or numbers.device != maps.device:
+        raise ValueError(
+            f"{name} must have a number for each of {maps.shape[1]} channels on {maps.device}, "
+            f"got shape {list(numbers.shape)} on {numbers.device}"
+        )
+    return numbers.float().contiguous()
 
 
 def _is_alike(tensor: Tensor, maps: Tensor) -> bool:
     return (
         type(tensor) is Tensor
+        and tensor.device == maps.device
         and tensor.dtype == maps.dtype
         and tensor.shape == maps.shape
         and tensor.stride() == maps.stride()
@@ -320,4 +348,28 @@ _affine_silu = define_operator(
     "CPU",
     _run_affine_silu,
     lambda *_: None,
+)
+
+
+def _empty_pooled(maps: Tensor) -> Tensor:
+    batch, channels, height, width = maps.shape
+    return torch.empty(
+        (batch, channels, -(-height // 2), -(-width // 2)),
+        dtype=maps.dtype,
+        device=maps.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def _run_pool_silu(maps: Tensor) -> Tensor:
+    output = _empty_pooled(maps)
+    batch, channels, height, width = maps.shape
+    options = (height, width, channels, DATA_TYPES[maps.dtype], torch.get_num_threads())
+    packed = _POOLING.pack(output.data_ptr(), maps.data_ptr(), batch, *options)
+    _call(_loaded().halonet_pool_silu, packed)
+    return output
+
+
+_pool_silu = define_operator(
+    "cpu_pool_silu", "(Tensor maps) -> Tensor", "CPU", _run_pool_silu, _empty_pooled
 )

@@ -1,5 +1,6 @@
 """The public operator: its signature, its checks, and the choice of a backend."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -303,7 +304,10 @@ def _one_element(name: str, factor: Tensor) -> Tensor:
 def _number(name: str, factor: Any) -> float:
     if isinstance(factor, str) or not hasattr(factor, "__float__"):
         raise TypeError(f"{name} must be a number or a tensor of one, got {factor!r}")
-    return float(factor)
+    number = float(factor)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:

@@ -62,12 +62,14 @@ def test_all_cases_of_the_tests_are_compared_if_asked(capsys):
 def test_a_wrong_activation_is_found(monkeypatch):
     right = cpu.affine_silu
     monkeypatch.setattr(cpu, "affine_silu", lambda *a, **given: 1.2 * right(*a, **given))
+    pooled = cpu.pool_silu
+    monkeypatch.setattr(cpu, "pool_silu", lambda maps: pooled(maps) + 0.1)
     found = check_device(CPU)
-    assert found.compared["cpu"] == 4 * 6 * 2 + 2 * 2
+    assert found.compared["cpu"] == 4 * 6 * 2 + 2 * 3
     assert [fault.partition(":")[0] for fault in found.faults] == [
         f"cpu on cpu, {dtype}, SiLU, {key}"
         for dtype in ("float32", "bfloat16")
-        for key in ("result", "gradient")
+        for key in ("result", "gradient", "pooled")
     ]
 
 

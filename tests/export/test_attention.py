@@ -7,6 +7,7 @@ import torch
 
 import halonet
 from halonet.check.cases import CASES, KERNEL_CASES
+from halonet.export import attention
 from halonet.export.attention import AttentionLayer, write_attention
 from halonet.export.graph import Graph
 from halonet.export.maps import Maps
@@ -72,8 +73,11 @@ def run_reference(maps, layer, case) -> torch.Tensor:
     ("fixed", "opset"), [(False, 23), (True, 18)], ids=["any_size", "fixed_size_opset_18"]
 )
 @pytest.mark.parametrize("case", CASES + KERNEL_CASES, ids=str)
-def test_attention_is_the_references(case, fixed, opset) -> None:
+def test_attention_is_the_references(case, fixed, opset, monkeypatch) -> None:
     maps, layer = draw_layer(case)
+    if not fixed:  # three windows at once, in as many turns as it takes
+        scores = (layer.window.block_queries * layer.window.size) ** 2
+        monkeypatch.setattr(attention, "SCORES_AT_ONCE", 3 * scores)
     graph = Graph(opset=opset)
     sizes = (case.height, case.width) if fixed else ("height", "width")
     images = graph.add_input("maps", np.float32, ["batch", CHANNELS, *sizes])
@@ -89,7 +93,9 @@ def test_attention_is_the_references(case, fixed, opset) -> None:
     assert found.shape == (expected.shape[:3].numel(), expected.shape[3])
     difference = np.abs(found - expected.flatten(0, 2).numpy()).max()
     assert difference <= 3e-6 * expected.abs().max()
-    computing = {"Range", "Shape", "Div"} & {node.op_type for node in graph.finish({}).graph.node}
+    operators = {node.op_type for node in graph.finish({}).graph.node}
+    assert ("Loop" in operators) != fixed
+    computing = {"Range", "Shape", "Div"} & operators
     assert not (fixed and computing), "the geometry of a fixed size isn't known beforehand"
 
 

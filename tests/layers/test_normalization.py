@@ -377,3 +377,24 @@ def test_silu_after_a_folded_norm_is_the_plain_one(changed):
     assert (found.data_ptr() == maps.data_ptr()) == (over_maps and cpu.MISSING is None)
     assert over_maps or torch.equal(maps, before)
     assert seen == ["shift"] * 2 * (changed == "hook")
+
+
+@pytest.mark.parametrize("changed", ["nothing", "hook", "kernel", "indices", "order", "gradient"])
+def test_pooling_after_a_folded_norm_is_the_plain_one(changed, monkeypatch):
+    maps = make_maps(1)[0].detach().requires_grad_(changed == "gradient")
+    pool = nn.MaxPool2d(
+        2 if changed == "kernel" else 3, stride=2, padding=1, return_indices=changed == "indices"
+    )
+    seen, native = [], []
+    if changed == "hook":
+        pool.register_forward_hook(lambda *_: seen.append("pool"))
+    if changed == "order":
+        maps = maps.contiguous()
+    pool_silu = cpu.pool_silu
+    monkeypatch.setattr(cpu, "pool_silu", lambda maps: native.append(1) or pool_silu(maps))
+    with torch.set_grad_enabled(changed == "gradient"):
+        expected = pool(nn.SiLU()(maps))
+        found = apply_to_activated(pool, maps, nn.Identity(), nn.SiLU())
+    torch.testing.assert_close(found, expected)
+    assert seen == ["pool"] * 2 * (changed == "hook")
+    assert len(native) == (changed == "nothing" and cpu.MISSING is None)

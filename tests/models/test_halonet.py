@@ -266,20 +266,47 @@ def test_compiles_and_exports_whole() -> None:
         ("halonet_h0", {"stochastic_depth": -0.1}, "stochastic_depth must be from 0 to below 1"),
         ("halonet_h0", {"block_size": 7}, "block_size must be a positive multiple of stride 2"),
         ("halonet_h0", {"base_width": 0}, "base_width must be positive, got 0"),
-        ("halonet_h0", {"image_size": -1}, "image_size must be positive, got -1"),
+        ("halonet_h0", {"image_size": 31}, "image_size must be 32 pixels or more, got 31"),
+        (None, {}, "model must be one of halonet_h0, .* got None"),
         ("halonet_h0", {"value_ratio": float("nan")}, "value_ratio must be positive, got nan"),
         ("halonet_h0", {"final_width": 0}, "final_width must be positive or None, got 0"),
     ],
 )
-def test_bad_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_named(name: Any, options: dict[str, Any], message: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         halonet.create_model(name, **options)
+
+
+@pytest.mark.parametrize("option", ["num_classes", "in_channels"])
+def test_numbers_that_are_none_are_named(option: str) -> None:
+    with pytest.raises(TypeError, match=f"{option} must be an integer, got '5'"):
+        halonet.create_model("halonet_tiny", **{option: "5"})
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 31, 64), (1, 1, 64, 64), (3, 64, 64)], ids=str)
 def test_bad_images_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="images must have"):
         small_model()(torch.randn(shape))
+
+
+def test_images_of_other_types_are_named() -> None:
+    model = small_model()
+    images = torch.zeros(1, 3, 32, 32)
+    for wrong in (images.byte(), images.double()):
+        with pytest.raises(
+            ValueError, match=r"images must be torch.float32, .* got torch\.(ui|fl)"
+        ):
+            model(wrong)
+    with pytest.raises(TypeError, match="images must be a tensor, got ndarray"):
+        model(images.numpy())
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images.bfloat16())
+
+
+def test_one_stride_needs_no_list() -> None:
+    model = small_model().eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model.feature_maps(images, 8)[8], model.feature_maps(images, [8])[8])
 
 
 @pytest.mark.parametrize(
@@ -303,6 +330,16 @@ def test_fused_model_has_no_norm_and_the_same_logits(options: dict[str, Any]) ->
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
     torch.testing.assert_close(fused(images), model(images), rtol=1e-9, atol=1e-9)
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert torch.equal(fused.fuse()(images), fused(images))
+    synchronized = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert torch.equal(synchronized.fuse()(images), fused(images))
+
+
+def test_other_norms_are_not_fused() -> None:
+    model = small_model()
+    model.stages[0][0].expand_norm = torch.nn.GroupNorm(1, 8)  # type: ignore
+    with pytest.raises(TypeError, match=r"only batch norms .* can be fused, got GroupNorm"):
+        model.fuse()
 
 
 @pytest.mark.parametrize("squeeze_excitation", [False, True])

@@ -1,7 +1,8 @@
 // Calls the native kernel on a processor that is emulated, for test_arm.py. Each line of the input is
-// "forward FILE", "backward FILE", "workspace FILE" or "affine_silu FILE"; each line of the output what the
-// function gave. The file holds a HaloProblem, or for the last a HaloActivation, then the memory that it points to: its pointers are offsets in the
-// file, 0 for null. Results are written to that memory.
+// "forward FILE", "backward FILE", "workspace FILE", "affine_silu FILE" or "pool_silu FILE"; each line of the
+// output what the function gave. The file holds a HaloProblem, for the last two a HaloActivation or a
+// HaloPooling, then the memory that it points to: its pointers are offsets in the file, 0 for null. Results are
+// written to that memory.
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -37,6 +38,15 @@ static long call(const char *function, const char *path) {
         place(a.added);
         place(a.gradient);
         result = halonet_affine_silu(&a);
+        munmap(memory, size);
+        return result;
+    }
+    if (!strcmp(function, "pool_silu")) {
+        HaloPooling p;
+        memcpy(&p, memory, sizeof(p));
+        place(p.output);
+        place(p.maps);
+        result = halonet_pool_silu(&p);
         munmap(memory, size);
         return result;
     }

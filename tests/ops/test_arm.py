@@ -21,6 +21,7 @@ from tests.ops.test_cpu import (  # noqa: F401
     _nan_in_fresh_memory,
     test_kernel_is_the_reference,
     test_nan_and_infinity_reach_the_result_that_they_reach,
+    test_pooling_after_silu,
     test_random_shapes,
     test_same_result_for_any_number_of_threads,
     test_scores_far_from_zero,
@@ -100,6 +101,16 @@ class Activation(ctypes.Structure):
     )
 
 
+class Pooling(ctypes.Structure):
+    """HaloPooling of csrc/halonet_cpu.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("output", "maps")),
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
+        *((name, ctypes.c_int64) for name in ("data_type", "threads")),
+    )
+
+
 class EmulatedLibrary:
     """Stands in for the kernel's library in `halonet.ops.cpu`."""
 
@@ -124,6 +135,13 @@ class EmulatedLibrary:
         sizes = dict.fromkeys(("output", "maps", "added", "gradient"), numbers)
         sizes |= dict.fromkeys(("scale", "shift"), 4 * given.channels)
         return self._call_with_memory("affine_silu", given, sizes)
+
+    def halonet_pool_silu(self, pooling: bytes) -> int:
+        given = Pooling.from_buffer_copy(pooling)
+        numbers = given.batch * given.channels * (4 if given.data_type == 0 else 2)
+        halved = -(-given.height // 2) * -(-given.width // 2)
+        sizes = {"output": numbers * halved, "maps": numbers * given.height * given.width}
+        return self._call_with_memory("pool_silu", given, sizes)
 
     def halonet_backward_workspace(self, problem: bytes) -> int:
         given = Problem.from_buffer_copy(problem)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d, silu
 
 from halonet import create_model, explain_backend, halo_attention
 from halonet.check.cases import CASES, KERNEL_CASES, Case, run_with_gradients
@@ -368,7 +369,7 @@ def plain_affine_silu(
     summed = summed if shift is None else summed + shift.to(dtype)[:, None, None]
     summed = summed if added is None else summed + added
     if gradient is None:
-        return torch.nn.functional.silu(summed)
+        return silu(summed)
     return torch.ops.aten.silu_backward(gradient, summed)
 
 
@@ -401,22 +402,45 @@ def test_silu_of_numbers_at_the_ends(dtype: torch.dtype, variant: str) -> None:
     with torch.no_grad():
         found = cpu.affine_silu(maps, None, None, None)
         slopes = cpu.affine_silu(maps[:-2], None, None, None, gradient=torch.ones_like(maps[:-2]))
-    expected = torch.nn.functional.silu(maps)
+    expected = silu(maps)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-30, equal_nan=True)
     steps = torch.tensor([0.5, 0.5, 0, 1, 0, 1, 0])
     assert_close = torch.testing.assert_close
     assert_close(slopes, steps.to(dtype)[:, None, None, None].expand_as(slopes), rtol=0, atol=1e-30)
 
 
+@pytest.mark.parametrize(
+    "shape", [(2, 7, 5, 7), (1, 64, 1, 1), (2, 64, 13, 8), (1, 67, 16, 2), (3, 16, 2, 9)], ids=str
+)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_pooling_after_silu(dtype: torch.dtype, shape: tuple[int, ...], variant: str) -> None:
+    maps = activation_inputs(shape, dtype)["maps"]
+    maps[0, 0, 0, 0] = float("nan")
+    with torch.no_grad():
+        found = cpu.pool_silu(maps)
+        expected = max_pool2d(cpu.affine_silu(maps, None, None, None), 3, stride=2, padding=1)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        found.double(),
+        max_pool2d(silu(maps.double()), 3, stride=2, padding=1),
+        rtol=2**-8 if dtype is torch.bfloat16 else 1e-6,
+        atol=1e-6,
+        equal_nan=True,
+    )
+
+
 def test_silu_in_threads() -> None:
     inputs = activation_inputs((1, 256, 21, 19), torch.float32)
     expected = plain_affine_silu(**inputs)
+    pooled = max_pool2d(silu(inputs["maps"]), 3, stride=2, padding=1)
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             with torch.no_grad():
                 torch.testing.assert_close(cpu.affine_silu(**inputs), expected)
+                torch.testing.assert_close(cpu.pool_silu(inputs["maps"]), pooled)
     finally:
         torch.set_num_threads(before)
 
@@ -438,6 +462,33 @@ def test_silu_is_left_to_torch_where_it_must_be() -> None:
         assert not cpu.can_affine_silu(maps.to("meta"))
 
 
+def test_silu_takes_a_shift_in_any_order_and_no_other() -> None:
+    maps = activation_inputs((2, 8, 3, 5), torch.float32)["maps"]
+    strided, expanded = torch.arange(16.0)[::2], torch.ones(1).expand(8)
+    with torch.no_grad():
+        for shift in (strided, expanded):
+            expected = plain_affine_silu(maps, None, shift, None, None)
+            torch.testing.assert_close(cpu.affine_silu(maps, None, shift, None), expected)
+        for wrong in (torch.ones(3), torch.ones(8, device="meta"), torch.ones(1, 8)):
+            with pytest.raises(ValueError, match="shift must have a number for each of 8 channels"):
+                cpu.affine_silu(maps, None, wrong, None)
+        assert not cpu.can_affine_silu(maps, maps.to("meta"))
+
+
+def test_silu_in_place_is_seen_by_autograd() -> None:
+    maps = activation_inputs((2, 8, 3, 5), torch.float32)["maps"].requires_grad_()
+    product = maps * 1
+    squares = (product * product).sum()
+    with torch.no_grad():
+        cpu.affine_silu(product, None, None, None, in_place=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        squares.backward()
+    with torch.inference_mode():
+        product = maps * 1
+        cpu.affine_silu(product, None, None, None, in_place=True)
+        torch.testing.assert_close(product, silu(maps * 1))
+
+
 def test_the_gradient_may_come_in_another_order() -> None:
     inputs = activation_inputs((2, 8, 3, 5), torch.float32)
     with torch.no_grad():
@@ -447,8 +498,9 @@ def test_the_gradient_may_come_in_another_order() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own
-def test_the_activations_operator_is_sound() -> None:
+def test_the_activations_operators_are_sound() -> None:
     inputs = activation_inputs((2, 8, 3, 5), torch.float32)
     tensors = [inputs[name] for name in ("maps", "scale", "shift", "added", "gradient")]
     operator = torch.ops.halonet.cpu_affine_silu_.default
     torch.library.opcheck(operator, (torch.zeros_like(tensors[0]), *tensors))
+    torch.library.opcheck(torch.ops.halonet.cpu_pool_silu.default, (tensors[0],))

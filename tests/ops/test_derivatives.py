@@ -145,6 +145,7 @@ def test_a_scale_that_is_a_parameter_gets_its_gradient(backend: str | None, give
     ("factor", "error", "message"),
     [
         (torch.ones(2), ValueError, r"scale must be a number or a tensor of one, got .* \[2\]"),
+        (float("nan"), ValueError, "scale must be finite, got nan"),
         ("large", TypeError, "scale must be a number or a tensor of one, got 'large'"),
         ([1.0], TypeError, r"scale must be a number or a tensor of one, got \[1.0\]"),
     ],
