@@ -94,6 +94,7 @@ def evaluate_command(words: Sequence[str]) -> None:
         name,
         validation_share=share,
         masks=(masks or "auto") if model.options.has_masks else "ignore",
+        image_size=model.options.image_size,
     )
     for line in data.describe():
         print(f"halonet: {line}", file=sys.stderr)

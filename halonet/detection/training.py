@@ -105,6 +105,7 @@ class Detection:
             validation_share=config.validation_share,
             masks=config.masks if config.detector.has_masks else "ignore",
             bad_annotations=config.bad_annotations,
+            image_size=config.detector.image_size,
             progress=accelerator.is_main_process,
             accelerator=accelerator,
         )
