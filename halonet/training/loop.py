@@ -132,7 +132,7 @@ class Trainer:
         progress = self.progress = saved or self.progress
         if self.is_main:
             print(self.task.start if saved is None else self._describe_saved(folder), flush=True)
-            if self.images_per_step < self.config.batch_size:
+            if self.images_per_step < self.config.batch_size and not self._is_finished:
                 print(
                     f"batch_size {self.config.batch_size}: a step takes all "
                     f"{self.images_per_step} training images",
