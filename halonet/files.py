@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PICTURE_SUFFIXES = (".pdf", ".png", ".svg")
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it.
@@ -69,6 +71,24 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; what isn't Unicode in file names is escaped."""
     content = text.encode("utf-8", "backslashreplace")
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def require_new_file(path: Path) -> None:
+    """Raise an OSError unless a new file can be at `path`, or it is a pipe or a device.
+
+    Raises:
+        FileNotFoundError: its folder isn't there. FileExistsError: there is something at `path`.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder at {path.parent}")
+    if path.exists() and not is_stream(path):
+        raise FileExistsError(f"{path} exists already; choose another --output")
+
+
+def check_picture_file(path: Path) -> None:
+    """Raise ValueError unless a file's name says in which format matplotlib draws into it."""
+    if path.suffix not in PICTURE_SUFFIXES:
+        raise ValueError(f"output must end in one of {', '.join(PICTURE_SUFFIXES)}, got {path}")
 
 
 def require_no_input(output: Path, inputs: Iterable[Path]) -> None:

@@ -54,6 +54,10 @@ def train(
         >>> result.evaluation.accuracy
         >>> halonet.load_run(result.folder).predict("photo.jpg")
     """
+    fields = {
+        name: os.fspath(value) if isinstance(value, os.PathLike) else value
+        for name, value in fields.items()
+    }
     from halonet.classification.recipes import choose_config
     from halonet.classification.training import Classification
     from halonet.training.config import change_config
@@ -121,13 +125,15 @@ def evaluate(
         neighbours: also score the classes of this many nearest training images, by the features
             before the classifier; see `score_neighbours`.
         mirror: score the mean logits of each image and its mirror image.
-        output: folder of the report; None takes evaluation beside the checkpoint.
+        output: folder of the report, new or with an earlier one on the same images, which is
+            replaced; None takes evaluation beside the checkpoint, or evaluation-2, ... where that
+            has a report on other images.
         device: as `load_run` has it.
 
     Raises:
         ValueError: no data were named and the checkpoint lies in no run, or a value can't be.
         FileNotFoundError: no checkpoint, or no images.
-        FileExistsError: `output` holds something else than an earlier report.
+        FileExistsError: `output` holds something else than an earlier report on these images.
     """
     from halonet.classification.config import TrainingConfig, make_config
     from halonet.classification.evaluate import choose_images, evaluate_on
@@ -136,7 +142,12 @@ def evaluate(
     from halonet.classification.report import write_report
     from halonet.data.sources import is_same_data, split_name
     from halonet.files import require_no_input
-    from halonet.training.checkpoint import check_report_folder, find_run, read_config
+    from halonet.training.checkpoint import (
+        check_report_folder,
+        choose_report_folder,
+        find_run,
+        read_config,
+    )
 
     place = find_device(device)  # before all that takes time
     path = find_checkpoint(Path(checkpoint))
@@ -156,8 +167,6 @@ def evaluate(
     }
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     name = given.get("data", config.data)
-    predictions = folder / "predictions.csv"
-    require_no_input(predictions, [Path(split_name(name)[1])])
     # Of other data than the run's all is scored, unless it has a held-out part or split says.
     if run is None or not is_same_data(name, config.data):
         config = dataclasses.replace(config, validation_data=None, fold=None, group=None)
@@ -168,6 +177,9 @@ def evaluate(
     model = read_model(path, device)
     images = dataclasses.replace(config, **given).load_data(model.task)
     images, scored = choose_images(images, split)
+    folder = choose_report_folder(folder, images.name, scored, free=output is None)
+    predictions = folder / "predictions.csv"
+    require_no_input(predictions, [Path(split_name(name)[1])])
     which = "all" if scored == "images" else "the"
     print(f"scoring {which} {len(images.validation)} {scored} of {images.name}", flush=True)
     for reason in images.left_out:

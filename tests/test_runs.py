@@ -1,6 +1,7 @@
 """halonet.train and halonet.evaluate: the command line's, in Python."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,8 @@ def test_training_is_the_command_lines(images, tmp_path, capsys):
     [
         ({"epoch": 3}, "epoch"),
         ({"epochs": "many"}, "epochs.*many"),
+        ({"data": None}, "data must be text, got None"),
+        ({"data": Path("absent")}, "data must be elpv"),
         ({"epochs": 0}, "epochs must be positive, got 0"),
         ({"task": "words"}, "task.*words"),
         ({"augmentation": {"crop": 1}}, "crop"),
@@ -45,7 +48,7 @@ def test_training_is_the_command_lines(images, tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_trained(fields, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises((ValueError, FileNotFoundError), match=named):
         halonet.train(**fields)
 
 

@@ -139,7 +139,7 @@ def test_page_runs(capsys, place, page: Path) -> None:
         text = text.partition("\n## ")[0]
     # The run's own class, the one head that its layers have, and no weights from the Hub.
     text = text.replace("roses", "red").replace("--head 2", "--head 1").replace("head=2", "head=1")
-    text = text.replace("pretrained=True", "pretrained=False")
+    text = text.replace("pretrained=True", "pretrained=False").replace("--top-k 3", "--top-k 2")
     names: dict = {}
     for language, content in list_blocks(text):
         if language == "python":

@@ -61,14 +61,13 @@ class Classification:
         self.config = config
         self.score = "accuracy" if config.task == "multiclass" else "mean_average_precision"
         self.device = accelerator.device
+        check_start(config)  # before the data are read
         with accelerator.local_main_process_first():  # it alone downloads
             self.data = config.load_data(config.task, show_progress=accelerator.is_main_process)
         if accelerator.is_main_process:
             print(self.data.describe(), flush=True)
         torch.manual_seed(config.seed)
         self.model, self.start = make_model(config, self.data)
-        if accelerator.is_main_process:
-            print(self.start, flush=True)
         for name in list_frozen(config.freeze):
             self.model.parts[name].requires_grad_(False)
         self.layer_rates = {
@@ -90,8 +89,14 @@ class Classification:
             broken_share=config.broken_share,
         )
         self.broken: set[int] = set()  # training images that this process could not read
-        self.training.prepare("training images", accelerator.is_main_process)
-        self.validation.prepare("held-out images", accelerator.is_main_process)
+        problems = []
+        for part, what in ((self.training, "training"), (self.validation, "held-out")):
+            try:
+                part.prepare(f"{what} images", accelerator.is_main_process)
+            except ValueError as error:
+                problems.append(f"{what}: {error}")
+        if problems:  # of both parts, so that all are known at once
+            raise ValueError("; ".join(problems))
         self.mix = make_mix(config, len(self.data.class_names))
         self.loss = make_loss(config, self.data).to(self.device)
 
@@ -175,18 +180,7 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> tuple[Classifier
         ValueError: options that don't fit. FileNotFoundError: no weights to start from.
         ConnectionError: public weights can't be fetched.
     """
-    options: dict[str, Any] = dict(config.model_options)
-    if config.image_size is not None:
-        options = {"image_size": config.image_size, **options}
-    try:
-        model = build_classifier(
-            find_variant(config.model, **options),
-            num_classes=len(data.class_names),
-            in_channels=config.in_channels,
-            backend=config.backend,
-        )
-    except TypeError as error:  # text in place of a number
-        raise ValueError(f"model_options {config.model_options} don't fit: {error}") from None
+    model = _build_model(config, len(data.class_names))
     if config.central_crop_share is not None:
         model.preprocessing = dataclasses.replace(
             model.preprocessing, crop_share=config.central_crop_share
@@ -219,6 +213,31 @@ def make_model(config: TrainingConfig, data: LabelledImages) -> tuple[Classifier
     model.class_names = data.class_names
     model.task = config.task
     return model.use_channels_last(), start
+
+
+def check_start(config: TrainingConfig) -> None:
+    """Raise what `make_model` would for a model or for weights that can't be, without the data."""
+    with torch.device("meta"):  # without memory
+        model = _build_model(config, num_classes=2)
+    if config.init is not None:
+        read_description(find_checkpoint(Path(config.init)), ModelDescription)
+    elif config.pretrained is not False and not isinstance(model.variant, TimmVariant):
+        read_description(find_weights(model.variant, config.pretrained), ModelDescription)
+
+
+def _build_model(config: TrainingConfig, num_classes: int) -> Classifier:
+    options: dict[str, Any] = dict(config.model_options)
+    if config.image_size is not None:
+        options = {"image_size": config.image_size, **options}
+    try:
+        return build_classifier(
+            find_variant(config.model, **options),
+            num_classes=num_classes,
+            in_channels=config.in_channels,
+            backend=config.backend,
+        )
+    except TypeError as error:  # text in place of a number
+        raise ValueError(f"model_options {config.model_options} don't fit: {error}") from None
 
 
 def _adopt_normalization(model: Classifier, stored: Preprocessing) -> None:

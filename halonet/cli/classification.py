@@ -139,7 +139,10 @@ def make_evaluate_parser() -> CommandParser:
         "--group", type=str | None, help="column of groups, where data is a CSV file"
     )
     parser.add_argument(
-        "--output", type=str | None, help="folder of the report; evaluation beside the checkpoint"
+        "--output",
+        type=str | None,
+        help="folder of the report; evaluation beside the checkpoint, of other images "
+        "evaluation-2, ...",
     )
     parser.add_argument(
         "--neighbours",
@@ -166,12 +169,14 @@ def predict_command(words: Sequence[str]) -> None:
     from halonet.classification.predict import predict
     from halonet.classification.prediction import Prediction
     from halonet.data.pixels import read_image
-    from halonet.files import require_empty, require_no_input
-    from halonet.inference.images import list_files, read_frames
+    from halonet.files import require_empty, require_new_file
+    from halonet.inference.images import read_frames
     from halonet.inference.video import Video
     from halonet.models.metadata import find_checkpoint
     from halonet.runs import prepare, read_model
 
+    if options.output is not None:
+        require_new_file(Path(options.output))
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
     model = prepare(read_model(checkpoint, options.device), device)
@@ -181,14 +186,14 @@ def predict_command(words: Sequence[str]) -> None:
         kind = "any number of labels" if multilabel else "one label"
         parser.error(f"--{unused} doesn't go with a model that gives an image {kind}")
     names = model.class_names or tuple(str(index) for index in range(model.num_classes))
-    if options.output is not None and not Path(options.output).parent.is_dir():
-        raise FileNotFoundError(f"no folder at {Path(options.output).parent}")
     folder = None if options.save_pictures is None else Path(options.save_pictures)
     if folder is not None:
         require_empty(folder)
     pictures = name_pictures(options.images, list_given_images(options.images, videos=True))
-    if options.output is not None:
-        require_no_input(Path(options.output), [checkpoint, *list_files(pictures)])
+
+    if (options.top_k or 0) > len(names):
+        note = f"--top-k {options.top_k}: the model has {len(names)} classes"
+        print(f"halonet: {note}", file=sys.stderr)
 
     # One by one where frames come: each is in memory until it is written.
     batch_size = 1 if any(isinstance(image, Video) for image in pictures) else BATCH_SIZE
@@ -226,8 +231,8 @@ def predict_command(words: Sequence[str]) -> None:
         finally:
             if as_json and written:
                 write("\n]\n")
-        if not written:
-            write("[]\n" if as_json else opening)
+        if as_json and not written:
+            write("[]\n")
     if broken:
         fail(f"{broken} of {len(pictures)} images can't be read", 1)
 
@@ -278,7 +283,7 @@ def make_predict_parser() -> CommandParser:
     parser.add_device()
     parser.add_format()
     parser.add_argument(
-        "--output", type=str | None, help="a file to write to instead of the screen"
+        "--output", type=str | None, help="a new file to write to instead of the screen"
     )
     parser.add_argument(
         "--save_pictures",

@@ -15,11 +15,13 @@ def compare_command(words: Sequence[str]) -> None:
     """Print a line for each run, and draw their curves."""
     parser = make_compare_parser()
     options = parser.parse_words(words)
+    from halonet.files import check_picture_file, require_new_file
     from halonet.training.compare import choose_score, compare_runs, draw_curves, read_run
 
     output = None if options.output is None else Path(options.output)
-    if output is not None and not output.parent.is_dir():
-        raise FileNotFoundError(f"no folder at {output.parent}")
+    if output is not None:
+        check_picture_file(output)
+        require_new_file(output)
     runs = [read_run(Path(folder)) for folder in options.runs]
     outcomes = compare_runs(runs, choose_score(runs, options.score))
     if output is not None:
@@ -73,6 +75,6 @@ def make_compare_parser() -> CommandParser:
     )
     parser.add_format()
     parser.add_argument(
-        "--output", type=str | None, help="a picture of the curves: .png, .svg or .pdf"
+        "--output", type=str | None, help="a new picture of the curves: .png, .svg or .pdf"
     )
     return parser

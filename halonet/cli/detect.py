@@ -67,12 +67,17 @@ def evaluate_command(words: Sequence[str]) -> None:
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
     from halonet.detection.config import DetectionConfig, make_detection_config
-    from halonet.detection.data import choose_part
+    from halonet.detection.data import PARTS, choose_part
     from halonet.detection.evaluate import detect_images, score
     from halonet.detection.sources import is_same_data, load_detection_data
     from halonet.detection.training import DetectionEvaluation, write_summary
     from halonet.models.metadata import find_checkpoint
-    from halonet.training.checkpoint import check_report_folder, find_run, read_config
+    from halonet.training.checkpoint import (
+        check_report_folder,
+        choose_report_folder,
+        find_run,
+        read_config,
+    )
 
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
@@ -94,16 +99,20 @@ def evaluate_command(words: Sequence[str]) -> None:
         name,
         validation_share=share,
         masks=(masks or "auto") if model.options.has_masks else "ignore",
+        image_size=model.options.image_size,
     )
     for line in data.describe():
         print(f"halonet: {line}", file=sys.stderr)
     # A share was held out by the training, of its own data alone.
     whole = not (is_own or data.own_parts)
-    data = choose_part(data, options.split or ("all" if whole else "val"))
+    part = options.split or ("all" if whole else "val")
+    scored = PARTS[part]
+    data = choose_part(data, part)
+    output = choose_report_folder(output, data.name, scored, free=options.output is None)
     results = detect_images(_prepare(model, device), data.validation, progress=True)
     metrics = score(data.validation, results, max_detections=model.options.detections)
     output.mkdir(parents=True, exist_ok=True)
-    write_summary(output, model, data, DetectionEvaluation(metrics, results))
+    write_summary(output, model, data, DetectionEvaluation(metrics, results), scored=scored)
     print(make_metrics_table(metrics))
     if len(data.categories) > 1:
         kinds = {"box AP": metrics.box, "mask AP": metrics.mask}
@@ -143,7 +152,10 @@ def make_evaluate_parser() -> CommandParser:
         help="detections counted in each image; without it, all that the detector gives",
     )
     parser.add_argument(
-        "--output", type=str | None, help="folder of the results; evaluation beside the checkpoint"
+        "--output",
+        type=str | None,
+        help="folder of the results; evaluation beside the checkpoint, of other images "
+        "evaluation-2, ...",
     )
     parser.add_device()
     return parser

@@ -15,22 +15,21 @@ PURPOSES = {
     "similar": "find the images most like one",
 }
 
+COUNT = 11  # of the nearest images
+
 
 def embed_command(words: Sequence[str]) -> None:
     """Write the embeddings of images to a file."""
     options = make_embed_parser().parse_words(words)
     from halonet.classification.embeddings import check_embedding_file, write_embeddings
-    from halonet.files import require_no_input
-    from halonet.inference.images import list_files
+    from halonet.files import require_new_file
     from halonet.models.metadata import find_checkpoint
 
     device = find_device(options.device)
     output, checkpoint = Path(options.output), find_checkpoint(Path(options.checkpoint))
     check_embedding_file(output)
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"no folder at {output.parent}")
+    require_new_file(output)
     paths = list_given_images(options.images)
-    require_no_input(output, [checkpoint, *list_files(paths)])
     model = load_model(checkpoint).fuse().to(device)
     found, embeddings = _embed(model, paths)
     if found:
@@ -44,29 +43,32 @@ def similar_command(words: Sequence[str]) -> None:
     """Print the images most like one, and draw them."""
     parser = make_similar_parser()
     options = parser.parse_words(words)
-    if options.count < 1:
+    if options.count is not None and options.count < 1:
         parser.error(f"--count must be 1 or more, got {options.count}")
     from halonet.classification.embeddings import draw_neighbours, find_similar
     from halonet.data.pixels import read_image
-    from halonet.files import require_no_input
-    from halonet.inference.images import list_files, take_one
+    from halonet.files import check_picture_file, require_new_file
+    from halonet.inference.images import take_one
     from halonet.models.metadata import find_checkpoint
 
     device = find_device(options.device)
-    query, checkpoint = take_one(options.query), find_checkpoint(Path(options.checkpoint))
     output = None if options.output is None else Path(options.output)
+    if output is not None:
+        check_picture_file(output)
+        require_new_file(output)
+    query, checkpoint = take_one(options.query), find_checkpoint(Path(options.checkpoint))
     image = read_image(query)
     paths = [path for path in list_given_images(options.images) if not _is_same(path, query)]
-    if output is not None:
-        if not output.parent.is_dir():
-            raise FileNotFoundError(f"no folder at {output.parent}")
-        require_no_input(output, [checkpoint, *list_files([query, *paths])])
+    count = options.count or COUNT
+    if options.count is not None and count > len(paths):
+        note = f"--count {count}: there are {len(paths)} images to compare with"
+        print(f"halonet: {note}", file=sys.stderr)
     model = load_model(checkpoint).fuse().to(device)
     _, wanted = _embed(model, [query])
     found, embeddings = _embed(model, paths)
     if not found:
         raise ValueError(f"there is no image to compare {query} with")
-    neighbours = find_similar(wanted[0], embeddings, options.count)
+    neighbours = find_similar(wanted[0], embeddings, count)
     entries: list[dict[str, Any]] = [
         {"image": str(found[one.index]), "similarity": round(one.similarity, 6)}
         for one in neighbours
@@ -116,7 +118,7 @@ def make_embed_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_images()
     parser.add_argument(
-        "--output", type=str, required=True, help="a file that ends in .npz or .parquet"
+        "--output", type=str, required=True, help="a new file that ends in .npz or .parquet"
     )
     parser.add_device()
     return parser
@@ -128,8 +130,10 @@ def make_similar_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument("query", type=str, help="an image, or its URL")
     parser.add_images()
-    parser.add_argument("--count", type=int, default=11, help="images to show")
-    parser.add_argument("--output", type=str | None, help="a picture of them: .png, .svg or .pdf")
+    parser.add_argument("--count", type=int | None, help=f"images to show, {COUNT} unless it says")
+    parser.add_argument(
+        "--output", type=str | None, help="a new picture of them: .png, .svg or .pdf"
+    )
     parser.add_device()
     parser.add_format()
     return parser

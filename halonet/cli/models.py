@@ -17,13 +17,9 @@ def models_command(words: Sequence[str]) -> None:
     """Print the models that are within the limits."""
     parser = make_models_parser()
     options = parser.parse_words(words)
-    try:
-        most_parameters, most_flops = (
-            parse_number(options.max_parameters),
-            parse_number(options.max_flops),
-        )
-    except ValueError as error:
-        parser.error(str(error))
+    most_parameters, most_flops = (
+        _parse_limit(parser, name, options[name]) for name in ("max_parameters", "max_flops")
+    )
     found: list[dict[str, Any]] = []
     for variant in VARIANTS.values():
         size = options.image_size or variant.image_size
@@ -73,6 +69,13 @@ def models_command(words: Sequence[str]) -> None:
     ]
     print(make_table(["model", "parameters, M", "GFLOPs", "image", "source"], rows))
     print("FLOPs of one image, a multiply-add counting as two; parameters with 1000 classes.")
+
+
+def _parse_limit(parser: CommandParser, name: str, text: str | None) -> float:
+    try:
+        return parse_number(text)
+    except ValueError as error:
+        parser.error(f"--{name}: {error}")
 
 
 def make_models_parser() -> CommandParser:

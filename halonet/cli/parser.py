@@ -10,6 +10,8 @@ from typing import Any, Literal, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 
+from halonet.training.config import describe_misfit
+
 # Names of other projects' options, timm's above all.
 SHORT_NAMES = {
     "lr": "learning_rate",
@@ -31,6 +33,8 @@ class CommandParser(ArgumentParser):
     """
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if "Parser key" in message:
+            message = f"--{describe_misfit(self, message)}"
         fail(f"{_with_hyphens(one_line(message))} (see {self.prog} --help)", 2)
 
     def format_help(self, *arguments: Any, **options: Any) -> str:

@@ -172,9 +172,8 @@ class ImageDataset(Dataset):
         reasons = [self.problems.get(index) or str(self._try_read(index)) for index in first]
         more = f" and {len(indices) - 3} more" if len(indices) > 3 else ""
         allowed = f" (broken_share allows {self.allowed_broken})" if self.allowed_broken else ""
-        raise ValueError(
-            f"{len(indices)} images can't be read{allowed}: {'; '.join(reasons)}{more}"
-        )
+        count = "1 image" if len(indices) == 1 else f"{len(indices)} images"
+        raise ValueError(f"{count} can't be read{allowed}: {'; '.join(reasons)}{more}")
 
     def _try_read(self, index: int) -> Tensor | str:
         try:

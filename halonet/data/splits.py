@@ -128,6 +128,10 @@ class LabelledImages:
             f"{self.name}: {len(self.training)} training images, {len(self.validation)} held out, "
             f"{len(self.class_names)} classes"
         ]
+        alike = Counter(name.casefold() for name in self.class_names)
+        twins = [name for name in self.class_names if alike[name.casefold()] > 1]
+        if twins:
+            lines.append(f"classes that differ in case only: {list_some(twins)}")
         for kind, part in (("training", self.training), ("held-out", self.validation)):
             counts = part.count_classes(len(self.class_names))
             absent = [

@@ -15,6 +15,7 @@ from halonet.data.pixels import read_image
 from halonet.detection.annotations import BadAnnotations, Problem, read_annotation
 from halonet.detection.config import POLICIES
 from halonet.detection.data import AnnotatedImage, AnnotatedImages, Category, turn_upright
+from halonet.detection.options import find_thin
 from halonet.detection.values import LARGEST, as_whole
 
 if TYPE_CHECKING:
@@ -59,19 +60,21 @@ def check_content(
     *,
     masks: bool,
     bad_annotations: str = "skip",
+    image_size: int | None = None,
     read_images: bool = True,
     progress: bool = True,
     accelerator: "Accelerator | None" = None,
 ) -> AnnotatedImages:
     """Check what a part's annotation files say, and its images.
 
-    An image that can't be read, has another size than the annotations say, or has nothing but bad
-    annotations, is left out; any other keeps its good ones.
+    An image that can't be read, has another size than the annotations say, is too thin, or has
+    nothing but bad annotations, is left out; any other keeps its good ones.
 
     Args:
         content: what the files say.
         masks: every object must have a mask; else masks aren't kept.
-        bad_annotations, read_images, progress, accelerator: as for `load_detection_data`.
+        bad_annotations, image_size, read_images, progress, accelerator: as for
+            `load_detection_data`.
 
     Raises:
         BadAnnotations: something is wrong, and is to be refused; a ValueError.
@@ -98,7 +101,7 @@ def check_content(
         entries.values(), f"checking {content.source.name}", leave=False,
         disable=None if progress else True,  # None: off where it is no terminal
     ):  # fmt: skip
-        image, found = _read_entry(content, entry, by_image[entry["id"]], masks, mended)
+        image, found = _read_entry(content, entry, by_image[entry["id"]], masks, mended, image_size)
         problems += found
         if image is not None:
             kept.append(image)
@@ -138,6 +141,7 @@ def _read_entry(
     annotations: Sequence[dict[str, Any]],
     masks: bool,
     mended: dict[str, list[str]],
+    image_size: int | None,
 ) -> tuple[AnnotatedImage | None, list[Problem]]:
     """An image without its pixels, and what is wrong with its annotations."""
     number, name = entry["id"], entry.get("file_name")
@@ -151,6 +155,9 @@ def _read_entry(
             f"got {entry.get('width')!r} and {entry.get('height')!r}"
         )
         return None, [content.problem(number, None, reason)]
+    thin = None if image_size is None else find_thin(width, height, image_size)
+    if thin is not None:
+        return None, [content.problem(number, None, thin)]
     ids = {category.id for category in content.categories}
     good, problems = [], []
     for annotation in annotations:

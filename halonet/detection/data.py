@@ -96,6 +96,9 @@ class DetectionData:
         return lines
 
 
+PARTS = {"train": "training images", "val": "held-out images", "all": "images"}
+
+
 def choose_part(data: DetectionData, split: str) -> DetectionData:
     """The data with its training part ("train"), or both parts ("all"), as the held-out one.
 

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
 from halonet.data.pixels import read_image
+from halonet.data.splits import Source
 from halonet.detection.data import AnnotatedImages, as_ground_truth
 from halonet.detection.detector import Detector
+from halonet.detection.options import find_thin
 
 MASKS_AT_ONCE = 16  # a mask of the whole image takes 4 bytes a pixel
 
@@ -79,7 +82,7 @@ def detect_images(
 
     Raises:
         ValueError: the model has another number of classes than the data, or an image can't be
-            read.
+            read or is too thin, see `find_thin`.
     """
     check_categories(model, data)
     ids = [category.id for category in data.categories]
@@ -90,7 +93,7 @@ def detect_images(
             disable=None if progress else True,  # None: off where it is no terminal
         ):  # fmt: skip
             image = data.images[index]
-            found = detect_one(model, as_pixels(read_image(image.path)))
+            found = detect_one(model, as_pixels(read_for(model, image.path)))
             results += as_results(found, (image.height, image.width), image.id, ids)
     return results
 
@@ -153,6 +156,19 @@ def evaluation_mode(model: Detector) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def read_for(model: Detector, source: Source) -> Image.Image:
+    """An image, as a detector takes it.
+
+    Raises:
+        ValueError, FileNotFoundError: see `read_image`; or it is too thin for the detector.
+    """
+    image = read_image(source)
+    thin = find_thin(*image.size, model.options.image_size)
+    if thin is not None:
+        raise ValueError(f"{source} can't be used: {thin}")
+    return image
 
 
 def detect_one(model: Detector, image: Tensor) -> dict[str, Tensor]:

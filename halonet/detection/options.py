@@ -54,6 +54,20 @@ class DetectorOptions:
         return self.mask_channels > 0
 
 
+def find_thin(width: int, height: int, image_size: int) -> str | None:
+    """Why an image can't be used: scaled to `image_size`, no pixel of its shorter side is left.
+
+    Args:
+        width, height: of the image, in pixels.
+        image_size: of the detector, see `DetectorOptions`.
+    """
+    if min(width, height) * image_size > max(width, height):
+        return None
+    return (
+        f"it is too thin: of {width} x {height} pixels, nothing is left at image_size {image_size}"
+    )
+
+
 def make_options(options: dict[str, Any]) -> DetectorOptions:
     """Options from plain values, lists for tuples; ValueError for what doesn't fit."""
     known = [one.name for one in dataclasses.fields(DetectorOptions)]

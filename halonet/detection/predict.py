@@ -22,6 +22,7 @@ from halonet.detection.evaluate import (
     detect_one,
     evaluation_mode,
     paste_masks,
+    read_for,
 )
 from halonet.detection.masks import decode_masks, measure_area
 from halonet.files import write_atomically
@@ -158,7 +159,8 @@ class Objects:
 def predict(
     model: Detector, sources: Iterable[Given], *, score_threshold: float = 0.5
 ) -> Iterator[tuple[Given, Objects | str]]:
-    """Find the objects in images; one that can't be read gives the reason instead.
+    """Find the objects in images; one that can't be read, or is too thin
+    for the detector, gives the reason instead.
 
     Args:
         model: a detector.
@@ -182,7 +184,7 @@ def _predict(
     with evaluation_mode(model):
         for source in sources:
             try:
-                image = read_image(source)
+                image = read_for(model, source)
             except (ValueError, FileNotFoundError) as error:
                 yield source, str(error)
                 continue

@@ -32,6 +32,7 @@ def load_detection_data(
     validation_share: float = 0.2,
     masks: str = "auto",
     bad_annotations: str = "skip",
+    image_size: int | None = None,
     read_images: bool = True,
     progress: bool = True,
     accelerator: "Accelerator | None" = None,
@@ -47,6 +48,8 @@ def load_detection_data(
             need where all have one, ignore where none has one, and an error else.
         bad_annotations: "skip" leaves out what is wrong and lists it in `problems`; "refuse"
             raises.
+        image_size: of the detector, for which an image may be too thin; see `find_thin`. None takes
+            images of any shape.
         read_images: decode each image once, so that a broken one is known before training.
         progress: show progress bars on a terminal.
         accelerator: of processes that all call this at the same time: each looks at its share of
@@ -68,6 +71,7 @@ def load_detection_data(
             part,
             masks=with_masks,
             bad_annotations=bad_annotations,
+            image_size=image_size,
             read_images=read_images,
             progress=progress,
             accelerator=accelerator,

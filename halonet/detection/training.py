@@ -25,6 +25,7 @@ from halonet.detection.config import (
     make_detection_config,
 )
 from halonet.detection.data import (
+    PARTS,
     AnnotatedImage,
     AnnotatedImages,
     DetectionData,
@@ -100,11 +101,16 @@ class Detection:
         self.config = config
         self.layer_rates: dict[str, float] = {}
         self.device = accelerator.device
+        with torch.device("meta"):  # without memory: what can't be is said before the data are read
+            _create(config, num_classes=1, masks=True)
+        if config.init is not None:
+            find_checkpoint(Path(config.init))
         self.data = load_detection_data(
             config.data,
             validation_share=config.validation_share,
             masks=config.masks if config.detector.has_masks else "ignore",
             bad_annotations=config.bad_annotations,
+            image_size=config.detector.image_size,
             progress=accelerator.is_main_process,
             accelerator=accelerator,
         )
@@ -114,6 +120,10 @@ class Detection:
         self.score = "mask_ap" if self.data.masks else "box_ap"
         torch.manual_seed(config.seed)
         self.model = make_detector(config, self.data)
+        source = config.init or config.pretrained
+        if source is True:
+            source = f"the public weights of {config.model}"
+        self.start = f"the backbone starts from {source or 'fresh weights'}"
         self.training = DetectionDataset(
             self.data.training,
             config.detector.image_size,
@@ -208,19 +218,28 @@ def make_detector(config: DetectionConfig, data: DetectionData) -> Detector:
 
     It is Faster R-CNN where the data has no masks.
     """
-    init = None if config.init is None else find_checkpoint(Path(config.init))
-    model = create_detector(
-        config.model,
+    model = _create(
+        config,
         num_classes=len(data.categories),
-        init=init,
+        masks=data.masks,
+        init=None if config.init is None else find_checkpoint(Path(config.init)),
         pretrained=config.pretrained,
-        backend=config.backend,
-        model_options=config.model_options,
-        **asdict(config.detector) | ({} if data.masks else {"mask_channels": 0}),
     )
     model.class_names = tuple(category.name for category in data.categories)
     model.category_ids = tuple(category.id for category in data.categories)
     return model.to(memory_format=torch.channels_last)
+
+
+def _create(config: DetectionConfig, *, num_classes: int, masks: bool, **weights: Any) -> Detector:
+    options: dict[str, Any] = asdict(config.detector) | ({} if masks else {"mask_channels": 0})
+    return create_detector(
+        config.model,
+        num_classes=num_classes,
+        backend=config.backend,
+        model_options=config.model_options,
+        **weights,
+        **options,
+    )
 
 
 def write_summary(
@@ -229,6 +248,7 @@ def write_summary(
     data: DetectionData,
     evaluation: DetectionEvaluation,
     *,
+    scored: str = PARTS["val"],
     minutes: float | None = None,
 ) -> None:
     """Write summary.json, results.json, truth.json and pictures.
@@ -239,6 +259,7 @@ def write_summary(
     """
     summary = {
         "data": data.name,
+        "scored": scored,
         "detector": "Mask R-CNN" if model.options.has_masks else "Faster R-CNN",
         "model": model.name,
         "parameters": model.parameter_count,

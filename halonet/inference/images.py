@@ -160,14 +160,6 @@ def fetch_image(url: str) -> "Image.Image":
             raise ValueError(str(error).replace(str(path), url)) from None
 
 
-def list_files(images: Iterable["Path | NamedImage | Video"]) -> list[Path]:
-    """The files among images, which no result may overwrite."""
-    from halonet.inference.video import Video
-
-    places = (image.path if isinstance(image, Video) else image for image in images)
-    return [place for place in places if isinstance(place, Path)]
-
-
 def forget_pixels(source: "Source") -> "Source":
     """The image, to be read again where it can be: a list of results holds no whole video."""
     from halonet.inference.video import NamedImage

@@ -22,6 +22,7 @@ from halonet.models.variants import TimmVariant, Variant
 
 LAST_NAME = "last.safetensors"  # in a run folder
 HUB_NAME = "model.safetensors"  # in a folder of save_pretrained, or of the Hub
+EXPORTED = (".onnx", ".xml", ".pt2")  # endings of what `export_model` writes
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,9 @@ def read_description(path: str | os.PathLike[str], kind: type[Described]) -> Des
     try:
         metadata = read_metadata(path)
     except SafetensorError as error:
+        if path.suffix in EXPORTED:
+            reason = "an exported file, where a checkpoint is needed"
+            raise ValueError(f"{path} is {reason}: a run folder or a safetensors file") from None
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
     if kind.key not in metadata:
         for key in KINDS.keys() & metadata.keys():

@@ -1,6 +1,7 @@
 """The run folder: its configuration, its checkpoints, and the state to resume from."""
 
 import dataclasses
+import itertools
 import json
 import re
 import sys
@@ -78,6 +79,38 @@ def check_report_folder(folder: Path, foreign: str) -> None:
         raise FileExistsError(
             f"{folder} exists already and has no report of this command; choose another --output"
         )
+
+
+def choose_report_folder(folder: Path, data: str, scored: str, *, free: bool) -> Path:
+    """The folder for a report over some images; no report over others is replaced.
+
+    Args:
+        folder: as `check_report_folder` allows it.
+        data, scored: what the report's summary.json calls the data, and the images of it.
+        free: take the first of NAME-2, NAME-3, ... where `folder` has a report over others.
+
+    Raises:
+        FileExistsError: it has one, and no other folder may be taken.
+    """
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        summary = place / "summary.json"
+        if not summary.is_file():
+            if number == 1 or not place.exists():
+                return place
+            continue
+        try:
+            content = json.loads(summary.read_text(encoding="utf-8"))
+        except ValueError:  # damaged, as by an editor
+            content = {}
+        found = content.get("data", data), content.get("scored", scored)
+        if found == (data, scored):
+            return place
+        if not free:
+            raise FileExistsError(
+                f"{folder} has a report on {found[1]} of {found[0]}; choose another --output"
+            )
+    raise AssertionError
 
 
 def new_run_folder(output: str | None, default: str) -> Path:

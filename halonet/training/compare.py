@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halonet.files import write_atomically
+from halonet.files import check_picture_file, write_atomically
 from halonet.training.checkpoint import CONFIG_NAME, METRICS_NAME
 from halonet.training.config import flatten_fields, modernize_fields
 
 SCORE_PREFIX = "validation_"
-PICTURE_SUFFIXES = (".pdf", ".png", ".svg")
 COLUMNS = 3  # of panels in the picture
 
 
@@ -204,8 +203,7 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    if path.suffix not in PICTURE_SUFFIXES:
-        raise ValueError(f"output must end in one of {', '.join(PICTURE_SUFFIXES)}, got {path}")
+    check_picture_file(path)
     drawn = [run for run in runs if run.rows]
     if not drawn:
         raise ValueError("there is nothing to draw: no run has a finished epoch")

@@ -4,9 +4,11 @@ import dataclasses
 import difflib
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -102,6 +104,15 @@ class RunConfig:
 
 Config = TypeVar("Config", bound=RunConfig)
 
+TYPES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple: "a list, as [0.5,1.0]",
+    dict: 'a mapping, as {"block_size":4}',
+}
+
 
 @dataclass(frozen=True)
 class Recipe(Generic[Config]):
@@ -149,13 +160,37 @@ def change_config(config: Config, fields: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an unknown field, or a value of another type.
     """
+    kinds = get_type_hints(type(config))
+    for name, value in fields.items():
+        if value is None and name in kinds and type(None) not in get_args(kinds[name]):
+            raise ValueError(f"{name} must be {describe_type(kinds[name])}, got None")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(type(config), as_group=False)
     parser.set_defaults(dataclasses.asdict(config))
     try:
         return parser.parse_object(dict(fields)).as_dict()
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(describe_misfit(parser, str(error))) from None
+
+
+def describe_misfit(parser: ArgumentParser, message: str) -> str:
+    """jsonargparse's complaint about a value: its name, what was expected and what came."""
+    text = " ".join(message.split())
+    match = re.fullmatch(r'Parser key "([\w.]+)": (?:Expected|Does not).* value: (.*)', text)
+    actions = {action.dest: action for action in parser._actions}
+    kind = getattr(actions.get(match[1]), "_typehint", None) if match else None
+    if match is None or kind is None:
+        return text
+    return f"{match[1]} must be {describe_type(kind)}, got {match[2]}"
+
+
+def describe_type(kind: Any) -> str:
+    """What a value must be, in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(describe_type(one) for one in get_args(kind) if one is not type(None))
+    return TYPES.get(get_origin(kind) or kind, str(kind))
 
 
 def modernize_fields(fields: Mapping[str, Any]) -> dict[str, Any]:

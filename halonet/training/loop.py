@@ -128,8 +128,16 @@ class Trainer:
         """
         self.allow_changed_data = allow_changed_data
         self.listing = do_once(self.accelerator, self.task.list_data)
-        self.progress = load_state(folder, self) or self.progress
-        progress = self.progress
+        saved = load_state(folder, self)
+        progress = self.progress = saved or self.progress
+        if self.is_main:
+            print(self.task.start if saved is None else self._describe_saved(folder), flush=True)
+            if self.images_per_step < self.config.batch_size and not self._is_finished:
+                print(
+                    f"batch_size {self.config.batch_size}: a step takes all "
+                    f"{self.images_per_step} training images",
+                    flush=True,
+                )
         evaluation = None
         bar = tqdm(
             total=self.steps * self.images_per_step,
@@ -141,7 +149,7 @@ class Trainer:
         )
         tracked = track_run(self.accelerator, self.config, folder, progress["step"])
         with bar, tracked, _stop_signals() as stop:
-            while progress["step"] < self.steps and not self._is_patience_over:
+            while not self._is_finished:
                 epoch, done = divmod(progress["step"], self.steps_per_epoch)
                 self.sampler.start(epoch, done * self.images_per_step)
                 batches = iter(self.training_loader)
@@ -175,6 +183,16 @@ class Trainer:
             self._copy_weights()
             evaluation = self._evaluate()
         return evaluation
+
+    def _describe_saved(self, folder: Path) -> str:
+        place = f"step {self.progress['step']} of {self.steps}"
+        if self._is_finished:
+            return f"{folder} is finished, at {place}: its last checkpoint is scored again"
+        return f"going on with {folder} from {place}"
+
+    @property
+    def _is_finished(self) -> bool:
+        return self.progress["step"] >= self.steps or self._is_patience_over
 
     @property
     def _is_patience_over(self) -> bool:
@@ -248,13 +266,13 @@ class Trainer:
         if not math.isfinite(value):
             raise LossNotFinite(
                 f"the {what} became {value} at step {self.progress['step'] + 1} of {self.steps}; "
-                f"{self._describe_kept(folder)}; a smaller learning_rate may help"
+                f"{self._describe_kept(folder)}; a new run with a smaller learning_rate may help"
             )
 
     def _describe_kept(self, folder: Path) -> str:
         if find_states(folder):
             return f"{folder} keeps what was saved before"
-        return f"nothing was saved in {folder} yet"
+        return "nothing was saved yet"
 
     def _epoch_means(self) -> dict[str, float]:
         steps = (self.progress["step"] - 1) % self.steps_per_epoch + 1
@@ -292,7 +310,8 @@ class Trainer:
             if not math.isfinite(scores.get("loss", 0.0)):
                 raise LossNotFinite(
                     f"the held-out loss became {scores['loss']} after epoch {epoch}; "
-                    f"{self._describe_kept(folder)}; a smaller learning_rate may help"
+                    f"{self._describe_kept(folder)}; a new run with a smaller learning_rate may "
+                    "help"
                 )
         progress["seconds"] += time.perf_counter() - started
         row = {
@@ -346,7 +365,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: in
         return MultiStepLRScheduler(optimizer, decays, decay_rate=0.1, **common)
     return CosineLRScheduler(
         optimizer,
-        t_initial=steps,
+        t_initial=max(2, steps),  # of a single step timm warns; its rate is the same
         lr_min=config.learning_rate * config.final_learning_rate_share,
         **common,
     )

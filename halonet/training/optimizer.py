@@ -1,5 +1,6 @@
 """The optimizer of a run, and which parameters it decays."""
 
+import difflib
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,7 @@ from timm.optim import (
     Muon,
     create_optimizer_v2,
     get_optimizer_class,
+    list_optimizers,
     muon,
     param_groups_layer_decay,
     param_groups_weight_decay,
@@ -17,6 +19,16 @@ from torch import nn
 from halonet.training.config import RunConfig
 
 _ORTHOGONALIZE = muon.zeropower_via_newtonschulz
+
+
+def check_optimizer(name: str) -> None:
+    """Raise ValueError unless timm has an optimizer called `name`."""
+    names = list_optimizers()
+    # As timm reads it: lookahead_ and the like may stand before the name.
+    if name.lower().rpartition("_")[2] not in names:
+        near: list[Any] = difflib.get_close_matches(name.lower(), names)
+        some = ", ".join(near or ["sgd", "adamw", "nadamw", "muon"])
+        raise ValueError(f"optimizer must be one of timm's {len(names)}, as {some}; got {name!r}")
 
 
 def make_optimizer(

@@ -1,12 +1,23 @@
 """Start or resume a run of any task, and train to its end."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from halonet.training.checkpoint import check_output, new_run_folder, read_config, write_config
+from torch import OutOfMemoryError
+
+from halonet.models.metadata import LAST_NAME
+from halonet.training.checkpoint import (
+    check_output,
+    find_states,
+    new_run_folder,
+    read_config,
+    write_config,
+)
 from halonet.training.config import RunConfig
-from halonet.training.loop import Trainer
+from halonet.training.loop import LossNotFinite, Trainer
+from halonet.training.optimizer import check_optimizer
 from halonet.training.parallel import do_once, make_accelerator, naming_lost_process
 from halonet.training.precision import warn_of_slow_bfloat16
 from halonet.training.task import Task
@@ -30,7 +41,8 @@ def start_run(
 ) -> RunResult[Any, Any]:
     """Train by a configuration, in a new run folder.
 
-    Under torchrun or `accelerate launch`, every process calls it with the same arguments.
+    Under torchrun or `accelerate launch`, every process calls it with the same arguments. Where it
+    fails before anything is saved, no folder is left.
 
     Args:
         task_class: the task.
@@ -86,17 +98,29 @@ def _run(
     with naming_lost_process(accelerator, task_class.resume_command, lambda: folder):
         if folder is None and output is not None:
             do_once(accelerator, lambda: check_output(output))
+        check_optimizer(config.optimizer)
         task = task_class(config, accelerator)  # before the folder: where it fails, none is left
         trainer = Trainer(task, accelerator)
         warn_of_slow_bfloat16(config, accelerator)
         if folder is None:
             folder = do_once(accelerator, lambda: _make_folder(config, output))
-        evaluation = trainer.go(folder, allow_changed_data=allow_changed_data)
+        try:
+            evaluation = trainer.go(folder, allow_changed_data=allow_changed_data)
+        except (LossNotFinite, ValueError, OSError, MemoryError, OutOfMemoryError):
+            if started is None and trainer.is_main:
+                _remove_without_weights(folder)
+            raise
     minutes = trainer.progress["seconds"] / 60
     if trainer.is_main:
         model, rows = trainer.average.module, trainer.progress["rows"]
         task.write_report(folder, model, evaluation, rows, minutes=minutes)
     return RunResult(folder, task.data, evaluation, minutes)
+
+
+def _remove_without_weights(folder: Path) -> None:
+    """Remove a new run's folder where nothing was saved: it would be in the next run's way."""
+    if not find_states(folder) and not (folder / LAST_NAME).exists():
+        shutil.rmtree(folder)
 
 
 def _make_folder(config: RunConfig, output: str | None) -> Path:

@@ -31,6 +31,7 @@ class Task(Protocol):
         layer_rates: arguments of `make_optimizer`, where layers have learning rates of their own.
         score: the name of the figure of an evaluation that decides which checkpoint is the best;
             the figure is nan where nothing in the held-out images counts.
+        start: what a new run starts from, in words.
         resume_command: resumes a run, followed by its folder.
     """
 
@@ -39,6 +40,7 @@ class Task(Protocol):
     validation: Any
     layer_rates: dict[str, float]
     score: str
+    start: str
     resume_command: str
 
     def __init__(self, config: Any, accelerator: Accelerator) -> None:

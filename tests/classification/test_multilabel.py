@@ -74,5 +74,5 @@ def test_parts_make_the_whole(tmp_path):
     for name, value in vars(whole).items():
         torch.testing.assert_close(getattr(together, name), value, equal_nan=True)
     dataset.allowed_broken = 0
-    with pytest.raises(ValueError, match="1 images can't be read"):
+    with pytest.raises(ValueError, match="1 image can't be read"):
         evaluate(Bright(), make_loader(dataset, InOrder(5), 2, 0), 2, CPU)

@@ -82,6 +82,14 @@ def test_broken_image_among_good_ones(capsys, whole_run, photos):
     assert all(len(entry["predictions"]) == 1 for entry in entries)
 
 
+def test_nothing_that_can_be_read_has_no_table(capsys, whole_run, photos):
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(whole_run.folder), str(photos / "b.png"), "--top-k", "5"])
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines()[0] == "halonet: --top-k 5: the model has 2 classes"
+
+
 def test_predictions_to_a_file(fails, capsys, whole_run, photos, tmp_path):
     output = tmp_path / "predictions.json"
     words = ["predict", whole_run.folder, photos / "a.png", "--format", "json", "--output", output]

@@ -54,8 +54,11 @@ def test_similar_images_come_first(capsys, whole_run, photos, tmp_path):
     assert str(query) not in "".join(lines[1:])
     with Image.open(sheet) as image:
         assert image.size[0] > 800
-    cli.main([*words, "--format", "json"])
-    entries = json.loads(capsys.readouterr().out)
+    cli.main([*words[:-1], "100", "--format", "json"])
+    shown = capsys.readouterr()
+    assert shown.err == "halonet: --count 100: there are 23 images to compare with\n"
+    entries = json.loads(shown.out)
+    assert len(entries) == 23
     similarities = [entry["similarity"] for entry in entries]
     assert similarities == sorted(similarities, reverse=True)
     assert all(-1 <= similarity <= 1.000001 for similarity in similarities)
@@ -77,7 +80,8 @@ def test_what_does_not_fit(capsys, fails, whole_run, photos, tmp_path):
     assert "no image at" in fails(["similar", run, photos / "no.png", photos])
     query = photos / "red" / "5.png"
     assert "no image to compare" in fails(["similar", run, query, query])
-    assert "is an input too" in fails(["similar", run, query, photos, "--output", query])
+    words = ["similar", run, query, photos, "--output"]
+    assert "output must end in one of .pdf, .png, .svg" in fails([*words, tmp_path / "a.bmp"])
     (photos / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(SystemExit):
         cli.main(["embed", str(run), str(photos), "--output", str(tmp_path / "a.npz")])

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -55,16 +56,38 @@ def test_predict_names_what_it_leaves_out(capsys, fails, whole_run, tmp_path):
     assert line.endswith("empty holds no images; left out: 1 .txt")
 
 
-def test_input_is_never_written_over(fails, whole_run, tmp_path):
-    folder = draw_folder(tmp_path / "photos", classes=1, images=2)
-    (tmp_path / "alias.json").symlink_to(folder / "red" / "0.png")
-    before = (folder / "red" / "0.png").read_bytes()
-    for output in (folder / "red" / "0.png", tmp_path / "alias.json"):
-        words = ["predict", whole_run.folder, folder, "--output", output]
-        assert f"output {output} is an input too" in fails(words)
-    weights = shutil.copy(whole_run.folder / "last.safetensors", tmp_path)
-    assert "is an input too" in fails(["predict", weights, folder, "--output", weights])
-    assert (folder / "red" / "0.png").read_bytes() == before
+def test_file_is_never_written_over(fails, whole_run, tmp_path):
+    run, folder = whole_run.folder, draw_folder(tmp_path / "photos", classes=1, images=2)
+    image = folder / "red" / "0.png"
+    alias, numbers = tmp_path / "alias.png", tmp_path / "numbers.npz"
+    alias.symlink_to(image)
+    numbers.write_text("kept")
+    commands = [
+        (["predict", run, folder], [image, alias, numbers, run / "config.json", folder]),
+        (["embed", run, folder], [numbers]),
+        (["similar", run, image, folder], [image, alias]),
+        (["compare", run, run], [image, alias]),
+    ]
+    before = {path: path.read_bytes() for path in (image, numbers, run / "config.json")}
+    for words, outputs in commands:
+        for output in outputs:
+            said = fails([*words, "--output", output])
+            assert said == f"halonet: {output} exists already; choose another --output"
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_report_on_other_images_is_kept(fails, capsys, images, whole_run, tmp_path):
+    run = shutil.copytree(whole_run.folder, tmp_path / "run")
+    words = ["evaluate", str(run), "--data", f"folder:{images}"]
+    for more in ([], ["--split", "all"], ["--split", "train"], ["--split", "all"], []):
+        cli.main([*words, *more])
+    shown = capsys.readouterr().out
+    places = re.findall(r"open (.*)/report.html", shown)
+    assert [Path(place).name for place in places] == [
+        *("evaluation", "evaluation-2", "evaluation-3", "evaluation-2", "evaluation")
+    ]
+    said = fails([*words, "--split", "train", "--output", run / "evaluation"])
+    assert "has a report on held-out images of folder:" in said
 
 
 def test_evaluation_leaves_other_results_alone(fails, capsys, whole_run, tmp_path):
@@ -86,7 +109,7 @@ def test_evaluation_leaves_other_results_alone(fails, capsys, whole_run, tmp_pat
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_names_that_are_not_unicode(capsys, fails, tmp_path):
+def test_names_that_are_not_unicode(capsys, caplog, fails, tmp_path):
     folder = draw_folder(tmp_path / "photos")
     latin = os.fsdecode("entr\u00e9es".encode("latin-1"))
     try:
@@ -96,12 +119,14 @@ def test_names_that_are_not_unicode(capsys, fails, tmp_path):
     (folder / latin / "0.png").rename(folder / latin / os.fsdecode(b"\xe9t\xe9.png"))
     run = tmp_path / "run"
     folder = folder.rename(tmp_path / os.fsdecode(b"d\xe9p\xf4t"))
-    config = small_config(folder, epochs=1, validation_share=0.75)
+    config = small_config(folder, epochs=1, validation_share=0.75, batch_size=8)
     cli.main(["train", *make_words(config, run)])
     cli.main(["evaluate", str(run)])
     shown = capsys.readouterr()
     assert r"entr\xe9es" in shown.out
     assert shown.out.encode()
+    assert "batch_size 8: a step takes all 6 training images" in shown.out
+    assert not caplog.records  # timm's, of a schedule of one step
     for report in (run, run / "evaluation"):
         assert r"entr\xe9es" in json.loads((report / "summary.json").read_text())["classes"]
         assert r"entr\xe9es" in (report / "report.html").read_text(encoding="utf-8")
@@ -114,6 +139,7 @@ def test_names_that_are_not_unicode(capsys, fails, tmp_path):
         words = ["predict", str(run), str(folder / latin), "--format", form]
         cli.main(words)
         assert capsys.readouterr().out.encode()
+        output.unlink(missing_ok=True)
         cli.main([*words, "--output", str(output)])
         assert "green" in output.read_text(encoding="utf-8")
     entries = json.loads(_predict_json(run, folder / latin, output))
@@ -125,5 +151,6 @@ def test_names_that_are_not_unicode(capsys, fails, tmp_path):
 
 
 def _predict_json(run, folder, output):
+    output.unlink(missing_ok=True)
     cli.main(["predict", str(run), str(folder), "--format", "json", "--output", str(output)])
     return output.read_text(encoding="utf-8")

@@ -191,10 +191,10 @@ def test_the_runs_own_data_stay_held_out(capsys, whole_run, images, tmp_path, sp
 
 def test_shards_are_scored(capsys, whole_run, other_photos, tmp_path):
     cli.main(["shards", f"folder:{other_photos}", str(tmp_path / "shards")])
-    words = ["--data", f"shards:{tmp_path / 'shards'}", "--output", str(tmp_path / "report")]
+    words = ["evaluate", str(whole_run.folder), "--data", f"shards:{tmp_path / 'shards'}"]
     for part, count in (("val", 2), ("all", 10)):
-        cli.main(["evaluate", str(whole_run.folder), *words, "--split", part])
-        with open(tmp_path / "report" / "predictions.csv", newline="") as file:
+        cli.main([*words, "--split", part, "--output", str(tmp_path / part)])
+        with open(tmp_path / part / "predictions.csv", newline="") as file:
             rows = [*csv.DictReader(file)]
         assert len({row["path"] for row in rows}) == count
         assert {row["label"] for row in rows} == {"green", "red"}
@@ -220,9 +220,10 @@ def test_part_kept_for_the_end(capsys, fails, whole_run, images, tmp_path):
         for index, part in enumerate(("train", "train", "val", "test", "test")):
             lines.append(f"{images / color / f'{index}.png'},{color},{part}")
     (tmp_path / "labels.csv").write_text("\n".join(lines))
-    words = ["--data", f"csv:{tmp_path / 'labels.csv'}", "--output", str(tmp_path / "report")]
+    words = ["--data", f"csv:{tmp_path / 'labels.csv'}"]
     for part, said in (("test", "the 4 test"), ("val", "the 2 held-out"), ("all", "all 10")):
-        cli.main(["evaluate", str(whole_run.folder), *words, "--split", part])
+        output = ["--output", str(tmp_path / part)]
+        cli.main(["evaluate", str(whole_run.folder), *words, "--split", part, *output])
         assert capsys.readouterr().out.startswith(f"scoring {said} images of csv:")
     words[1] = f"folder:{images}"
     said = fails(["evaluate", whole_run.folder, *words, "--split=test"])

@@ -184,7 +184,39 @@ for name, show in {
         (["train", "--data", "mnist"], 1, "got 'mnist'"),
         (["train", "--data", "folder:absent"], 1, "no folder at absent"),
         (["train", "--model", "halonet_h9"], 1, "'halonet_h9'"),
-        (["train", "--optimizer", "guess"], 1, "guess"),
+        (
+            ["train", "--optimizer", "nadamv", "--data", "folder:absent"],
+            1,
+            "optimizer must be one of timm's",
+        ),
+        (["train", "--model", "halonet_h9", "--data", "folder:absent"], 1, "model must be one of"),
+        (["train", "--backend", "guess", "--data", "folder:absent"], 1, "backend must be one of"),
+        (
+            ["train", "--pretrained", "weights.safetensors", "--data", "folder:absent"],
+            1,
+            "no checkpoint at weights.safetensors",
+        ),
+        (
+            ["train", "--model-options", '{"heads": [1, 2]}', "--data", "folder:absent"],
+            1,
+            "heads",
+        ),
+        (
+            ["detect", "train", "--data", "coco:.", "--backend", "guess"],
+            1,
+            "backend must be one of",
+        ),
+        (["train", "--image-size", "33.5"], 2, "--image-size must be a whole number, got 33.5"),
+        (
+            ["train", "--augmentation.crop-share", "0.9,0.1"],
+            2,
+            "--augmentation.crop-share must be a list, as [0.5,1.0], got 0.9,0.1",
+        ),
+        (
+            ["evaluate", "absent", "--split", "dev"],
+            2,
+            "--split must be one of 'train', 'val', 'test', 'all', got dev",
+        ),
         (["train", "--init", "absent.safetensors"], 1, "no checkpoint at absent.safetensors"),
         (["train", "--resume", "absent"], 1, "no run at absent"),
         (["train", "--resume", "absent", "--epochs", "3"], 2, "allows no other option than"),
@@ -207,7 +239,11 @@ for name, show in {
         (["compare", "absent"], 1, "no run at absent: it has no config.json"),
         (["compare", "absent", "--format", "xml"], 2, "'table', 'json'"),
         (["compare", "absent", "--output", "absent/curves.png"], 1, "no folder at absent"),
-        (["models", "--max_parameters", "few"], 2, "a number such as 10M"),
+        (
+            ["models", "--max_parameters", "few"],
+            2,
+            "--max-parameters: expected a number such as 10M",
+        ),
     ],
 )
 def test_mistake_is_one_line(fails, monkeypatch, tmp_path, words, status, said):
@@ -223,6 +259,14 @@ def test_mistake_is_one_line(fails, monkeypatch, tmp_path, words, status, said):
             words = [*words, "--data", f"folder:{draw_folder(tmp_path / 'images', images=2)}"]
     assert said in fails(words, status)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [["explain", "a.png"], ["export"], ["benchmark"]])
+def test_exported_file_is_no_checkpoint(fails, tmp_path, words):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(bytes(100))
+    said = fails([words[0], path, *words[1:]])
+    assert f"{path} is an exported file, where a checkpoint is needed" in said
 
 
 def test_reader_that_leaves_is_no_error():

@@ -117,7 +117,7 @@ def test_workers_give_the_same_batches(dataset):
 
 def test_broken_images_are_counted_and_named(dataset, tmp_path):
     (tmp_path / "1.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"1 images can't be read: .*1\.png"):
+    with pytest.raises(ValueError, match=r"^1 image can't be read: .*1\.png"):
         dataset.prepare("images", show_progress=False)
 
 
@@ -172,7 +172,7 @@ def test_one_broken_image_stops_where_none_may_be(tmp_path, monkeypatch):
     assert labels.tolist() == [0, -1, 0]
     assert broken.tolist() == [-1, 1, -1]
     assert not pixels[1].any()
-    with pytest.raises(ValueError, match=r"1 images can't be read: .*1\.png is not an image"):
+    with pytest.raises(ValueError, match=r"1 image can't be read: .*1\.png is not an image"):
         dataset.check_broken(broken[broken >= 0].tolist())
 
 

@@ -1,5 +1,6 @@
 """Folds: they part the images of any source, evenly in each class."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -58,3 +59,5 @@ def test_class_with_fewer_images_than_folds(folder, tmp_path):
     assert sorted(data.validation.labels.count(1) for data in parts) == [0, 1, 1, 1]
     lacking = next(data for data in parts if data.validation.labels.count(1) == 0)
     assert lacking.describe().splitlines()[1] == "no held-out images of red"
+    alike = dataclasses.replace(lacking, class_names=("Red", "red"))
+    assert alike.describe().splitlines()[1] == "classes that differ in case only: Red, red"

@@ -272,6 +272,14 @@ def test_bad_images_are_listed_and_left_out(folder: Path) -> None:
     assert [image.id for image in found.images] == [11, 12, 13]
 
 
+def test_images_too_thin_for_the_detector_are_left_out(folder: Path) -> None:
+    change(folder, lambda content: content["images"][0].update(width=3000, height=3))
+    loaded = load_detection_data(f"coco:{folder}", image_size=64, read_images=False)
+    assert [image.id for image in loaded.training.images] == [11, 12, 13]
+    (problem,) = loaded.training.problems
+    assert str(problem).startswith("image 10: it is too thin: of 3000 x 3 pixels")
+
+
 def test_processes_share_the_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = folder / "train2017"
     (images / "10.png").unlink()

@@ -48,6 +48,20 @@ def test_objects_in_files(tmp_path: Path) -> None:
     assert ImageChops.difference(picture, read_image(paths[0])).getbbox() is not None
 
 
+def test_a_thin_image_is_as_one_that_cannot_be_read(tmp_path: Path) -> None:
+    model, path = small_detector(), tmp_path / "thin.png"
+    for size in ((193, 3), (3, 193), (191, 3)):
+        Image.new("RGB", size).save(path)
+        ((_, found),) = predict(model, [path])
+        if size == (191, 3):
+            assert isinstance(found, Objects)
+            continue
+        pixels = f"{size[0]} x {size[1]} pixels"
+        assert found == (
+            f"{path} can't be used: it is too thin: of {pixels}, nothing is left at image_size 64"
+        )
+
+
 def test_no_objects_leave_the_picture_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "grey.png"
     Image.new("RGB", (50, 40), "grey").save(path)

@@ -98,9 +98,12 @@ def test_checkpoints_load_anywhere(whole_run, name):
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
-def test_finished_run_resumes_to_itself(whole_run):
+def test_finished_run_resumes_to_itself(whole_run, capsys):
     before = load_file(whole_run.folder / "last.safetensors")
     again = resume(whole_run.folder)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(f"{whole_run.folder} is finished, at step 8 of 8")
+    assert not any("starting from" in line for line in lines)
     assert again.evaluation.accuracy == whole_run.evaluation.accuracy
     after = load_file(whole_run.folder / "last.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -269,8 +272,9 @@ def spoil_step(monkeypatch, step):
 
 def test_loss_that_is_not_finite_before_anything_is_saved(images, tmp_path, monkeypatch):
     spoil_step(monkeypatch, 0)
-    with pytest.raises(LossNotFinite, match=r"at step 1 of 8; nothing was saved in .*run yet"):
+    with pytest.raises(LossNotFinite, match=r"at step 1 of 8; nothing was saved yet; a new run"):
         train(small_config(images), output=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()  # nothing is in the way of the next run
 
 
 def test_loss_that_is_not_finite_keeps_what_was_saved(images, tmp_path, monkeypatch):

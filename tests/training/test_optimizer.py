@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from halonet.classification.recipes import get_recipe
 from halonet.training.checkpoint import load_state, save_state
 from halonet.training.config import RunConfig
-from halonet.training.optimizer import make_optimizer
+from halonet.training.optimizer import check_optimizer, make_optimizer
 from halonet.training.parallel import make_accelerator
 from tests.detection.pictures import small_detector
 from tests.models.test_halonet import small_model
@@ -104,6 +104,13 @@ def test_muon_updates_no_position(kind: str, changes: dict[str, Any]) -> None:
 def test_unknown_optimizer_is_named() -> None:
     with pytest.raises(ValueError, match="Optimizer fastest not found"):
         make_optimizer(nn.Linear(1, 1), make_config("fastest"))
+
+
+def test_any_of_timms_names_is_one() -> None:
+    for name in ("nadamw", "Lookahead_AdamW", "muon"):
+        check_optimizer(name)
+    with pytest.raises(ValueError, match=r"optimizer must be one of timm's .* nadamw.*; got 'nad"):
+        check_optimizer("nadamv")
 
 
 def make_run(model: nn.Module, optimizer: torch.optim.Optimizer, config: RunConfig) -> Any:
