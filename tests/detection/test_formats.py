@@ -243,9 +243,10 @@ def test_whole_sets_are_scored(
         (lone, ["--split", "train"], 3),
         (coco, [], 4),
     ):
-        cli.main([*words, "--data", str(data), *split])
+        output = tmp_path / f"report of {count} {data.name}"
+        cli.main([*words, "--data", str(data), *split, "--output", str(output)])
         assert f"\n{count} images, at most" in capsys.readouterr().out
-        truth = json.loads((tmp_path / "evaluation" / "truth.json").read_text())
+        truth = json.loads((output / "truth.json").read_text())
         assert len(truth["images"]) == count
     with pytest.raises(SystemExit):
         cli.main([*words, "--data", str(coco), "--split", "all"])
