@@ -261,7 +261,9 @@ def test_mistakes_with_a_file_are_one_line(fails, run, images, tmp_path):
     assert "no checkpoint at" in fails(["evaluate", tmp_path / "absent.onnx"])
     assert "lies in no run folder" in fails(["evaluate", broken])
     assert "no checkpoint in" in fails(["export", tmp_path])
-    assert "is an exported file, where a checkpoint is needed" in fails(["export", run / "last.onnx"])
+    assert "is an exported file, where a checkpoint is needed" in fails(
+        ["export", run / "last.onnx"]
+    )
     fixed = tmp_path / "fixed.onnx"
     cli.main(["export", str(run), "--size", "40,64", "--output", str(fixed)])
     assert "takes images of shape [3, 40, 64], got [3, 32, 32]" in fails(["predict", fixed, images])
