@@ -12,10 +12,7 @@ __attribute__((always_inline)) inline void sigmoid(const Vector (&x)[count], Vec
     constexpr bool is_short = sizeof(T) == sizeof(Bfloat16);
 #pragma GCC unroll 8
     for (int v = 0; v < count; v++) gate[v] = x[v] * float(-log2_of_e);
-    if constexpr (is_short)
-        short_exp2(gate);
-    else
-        exp2(gate);
+    exp2<is_short>(gate);
 #pragma GCC unroll 8
     for (int v = 0; v < count; v++) {
 #if defined(__AVX512F__)
@@ -44,46 +41,26 @@ struct Activation {
           added(static_cast<const T *>(a.added)),
           gradient(static_cast<const T *>(a.gradient)) {}
 
-    // `count` vectors, from number i of the pixel that begins at number `first`.
-    template <int count>
-    __attribute__((always_inline)) void run(long first, long i) const {
-        Vector x[count], gate[count];
+    // `vectors` vectors of `count` channels each, from channel i of the pixel that begins at number `first`.
+    template <int vectors>
+    __attribute__((always_inline)) void run(long first, long i, long count) const {
+        Vector x[vectors], gate[vectors];
 #pragma GCC unroll 8
-        for (int v = 0; v < count; v++, i += lanes) {
-            x[v] = load(maps + first + i);
-            if (scale) x[v] *= load(scale + i);
-            if (shift) x[v] += load(shift + i);
-            if (added) x[v] += load(added + first + i);
+        for (int v = 0; v < vectors; v++, i += lanes) {
+            x[v] = load_some(maps + first + i, count);
+            if (scale) x[v] *= load_some(scale + i, count);
+            if (shift) x[v] += load_some(shift + i, count);
+            if (added) x[v] += load_some(added + first + i, count);
         }
         sigmoid<T>(x, gate);
-        i -= count * lanes;
+        i -= vectors * lanes;
 #pragma GCC unroll 8
-        for (int v = 0; v < count; v++, i += lanes) {
-            if (gradient)
-                store(output + first + i,
-                      load(gradient + first + i) * gate[v] * (1.0f + x[v] * (1.0f - gate[v])));
-            else
-                store(output + first + i, x[v] * gate[v]);
+        for (int v = 0; v < vectors; v++, i += lanes) {
+            const Vector factor =
+                gradient ? load_some(gradient + first + i, count) * (1.0f + x[v] * (1.0f - gate[v]))
+                         : x[v];
+            store_some(output + first + i, count, factor * gate[v]);
         }
-    }
-
-    // The last channels of a pixel, fewer than a vector, by copies.
-    void run_rest(long first, long i, long count) const {
-        T numbers[4][lanes] = {};
-        float factors[2][lanes] = {};
-        Activation padded = *this;
-        const auto copy = [count](auto *&from, auto *to, long offset) {
-            if (from) __builtin_memcpy(to, from + offset, size_t(count) * sizeof(*to));
-            if (from) from = to;
-        };
-        copy(padded.maps, numbers[0], first + i);
-        copy(padded.added, numbers[1], first + i);
-        copy(padded.gradient, numbers[2], first + i);
-        copy(padded.scale, factors[0], i);
-        copy(padded.shift, factors[1], i);
-        padded.output = numbers[3];
-        padded.template run<1>(0, 0);
-        __builtin_memcpy(output + first + i, numbers[3], size_t(count) * sizeof(T));
     }
 };
 
@@ -95,9 +72,9 @@ void affine_silu_of_maps(const HaloActivation &a) {
     for (long pixel = 0; pixel < a.pixels; pixel++) {
         const long first = pixel * a.channels;
         long i = 0;
-        for (; i + 4 * lanes <= a.channels; i += 4 * lanes) activation.template run<4>(first, i);
-        for (; i + lanes <= a.channels; i += lanes) activation.template run<1>(first, i);
-        if (i < a.channels) activation.run_rest(first, i, a.channels - i);
+        for (; i + 4 * lanes <= a.channels; i += 4 * lanes) activation.template run<4>(first, i, lanes);
+        for (; i + lanes <= a.channels; i += lanes) activation.template run<1>(first, i, lanes);
+        if (i < a.channels) activation.template run<1>(first, i, a.channels - i);
     }
 }
 
@@ -192,21 +169,6 @@ private:
         sigmoid<T>(x, gate);
 #pragma GCC unroll 8
         for (int v = 0; v < count; v++) x[v] *= gate[v];
-    }
-
-    // Zeros behind the last number.
-    static Vector load_some(const T *from, long count) {
-        if (count == lanes) return load(from);
-        T numbers[lanes] = {};
-        __builtin_memcpy(numbers, from, size_t(count) * sizeof(T));
-        return load(numbers);
-    }
-
-    static void store_some(T *to, long count, Vector v) {
-        if (count == lanes) return store(to, v);
-        T numbers[lanes];
-        store(numbers, v);
-        __builtin_memcpy(to, numbers, size_t(count) * sizeof(T));
     }
 };
 

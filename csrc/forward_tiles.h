@@ -257,7 +257,7 @@ private:
                 Vector some[8];
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; i++) some[i] = found.of(k + i, q);
-                short_exp2(some);
+                exp2<true>(some);
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; i += 2) put(k + i, rounded(some[i]), rounded(some[i + 1]));
             }
@@ -265,7 +265,7 @@ private:
                 Vector pair[2] = {};
                 for (int i = 0; i < 2; i++)
                     if (k + i < count) pair[i] = found.of(k + i, q);
-                short_exp2(pair);
+                exp2<true>(pair);
                 put(k, k < count ? rounded(pair[0]) : Words{},
                     k + 1 < count ? rounded(pair[1]) : Words{});
             }

@@ -184,7 +184,7 @@ public:
 
     void step(long count) {
         const long channels = cells().channels, slice_step = cells().slice_step;
-        if (channels == slice_channels)
+        if (channels == slice_channels)  // without loops over slices, which cost as much as the copy
             return walk.template step<1>(count, [](const T *cell, float *copy) {
                 for (long c = 0; c < slice_channels; c += lanes) store(copy + c, load(cell + c));
             });

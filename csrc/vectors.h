@@ -84,6 +84,23 @@ inline void store(Bfloat16 *p, Vector v) {
 #endif
 }
 
+// Some numbers of a vector; zeros behind the last.
+template <class T>
+inline Vector load_some(const T *p, long count) {
+    if (count == lanes) return load(p);
+    T numbers[lanes] = {};
+    __builtin_memcpy(numbers, p, size_t(count) * sizeof(T));
+    return load(numbers);
+}
+
+template <class T>
+inline void store_some(T *p, long count, Vector v) {
+    if (count == lanes) return store(p, v);
+    T numbers[lanes];
+    store(numbers, v);
+    __builtin_memcpy(p, numbers, size_t(count) * sizeof(T));
+}
+
 inline Vector constant(float x) { return Vector{} + x; }
 
 // Of a NaN in a: b. One instruction, where compilers make two of the comparison. (512-bit ones without
@@ -119,8 +136,9 @@ __attribute__((always_inline)) inline void polynomial_step(Vector (&p)[count], c
 }
 
 // 2^x of each, from x = -125 to 127, infinity at 128 and above; 2^-125 below; NaN for NaN. Relative
-// error below 1.7e-7. Each number's steps wait for each other, so that several vectors go side by side.
-template <int count>
+// error below 1.7e-7; for results that are rounded to bfloat16 (`is_short`), below 1.1e-4 with AVX-512. Each
+// number's steps wait for each other, so that several vectors go side by side.
+template <bool is_short = false, int count>
 __attribute__((always_inline)) inline void exp2(Vector (&x)[count]) {
     Vector p[count], fraction[count];
 #pragma GCC unroll 8
@@ -130,12 +148,17 @@ __attribute__((always_inline)) inline void exp2(Vector (&x)[count]) {
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) {
         fraction[i] = _mm512_maskz_reduce_ps(0xffff, x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-        p[i] = constant(1.86713005e-3f);
+        p[i] = constant(is_short ? 7.82682321e-2f : 1.86713005e-3f);
     }
-    polynomial_step(p, fraction, 9.01703071e-3f);
-    polynomial_step(p, fraction, 5.57999127e-2f);
-    polynomial_step(p, fraction, 2.40164444e-1f);
-    polynomial_step(p, fraction, 6.93151295e-1f);
+    if constexpr (is_short) {
+        polynomial_step(p, fraction, 2.26307273e-1f);
+        polynomial_step(p, fraction, 6.95424495e-1f);
+    } else {
+        polynomial_step(p, fraction, 9.01703071e-3f);
+        polynomial_step(p, fraction, 5.57999127e-2f);
+        polynomial_step(p, fraction, 2.40164444e-1f);
+        polynomial_step(p, fraction, 6.93151295e-1f);
+    }
     polynomial_step(p, fraction, 1.0f);
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) x[i] = _mm512_maskz_scalef_ps(0xffff, p[i], x[i]);
@@ -158,33 +181,6 @@ __attribute__((always_inline)) inline void exp2(Vector (&x)[count]) {
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) x[i] *= p[i];
 #endif
-}
-
-// The same with a relative error below 1.1e-4, for results that are rounded to bfloat16.
-template <int count>
-__attribute__((always_inline)) inline void short_exp2(Vector (&x)[count]) {
-#if defined(__AVX512F__)
-    Vector p[count], fraction[count];
-#pragma GCC unroll 8
-    for (int i = 0; i < count; i++) {
-        x[i] = maximum(constant(-125.0f), x[i]);
-        fraction[i] = _mm512_maskz_reduce_ps(0xffff, x[i], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-        p[i] = constant(7.82682321e-2f);
-    }
-    polynomial_step(p, fraction, 2.26307273e-1f);
-    polynomial_step(p, fraction, 6.95424495e-1f);
-    polynomial_step(p, fraction, 1.0f);
-#pragma GCC unroll 8
-    for (int i = 0; i < count; i++) x[i] = _mm512_maskz_scalef_ps(0xffff, p[i], x[i]);
-#else
-    exp2(x);
-#endif
-}
-
-inline Vector exp2(Vector x) {
-    Vector one[1] = {x};
-    exp2(one);
-    return one[0];
 }
 
 // Exchanges, between two rows of a square, the numbers whose column's bit `step` is not the row's.

@@ -127,7 +127,7 @@ def _compare(
         # In float64 on the CPU, as not every device has it.
         wide = {key: tensor.double() for key, tensor in inputs.items()}
         reference = case.options | {"backend": REFERENCE}
-        where = f"{name} on {device}, {str(dtype).removeprefix('torch.')}, {case.name}"
+        where = f"{name} on {device}, {_name_type(dtype)}, {case.name}"
         try:
             exact = run_with_gradients(halo_attention, wide, reference)
             plain = run_with_gradients(halo_attention, there, reference)
@@ -170,7 +170,7 @@ def _compare_activation(dtype: torch.dtype) -> Iterator[str | None]:
             ),
         }
         for key, (compute, wide, narrow) in results.items():
-            where = f"cpu on cpu, {str(dtype).removeprefix('torch.')}, SiLU, {key}"
+            where = f"cpu on cpu, {_name_type(dtype)}, SiLU, {key}"
             try:
                 found = compute()
             except RuntimeError as error:  # of the library

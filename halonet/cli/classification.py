@@ -190,7 +190,6 @@ def predict_command(words: Sequence[str]) -> None:
     if folder is not None:
         require_empty(folder)
     pictures = name_pictures(options.images, list_given_images(options.images, videos=True))
-
     if (options.top_k or 0) > len(names):
         note = f"--top-k {options.top_k}: the model has {len(names)} classes"
         print(f"halonet: {note}", file=sys.stderr)

@@ -299,7 +299,7 @@ def _check_variant(variant: Variant) -> None:
     unknown = set(variant.spatial) - {"attention", "convolution"}
     if unknown:
         raise ValueError(f"spatial must be attention or convolution, got {unknown.pop()!r}")
-    if variant.image_size < SMALLEST_IMAGE:
+    if not SMALLEST_IMAGE <= variant.image_size < math.inf:
         raise ValueError(
             f"image_size must be {SMALLEST_IMAGE} pixels or more, got {variant.image_size}"
         )

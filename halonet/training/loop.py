@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
-from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,7 +23,7 @@ from halonet.models.metadata import LAST_NAME
 from halonet.training.checkpoint import find_states, load_state, save_state
 from halonet.training.config import RunConfig
 from halonet.training.log import describe_epoch, log_epoch, log_step, track_run, write_metrics
-from halonet.training.optimizer import make_optimizer
+from halonet.training.optimizer import make_optimizer, make_schedule
 from halonet.training.pace import Pace
 from halonet.training.parallel import Whole, agree, do_once, gather_whole, share_buffers
 from halonet.training.task import Task
@@ -350,25 +348,6 @@ class Trainer:
     def _evaluate(self) -> Any:
         share_buffers(self.average.module)
         return self.task.evaluate(self.average.module, self.validation_loader, self.accelerator)
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int) -> Scheduler:
-    """The learning rate of every step."""
-    common: dict[str, Any] = {
-        "warmup_t": round(steps * config.warmup_share),
-        "warmup_lr_init": config.learning_rate * config.warmup_start_share,
-        "warmup_prefix": False,
-        "t_in_epochs": False,
-    }
-    if config.schedule == "steps":
-        decays = [round(steps * share) for share in config.decay_shares]
-        return MultiStepLRScheduler(optimizer, decays, decay_rate=0.1, **common)
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=max(2, steps),  # of a single step timm warns; its rate is the same
-        lr_min=config.learning_rate * config.final_learning_rate_share,
-        **common,
-    )
 
 
 def set_training(model: nn.Module, *, freeze_norms: bool) -> None:

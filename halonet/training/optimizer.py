@@ -1,4 +1,4 @@
-"""The optimizer of a run, and which parameters it decays."""
+"""The optimizer of a run, which parameters it decays, and the learning rate of every step."""
 
 import difflib
 from functools import partial
@@ -14,6 +14,8 @@ from timm.optim import (
     param_groups_layer_decay,
     param_groups_weight_decay,
 )
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from halonet.training.config import RunConfig
@@ -109,3 +111,22 @@ def _orthogonalize_in_float32(optimizer: torch.optim.Optimizer, *_: Any) -> None
 
 def _orthogonalize_as_timm(*_: Any) -> None:
     muon.zeropower_via_newtonschulz = _ORTHOGONALIZE
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int) -> Scheduler:
+    """The learning rate of every step."""
+    common: dict[str, Any] = {
+        "warmup_t": round(steps * config.warmup_share),
+        "warmup_lr_init": config.learning_rate * config.warmup_start_share,
+        "warmup_prefix": False,
+        "t_in_epochs": False,
+    }
+    if config.schedule == "steps":
+        decays = [round(steps * share) for share in config.decay_shares]
+        return MultiStepLRScheduler(optimizer, decays, decay_rate=0.1, **common)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=max(2, steps),  # of a single step timm warns; its rate is the same
+        lr_min=config.learning_rate * config.final_learning_rate_share,
+        **common,
+    )

@@ -1,6 +1,7 @@
 """Start or resume a run of any task, and train to its end."""
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -9,6 +10,9 @@ from torch import OutOfMemoryError
 
 from halonet.models.metadata import LAST_NAME
 from halonet.training.checkpoint import (
+    CONFIG_NAME,
+    METRICS_NAME,
+    STATE_FOLDER,
     check_output,
     find_states,
     new_run_folder,
@@ -16,6 +20,7 @@ from halonet.training.checkpoint import (
     write_config,
 )
 from halonet.training.config import RunConfig
+from halonet.training.log import TENSORBOARD
 from halonet.training.loop import LossNotFinite, Trainer
 from halonet.training.optimizer import check_optimizer
 from halonet.training.parallel import do_once, make_accelerator, naming_lost_process
@@ -118,9 +123,15 @@ def _run(
 
 
 def _remove_without_weights(folder: Path) -> None:
-    """Remove a new run's folder where nothing was saved: it would be in the next run's way."""
-    if not find_states(folder) and not (folder / LAST_NAME).exists():
-        shutil.rmtree(folder)
+    """Remove what a new run wrote where nothing was saved: it would be in the next run's way."""
+    if find_states(folder) or (folder / LAST_NAME).exists():
+        return
+    for name in (STATE_FOLDER, TENSORBOARD):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (CONFIG_NAME, METRICS_NAME):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):  # what else is there is the user's
+        folder.rmdir()
 
 
 def _make_folder(config: RunConfig, output: str | None) -> Path:

@@ -15,9 +15,11 @@ import torch
 import halonet
 from halonet.export import onnx_classifier, onnx_file, openvino_model
 from halonet.export.check import relative_difference
+from halonet.export.formats import SUFFIXES
 from halonet.export.onnx_classifier import PIXELS_AT_ONCE, load_onnx
 from halonet.export.openvino_model import import_openvino, open_openvino
 from halonet.models.halonet import Preprocessing
+from halonet.models.metadata import EXPORTED
 from tests.export.test_network import NARROW, make_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
@@ -330,3 +332,7 @@ def test_a_foreign_file_is_named(metadata, tmp_path) -> None:
         load_onnx(path)
     with pytest.raises(FileNotFoundError, match="no file at"):
         load_onnx(tmp_path / "absent.onnx")
+
+
+def test_every_exported_file_is_known_as_one() -> None:
+    assert {Path(f"model{suffix}").suffix for suffix in SUFFIXES.values()} == set(EXPORTED)

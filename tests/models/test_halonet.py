@@ -267,6 +267,7 @@ def test_compiles_and_exports_whole() -> None:
         ("halonet_h0", {"block_size": 7}, "block_size must be a positive multiple of stride 2"),
         ("halonet_h0", {"base_width": 0}, "base_width must be positive, got 0"),
         ("halonet_h0", {"image_size": 31}, "image_size must be 32 pixels or more, got 31"),
+        ("halonet_h0", {"image_size": float("nan")}, "image_size must be 32 .* got nan"),
         (None, {}, "model must be one of halonet_h0, .* got None"),
         ("halonet_h0", {"value_ratio": float("nan")}, "value_ratio must be positive, got nan"),
         ("halonet_h0", {"final_width": 0}, "final_width must be positive or None, got 0"),

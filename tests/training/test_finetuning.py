@@ -10,8 +10,8 @@ import torch
 import halonet
 from halonet.classification.config import TrainingConfig, check_config
 from halonet.classification.training import resume, train
-from halonet.training.loop import Trainer, make_schedule
-from halonet.training.optimizer import make_optimizer
+from halonet.training.loop import Trainer
+from halonet.training.optimizer import make_optimizer, make_schedule
 from tests.pictures import SMALL_MODEL, draw_folder, small_config
 
 

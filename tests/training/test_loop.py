@@ -277,6 +277,17 @@ def test_loss_that_is_not_finite_before_anything_is_saved(images, tmp_path, monk
     assert not (tmp_path / "run").exists()  # nothing is in the way of the next run
 
 
+def test_a_failed_run_leaves_what_is_the_users(images, tmp_path, monkeypatch):
+    def fail(run, *arguments):
+        (tmp_path / "run" / "notes.txt").write_text("mine")
+        raise ValueError("no step")
+
+    monkeypatch.setattr(loop.Trainer, "_step", fail)
+    with pytest.raises(ValueError, match="no step"):
+        train(small_config(images), output=str(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
 def test_loss_that_is_not_finite_keeps_what_was_saved(images, tmp_path, monkeypatch):
     spoil_step(monkeypatch, 5)
     with pytest.raises(LossNotFinite, match=r"loss became nan at step 6 of 8; .* keeps what was"):
