@@ -3,6 +3,9 @@
 import importlib.util
 
 from halonet.check.stages import Stage, list_stages
+from halonet.devices import MATRIX_SIDE
+from halonet.models.creation import get_variant
+from halonet.models.flops import count_flops
 
 IMAGE_SIZES = {"halonet_h0": 256, "halonet_h1": 256, "halonet_h4": 384, "halonet_h7": 600}
 # The paper's comparison: each H model with the EfficientNet of its size.
@@ -39,7 +42,7 @@ def list_cases() -> dict[str, list[str]]:
     for model in EFFICIENTNETS:
         peers = ["efficientnet", "timm-layer"]
         if model == "halonet_h1":
-            peers += ["timm-halonet_h1", "sdpa"]
+            peers += ["timm-halonet_h1", "sdpa", "matrix-product"]
         for mode in ("inference1", "inference4", "training8"):
             cases[f"model/{model}/{mode}"] = ["cpu", *peers]
     for mode in ("inference1", "inference4", "training8"):
@@ -57,13 +60,22 @@ def list_cases() -> dict[str, list[str]]:
     return cases
 
 
-def operator_flops(case: str) -> int | None:
-    """Operations of an operator's case; None for any other."""
+def count_operations(case: str, contestant: str) -> int | None:
+    """Floating-point operations of a turn, where they are compared with the matrix rate.
+
+    That is of the operator, and of our models in float32, whose backward pass counts twice.
+    """
+    if contestant == "matrix-product":
+        return 2 * MATRIX_SIDE**3
     kind, *rest = case.split("/")
-    if kind != "operator":
-        return None
-    stage = find_stage(rest[0], rest[1])
-    return stage.count_operations(batch_size(rest[0]), backward=rest[2] == "both")
+    if kind == "operator":
+        stage = find_stage(rest[0], rest[1])
+        return stage.count_operations(batch_size(rest[0]), backward=rest[2] == "both")
+    if kind == "model" and contestant == "cpu" and not case.endswith("_bfloat16"):
+        images = int("".join(filter(str.isdigit, rest[1])))
+        passes = 3 if rest[1].startswith("training") else 1
+        return passes * images * count_flops(get_variant(rest[0]), IMAGE_SIZES[rest[0]])
+    return None
 
 
 def batch_size(model: str) -> int:

@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from cases import available, list_cases, operator_flops
+from cases import available, count_operations, list_cases
 
 from halonet.check.machine import name_processor
 from halonet.devices import MATRIX_SIDE
@@ -70,7 +70,7 @@ def measure(
     case: str, contestants: list[tuple[str, str, bool, Path | None]], seconds: float, threads: int
 ) -> list[dict]:
     """Build the contestants of a case, then time them in turn for about `seconds` each."""
-    entries = []
+    entries, operations = [], {}
     with ExitStack() as stack:
         running = []
         for label, contestant, compiled, package in contestants:
@@ -84,6 +84,7 @@ def measure(
             }
             reply = worker.ask(do="build", threads=threads, **order)
             entry: dict[str, Any] = {"case": case, "contestant": label, **reply}
+            operations[label] = count_operations(case, contestant)
             entries.append(entry)
             if "error" in reply:
                 worker.close()
@@ -110,11 +111,11 @@ def measure(
                 "peak_mebibytes": peak - entry.pop("idle"),
             }
     times = {entry["contestant"]: entry.get("milliseconds") for entry in entries}
-    flops, product = operator_flops(case), times.get("matrix-product")
+    product = times.get("matrix-product")
     for entry in entries:
-        if flops is not None and product and "milliseconds" in entry:
-            operations = 2 * MATRIX_SIDE**3 if entry["contestant"] == "matrix-product" else flops
-            entry["gigaflops_per_second"] = operations / entry["milliseconds"] / 1e6
+        counted = operations[entry["contestant"]]
+        if counted and product and "milliseconds" in entry:
+            entry["gigaflops_per_second"] = counted / entry["milliseconds"] / 1e6
             entry["matrix_rate_gigaflops"] = 2 * MATRIX_SIDE**3 / product / 1e6
     return entries
 
