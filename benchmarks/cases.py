@@ -45,6 +45,7 @@ def list_cases() -> dict[str, list[str]]:
             peers += ["timm-halonet_h1", "sdpa", "matrix-product"]
         for mode in ("inference1", "inference4", "training8"):
             cases[f"model/{model}/{mode}"] = ["cpu", *peers]
+    cases["model/halonet_h1/inference16"] = ["cpu", "matrix-product"]
     for mode in ("inference1", "inference4", "training8"):
         cases[f"model/halonet_h1/{mode}_bfloat16"] = [
             "cpu",

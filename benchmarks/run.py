@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cases import available, count_operations, list_cases
 
@@ -40,12 +40,23 @@ AVX2_ONLY = {
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
+class Entrant(NamedTuple):
+    """A contestant in one of its settings."""
+
+    label: str
+    name: str
+    compiled: bool = False
+    package: Path | None = None  # another halonet's
+    keeps_memory: bool = False
+
+
 class Worker:
     """A contestant's process."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "worker.py")],
+            env=os.environ | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -67,24 +78,24 @@ class Worker:
 
 
 def measure(
-    case: str, contestants: list[tuple[str, str, bool, Path | None]], seconds: float, threads: int
-) -> list[dict]:
+    case: str, entrants: list[Entrant], seconds: float, threads: int
+) -> list[dict[str, Any]]:
     """Build the contestants of a case, then time them in turn for about `seconds` each."""
     entries, operations = [], {}
     with ExitStack() as stack:
         running = []
-        for label, contestant, compiled, package in contestants:
-            worker = Worker()
+        for entrant in entrants:
+            worker = Worker(KEEP_MEMORY if entrant.keeps_memory else {})
             stack.callback(worker.close)
             order = {
                 "case": case,
-                "contestant": contestant,
-                "compiled": compiled,
-                "package": package and str(package),
+                "contestant": entrant.name,
+                "compiled": entrant.compiled,
+                "package": entrant.package and str(entrant.package),
             }
             reply = worker.ask(do="build", threads=threads, **order)
-            entry: dict[str, Any] = {"case": case, "contestant": label, **reply}
-            operations[label] = count_operations(case, contestant)
+            entry: dict[str, Any] = {"case": case, "contestant": entrant.label, **reply}
+            operations[entrant.label] = count_operations(case, entrant.name)
             entries.append(entry)
             if "error" in reply:
                 worker.close()
@@ -262,6 +273,7 @@ def main() -> None:
     parser.add_argument(
         "--keep-memory", action="store_true", help="let processes keep freed memory (glibc)"
     )
+    parser.add_argument("--compare-memory", action="store_true", help="each of them that way too")
     parser.add_argument(
         "--avx2", action="store_true", help="use no instructions beyond AVX2, in torch and in ours"
     )
@@ -287,18 +299,20 @@ def main() -> None:
     head, entries = header(options.threads, options.avx2), []
     with installed_at(options.base) as package:
         for case, names in chosen.items():
-            group: list[tuple[str, str, bool, Path | None]] = []
+            group: list[Entrant] = []
             for name in names:
                 if options.contestants and name not in options.contestants:
                     continue
                 if not available(name):
                     print(f"{case}: {name} is not installed", file=sys.stderr)
                     continue
-                group.append((name, name, False, None))
+                group.append(Entrant(name, name))
+                if options.compare_memory:
+                    group.append(Entrant(f"{name}, memory kept", name, keeps_memory=True))
                 if options.compile and not case.startswith("operator"):
-                    group.append((f"{name}, compiled", name, True, None))
+                    group.append(Entrant(f"{name}, compiled", name, compiled=True))
             if package is not None:
-                group.append((f"{names[0]} at {options.base}", names[0], False, package))
+                group.append(Entrant(f"{names[0]} at {options.base}", names[0], package=package))
             found = measure(case, group, options.seconds, options.threads)
             entries += found
             for entry in found:

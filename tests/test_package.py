@@ -18,6 +18,7 @@ PROJECT = Path(__file__).parents[1]
 # A layer may import from itself and those before it.
 ORDER = [
     "openmp",
+    "allocator",
     "files",
     "devices",
     "ops",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from torch import OutOfMemoryError
 
+from halonet.allocator import keep_freed_memory
 from halonet.cli import (
     benchmark,
     check,
@@ -53,6 +54,7 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     # Pillow warns of damaged metadata; the pixels decide.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    keep_freed_memory()
     watch_neighbours()
     try:
         COMMANDS[name].run(rest)
