@@ -1,6 +1,8 @@
-// SiLU after a norm, forward and backward: what else would be a pass for the norm, one for the sum with a
-// shortcut and one for the activation. And SiLU with the max pooling of a stem.
+// SiLU after a norm: what else would be a pass for the norm, one for the sum with a shortcut and one for the
+// activation. And SiLU with the max pooling of a stem.
 #pragma once
+
+#include <type_traits>
 
 #include "vectors.h"
 
@@ -31,51 +33,57 @@ struct Activation {
     T *output;
     const T *maps;
     const float *scale, *shift;
-    const T *added, *gradient;
+    const T *added;
 
     explicit Activation(const HaloActivation &a)
         : output(static_cast<T *>(a.output)),
           maps(static_cast<const T *>(a.maps)),
           scale(a.scale),
           shift(a.shift),
-          added(static_cast<const T *>(a.added)),
-          gradient(static_cast<const T *>(a.gradient)) {}
+          added(static_cast<const T *>(a.added)) {}
 
-    // `vectors` vectors of `count` channels each, from channel i of the pixel that begins at number `first`.
-    template <int vectors>
-    __attribute__((always_inline)) void run(long first, long i, long count) const {
-        Vector x[vectors], gate[vectors];
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++, i += lanes) {
-            x[v] = load_some(maps + first + i, count);
-            if (scale) x[v] *= load_some(scale + i, count);
-            if (shift) x[v] += load_some(shift + i, count);
-            if (added) x[v] += load_some(added + first + i, count);
+    // `count` vectors of `some` channels each, from number `at` on, which are channels c and on.
+    template <int count>
+    __attribute__((always_inline)) void run(long at, long c, long some) const {
+        Vector x[count], gate[count];
+#pragma GCC unroll 4
+        for (int v = 0; v < count; v++) {
+            const long i = v * lanes;
+            x[v] = load_some(maps + at + i, some);
+            if (scale) x[v] *= load_some(scale + c + i, some);
+            if (shift) x[v] += load_some(shift + c + i, some);
+            if (added) x[v] += load_some(added + at + i, some);
         }
         sigmoid<T>(x, gate);
-        i -= vectors * lanes;
-#pragma GCC unroll 8
-        for (int v = 0; v < vectors; v++, i += lanes) {
-            const Vector factor =
-                gradient ? load_some(gradient + first + i, count) * (1.0f + x[v] * (1.0f - gate[v]))
-                         : x[v];
-            store_some(output + first + i, count, factor * gate[v]);
-        }
+#pragma GCC unroll 4
+        for (int v = 0; v < count; v++) store_some(output + at + v * lanes, some, x[v] * gate[v]);
     }
 };
+
+// Calls run(vectors, number, channel, channels of a vector) for a pixel's numbers from `first` on: four vectors
+// at a time, as the steps of each wait for each other.
+template <class Run>
+__attribute__((always_inline)) inline void for_channels(long first, long channels, Run run) {
+    long c = 0;
+    for (; c + 4 * lanes <= channels; c += 4 * lanes)
+        run(std::integral_constant<int, 4>(), first + c, c, lanes);
+    for (; c + lanes <= channels; c += lanes) run(std::integral_constant<int, 1>(), first + c, c, lanes);
+    if (c < channels) run(std::integral_constant<int, 1>(), first + c, c, channels - c);
+}
+
+// A thread for fewer numbers costs more than it does.
+inline int count_threads(long pixels, long channels, long threads) {
+    return int(smaller(threads, larger(1, pixels * channels / 32768)));
+}
 
 template <class T>
 void affine_silu_of_maps(const HaloActivation &a) {
     const Activation<T> activation(a);
-    // A thread for fewer numbers costs more than it does.
-#pragma omp parallel for num_threads(int(smaller(a.threads, larger(1, a.pixels * a.channels / 32768))))
-    for (long pixel = 0; pixel < a.pixels; pixel++) {
-        const long first = pixel * a.channels;
-        long i = 0;
-        for (; i + 4 * lanes <= a.channels; i += 4 * lanes) activation.template run<4>(first, i, lanes);
-        for (; i + lanes <= a.channels; i += lanes) activation.template run<1>(first, i, lanes);
-        if (i < a.channels) activation.template run<1>(first, i, a.channels - i);
-    }
+#pragma omp parallel for num_threads(count_threads(a.pixels, a.channels, a.threads))
+    for (long pixel = 0; pixel < a.pixels; pixel++)
+        for_channels(pixel * a.channels, a.channels, [&](auto vectors, long at, long c, long some) {
+            activation.template run<vectors()>(at, c, some);
+        });
 }
 
 // A NaN if one of the two is.

@@ -131,6 +131,24 @@ int halonet_pool_silu(const HaloPooling *pooling) {
     return chosen->pool_silu(p);
 }
 
+int halonet_statistics(const HaloStatistics *statistics) {
+    const HaloStatistics &s = *statistics;
+    if (s.pixels < 1 || s.channels < 0 || s.threads < 1 ||
+        (s.data_type != HALO_FLOAT32 && s.data_type != HALO_BFLOAT16))
+        return HALO_BAD_ARGUMENT;
+    chosen->statistics(s);
+    return HALO_SUCCESS;
+}
+
+int halonet_norm_gradient(const HaloNormGradient *gradient) {
+    const HaloNormGradient &n = *gradient;
+    if (n.pixels < 1 || n.channels < 0 || n.threads < 1 ||
+        (n.data_type != HALO_FLOAT32 && n.data_type != HALO_BFLOAT16))
+        return HALO_BAD_ARGUMENT;
+    chosen->norm_gradient(n);
+    return HALO_SUCCESS;
+}
+
 const char *halonet_variant(void) { return chosen->name; }
 
 int halonet_select(const char *name) {

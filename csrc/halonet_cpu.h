@@ -1,5 +1,5 @@
-// The C interface of the native halo attention kernel (paper, section 2.2), of the activation after a norm and
-// of a stem's pooling: one struct describes a call, with all its tensors and options.
+// The C interface of the native halo attention kernel (paper, section 2.2), of batch norm with an
+// activation and of a stem's pooling: one struct describes a call, with all its tensors and options.
 //
 // Maps are channels-last, [batch, height, width, heads, channels]. The stride of the channels is 1, the
 // others are free, so that query, key and value may be slices of one projection's output.
@@ -9,7 +9,7 @@
 
 // Goes up with each change of a struct or of what its fields mean; halonet/ops/cpu.py has the same
 // number and refuses a library that has another.
-#define HALONET_INTERFACE 3
+#define HALONET_INTERFACE 4
 
 #define HALONET_API __attribute__((visibility("default")))
 
@@ -52,14 +52,12 @@ typedef struct {
     float *workspace;  // halonet_backward_workspace() floats, never read before written
 } HaloProblem;
 
-// output = silu(x), or with a gradient gradient * silu'(x), of x = maps * scale + shift + added, as after
-// batch norm. All but scale and shift are [pixels, channels], without gaps, and may be the same memory.
+// output = silu(maps * scale + shift + added), as after batch norm. All but scale and shift are [pixels, channels], without gaps, and may be the same memory.
 typedef struct {
     void *output;
     const void *maps;
     const float *scale, *shift;  // [channels], or null
     const void *added;           // or null
-    const void *gradient;        // or null
     int64_t pixels, channels;
     int64_t data_type;  // of all but scale and shift
     int64_t threads;
@@ -74,6 +72,33 @@ typedef struct {
     int64_t threads;
 } HaloPooling;
 
+// Mean and variance of each channel over all pixels, as batch norm takes them.
+typedef struct {
+    const void *maps;        // [pixels, channels], without gaps
+    float *mean, *variance;  // [channels]; squares are divided by pixels
+    double *workspace;       // 3 * channels * threads, never read before written
+    int64_t pixels, channels;
+    int64_t data_type;  // of maps
+    int64_t threads;
+} HaloStatistics;
+
+// The gradients of silu(y), y = maps * scale + shift + added, where scale = weight * inverse_deviation and
+// shift = bias - mean * scale are a batch norm's. Maps are [pixels, channels], without gaps.
+typedef struct {
+    void *maps_gradient;
+    void *added_gradient;                    // that of y; null where nothing is added
+    float *weight_gradient, *bias_gradient;  // [channels]
+    const void *maps;
+    const void *added;  // or null
+    const void *gradient;
+    const float *scale, *shift, *mean, *inverse_deviation;  // [channels]
+    double *workspace;         // 3 * channels * threads, never read before written
+    int64_t batch_statistics;  // mean and deviation are those of maps, and move with them
+    int64_t pixels, channels;
+    int64_t data_type;  // of the maps
+    int64_t threads;
+} HaloNormGradient;
+
 HALONET_API int halonet_interface(void);     // HALONET_INTERFACE
 HALONET_API int halonet_problem_size(void);  // of HaloProblem, in bytes
 
@@ -82,6 +107,8 @@ HALONET_API int halonet_backward(const HaloProblem *problem);
 HALONET_API int64_t halonet_backward_workspace(const HaloProblem *problem);
 HALONET_API int halonet_affine_silu(const HaloActivation *activation);
 HALONET_API int halonet_pool_silu(const HaloPooling *pooling);
+HALONET_API int halonet_statistics(const HaloStatistics *statistics);
+HALONET_API int halonet_norm_gradient(const HaloNormGradient *gradient);
 
 // The instruction set in use: "amx", "avx512", "avx2" or "baseline". halonet_select switches to the
 // named one, or back to the best for a null pointer; it returns HALO_BAD_ARGUMENT where the

@@ -1,9 +1,9 @@
 // Compiled once for each instruction set, with HALONET_VARIANT its name.
 #include "variant.h"
 
-#include "activation.h"
 #include "backward.h"
 #include "forward.h"
+#include "norm.h"
 #ifdef __AMX_BF16__
 #include "forward_tiles.h"
 #endif
@@ -164,6 +164,14 @@ int pool_silu_of_type(const HaloPooling &p) {
     return p.data_type == HALO_FLOAT32 ? pool_silu_of_maps<float>(p) : pool_silu_of_maps<Bfloat16>(p);
 }
 
+void statistics_of_type(const HaloStatistics &s) {
+    s.data_type == HALO_FLOAT32 ? statistics_of_maps<float>(s) : statistics_of_maps<Bfloat16>(s);
+}
+
+void norm_gradient_of_type(const HaloNormGradient &n) {
+    n.data_type == HALO_FLOAT32 ? norm_gradient_of_maps<float>(n) : norm_gradient_of_maps<Bfloat16>(n);
+}
+
 }  // namespace
 
 #define HALONET_JOIN_(a, b) a##b
@@ -172,5 +180,6 @@ int pool_silu_of_type(const HaloPooling &p) {
 #define HALONET_TEXT(a) HALONET_TEXT_(a)
 
 extern const HaloVariant HALONET_JOIN(halonet_, HALONET_VARIANT) = {
-    HALONET_TEXT(HALONET_VARIANT), forward_of_type, backward_of_type, affine_silu_of_type,
-    pool_silu_of_type};
+    HALONET_TEXT(HALONET_VARIANT), forward_of_type,   backward_of_type,
+    affine_silu_of_type,           pool_silu_of_type, statistics_of_type,
+    norm_gradient_of_type};

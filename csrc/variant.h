@@ -9,6 +9,8 @@ struct HaloVariant {
     int (*backward)(const HaloProblem &);
     void (*affine_silu)(const HaloActivation &);
     int (*pool_silu)(const HaloPooling &);
+    void (*statistics)(const HaloStatistics &);
+    void (*norm_gradient)(const HaloNormGradient &);
 };
 
 extern const HaloVariant halonet_baseline;

@@ -88,9 +88,16 @@ inline void store(Bfloat16 *p, Vector v) {
 template <class T>
 inline Vector load_some(const T *p, long count) {
     if (count == lanes) return load(p);
+#if defined(__AVX512F__)
+    const auto mask = __mmask16((1u << count) - 1);
+    if constexpr (sizeof(T) == sizeof(float)) return _mm512_maskz_loadu_ps(mask, p);
+    const auto halves = bits_of<Halves>(_mm256_maskz_loadu_epi16(mask, p));
+    return bits_of<Vector>(__builtin_convertvector(halves, Words) << 16);
+#else
     T numbers[lanes] = {};
     __builtin_memcpy(numbers, p, size_t(count) * sizeof(T));
     return load(numbers);
+#endif
 }
 
 template <class T>
@@ -98,7 +105,16 @@ inline void store_some(T *p, long count, Vector v) {
     if (count == lanes) return store(p, v);
     T numbers[lanes];
     store(numbers, v);
+#if defined(__AVX512F__)
+    const auto mask = __mmask16((1u << count) - 1);
+    if constexpr (sizeof(T) == sizeof(float))
+        _mm512_mask_storeu_ps(p, mask, v);
+    else
+        _mm256_mask_storeu_epi16(p, mask,
+                                 _mm256_loadu_si256(reinterpret_cast<const __m256i *>(numbers)));
+#else
     __builtin_memcpy(p, numbers, size_t(count) * sizeof(T));
+#endif
 }
 
 inline Vector constant(float x) { return Vector{} + x; }

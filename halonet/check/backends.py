@@ -3,16 +3,16 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from halonet.check.cases import AWKWARD_CASES, CASES, Case, run_with_gradients
 from halonet.check.comparison import why_wrong
 from halonet.check.stages import Stage, list_stages
 from halonet.devices import measure_matrix_rate, time_step
-from halonet.ops import cpu, triton_backend
+from halonet.ops import cpu_norm, triton_backend
 from halonet.ops.halo_attention import BackendChoice, explain_backend, halo_attention
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -141,43 +141,78 @@ def _compare(
 
 
 def _compare_activation(dtype: torch.dtype) -> Iterator[str | None]:
-    """The same for the SiLU of the native library, after a norm and a sum."""
+    """The same for the native library's batch norm, SiLU and pooling."""
     generator = torch.Generator().manual_seed(0)
     maps, added, gradient = (
         torch.randn(2, 37, 5, 7, generator=generator).to(dtype, memory_format=torch.channels_last)
         for _ in range(3)
     )
-    scale, shift = torch.randn(2, 37, 1, 1, generator=generator)
-    plain, exact = (
-        maps.to(other) * scale.to(other) + shift.to(other) + added.to(other)
-        for other in (dtype, torch.float64)
+    weight, bias = torch.randn(2, 37, generator=generator)
+    wide = _norm_and_silu(maps.double(), added.double(), gradient.double(), weight, bias)
+    narrow = _norm_and_silu(maps, added, gradient, weight, bias)
+    try:
+        found = _native_norm_and_silu(maps, added, gradient, weight, bias)
+    except RuntimeError as error:  # of the library
+        yield f"cpu on cpu, {_name_type(dtype)}, norm and SiLU: {_describe(error)}"
+        return
+    for key, tensor in found.items():
+        reason = why_wrong(tensor, wide[key], narrow[key])
+        where = f"cpu on cpu, {_name_type(dtype)}, norm and SiLU, {key}"
+        yield None if reason is None else f"{where}: {reason}"
+
+
+def _norm_and_silu(
+    maps: torch.Tensor,
+    added: torch.Tensor,
+    gradient: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """By torch: what `_native_norm_and_silu` computes."""
+    numbers = torch.float64 if maps.dtype is torch.float64 else torch.float32
+    inputs = {"maps": maps, "added": added, "weight": weight.to(numbers), "bias": bias.to(numbers)}
+    leaves = [one.clone().requires_grad_() for one in inputs.values()]
+    normed = F.batch_norm(leaves[0], None, None, *leaves[2:], training=True)
+    result = F.silu(normed + leaves[1])
+    gradients = torch.autograd.grad(result, leaves, gradient)
+    return {
+        "variance": maps.to(numbers).var((0, 2, 3), correction=0),
+        "result": result.detach(),
+        **{f"gradient of {name}": one for name, one in zip(inputs, gradients, strict=True)},
+        "pooled": F.max_pool2d(F.silu(maps), kernel_size=3, stride=2, padding=1),
+    }
+
+
+@torch.no_grad()
+def _native_norm_and_silu(
+    maps: torch.Tensor,
+    added: torch.Tensor,
+    gradient: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    mean, variance = cpu_norm.norm_statistics(maps)
+    inverse_deviation = (variance + 1e-5).rsqrt()
+    scale = weight * inverse_deviation
+    shift = bias - mean * scale
+    of_maps, of_added, of_weight, of_bias = cpu_norm.norm_silu_gradient(
+        *(maps, added, gradient),
+        scale=scale,
+        shift=shift,
+        mean=mean,
+        inverse_deviation=inverse_deviation,
+        batch_statistics=True,
     )
-    silu, slope = torch.nn.functional.silu, torch.ops.aten.silu_backward
-    pool = partial(torch.nn.functional.max_pool2d, kernel_size=3, stride=2, padding=1)
-    with torch.no_grad():
-        run = partial(cpu.affine_silu, maps, scale.flatten(), shift.flatten(), added)
-        results = {
-            "result": (run, silu(exact), silu(plain)),
-            "gradient": (
-                partial(run, gradient=gradient),
-                slope(gradient.double(), exact),
-                slope(gradient, plain),
-            ),
-            "pooled": (
-                partial(cpu.pool_silu, maps),
-                pool(silu(maps.double())),
-                pool(silu(maps)),
-            ),
-        }
-        for key, (compute, wide, narrow) in results.items():
-            where = f"cpu on cpu, {_name_type(dtype)}, SiLU, {key}"
-            try:
-                found = compute()
-            except RuntimeError as error:  # of the library
-                yield f"{where}: {_describe(error)}"
-                continue
-            reason = why_wrong(found, wide, narrow)
-            yield None if reason is None else f"{where}: {reason}"
+    assert of_added is not None
+    return {
+        "variance": variance,
+        "result": cpu_norm.affine_silu(maps, scale, shift, added),
+        "gradient of maps": of_maps,
+        "gradient of added": of_added,
+        "gradient of weight": of_weight,
+        "gradient of bias": of_bias,
+        "pooled": cpu_norm.pool_silu(maps),
+    }
 
 
 def _time_stage(

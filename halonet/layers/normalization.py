@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halonet.ops import cpu
+from halonet.ops import cpu_norm
 from halonet.ops.operators import differentiates_by_rules
 
 
@@ -34,8 +34,8 @@ def normalize_and_activate(
     """
     if _is_folded(norm) and _is_silu_in_place(activation):
         shift = norm.shift if isinstance(norm, ChannelShift) else None
-        if cpu.can_affine_silu(maps, added, per_channel=shift is not None):
-            return cpu.affine_silu(maps, None, shift, added, in_place=True)
+        if cpu_norm.can_affine_silu(maps, added, per_channel=shift is not None):
+            return cpu_norm.affine_silu(maps, None, shift, added, in_place=True)
     if not _can_recompute(maps, norm, activation, added):
         normed = norm(maps)
         return activation(normed if added is None else normed + added)
@@ -57,9 +57,9 @@ def apply_to_activated(
         and type(activation) is nn.SiLU
         and _is_stem_pool(layer)
         and not any(map(_is_hooked, (norm, activation)))
-        and cpu.can_affine_silu(maps)
+        and cpu_norm.can_affine_silu(maps)
     ):
-        return cpu.pool_silu(maps)
+        return cpu_norm.pool_silu(maps)
     autograd: Any = torch._C._autograd
     if (
         not _can_recompute(maps, norm, activation, None)
@@ -242,24 +242,52 @@ def _activate(
     *,
     training: bool,
     eps: float,
-    gradient: Tensor | None = None,
 ) -> Tensor:
-    """SiLU of batch norm by given statistics and what is added, or the gradient of their sum.
+    """SiLU of batch norm by given statistics and what is added.
 
     `spread` is 1 / deviation in training, else the variance.
     """
-    if cpu.can_affine_silu(maps, added):
-        scale = spread if training else (spread + eps).rsqrt()
-        scale = scale if weight is None else scale * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
-        return cpu.affine_silu(maps, scale, shift, added, gradient=gradient)
+    if cpu_norm.can_affine_silu(maps, added):
+        inverse_deviation = spread if training else (spread + eps).rsqrt()
+        scale, shift = _affine(weight, bias, mean, inverse_deviation)
+        return cpu_norm.affine_silu(maps, scale, shift, added)
     variance = spread.pow(-2) - eps if training else spread
-    summed = F.batch_norm(maps, mean, variance, weight, bias, eps=eps)
-    if added is not None:
-        summed += added
-    if gradient is None:
-        return F.silu(summed, inplace=True)
-    return torch.ops.aten.silu_backward.grad_input(gradient, summed, grad_input=summed)
+    return F.silu(_normalize(maps, added, weight, bias, mean, variance, eps), inplace=True)
+
+
+def _affine(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, inverse_deviation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A norm's scale and shift."""
+    scale = inverse_deviation if weight is None else inverse_deviation * weight
+    return scale, -mean * scale if bias is None else bias - mean * scale
+
+
+def _normalize(
+    maps: Tensor,
+    added: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> Tensor:
+    """Batch norm by given statistics, and what is added."""
+    normed = F.batch_norm(maps, mean, variance, weight, bias, eps=eps)
+    return normed if added is None else normed.add_(added)
+
+
+def _update_statistics(
+    maps: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a batch, which move the running ones."""
+    if not cpu_norm.can_affine_silu(maps):
+        return torch.ops.aten.batch_norm_update_stats(maps, running_mean, running_var, momentum)
+    mean, variance = (found.to(running_mean.dtype) for found in cpu_norm.norm_statistics(maps))
+    pixels = maps.numel() // maps.shape[1]
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(variance * (pixels / (pixels - 1)), momentum)
+    return mean, variance
 
 
 class _NormThenSiLU(torch.autograd.Function):
@@ -278,9 +306,7 @@ class _NormThenSiLU(torch.autograd.Function):
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         if training:
-            mean, variance = torch.ops.aten.batch_norm_update_stats(
-                maps, running_mean, running_var, momentum
-            )
+            mean, variance = _update_statistics(maps, running_mean, running_var, momentum)
             inverse_deviation = (variance + eps).rsqrt()
             statistics = (mean, inverse_deviation)
         else:
@@ -309,14 +335,28 @@ class _NormThenSiLU(torch.autograd.Function):
             summed = summed if added is None else summed + added
             gates = summed.sigmoid()
             gradient = gradients[0] * gates * (1 + summed * (1 - gates))
-        else:
-            statistics = (mean, inverse_deviation) if ctx.training else (running_mean, running_var)
-            gradient = _activate(
-                *(maps, added, weight, bias, *statistics),
-                training=ctx.training,
-                eps=ctx.eps,
-                gradient=gradients[0],
+        elif cpu_norm.can_affine_silu(maps, added):
+            if not ctx.training:
+                mean, inverse_deviation = running_mean, (running_var + ctx.eps).rsqrt()
+            scale, shift = _affine(weight, bias, mean, inverse_deviation)
+            of_maps, of_added, *found = cpu_norm.norm_silu_gradient(
+                *(maps, added, gradients[0]),
+                scale=scale,
+                shift=shift,
+                mean=mean,
+                inverse_deviation=inverse_deviation,
+                batch_statistics=ctx.training,
             )
+            of_weights = (
+                None if numbers is None else of_it.to(numbers.dtype)
+                for numbers, of_it in zip((weight, bias), found, strict=True)
+            )
+            return of_maps, of_added, *of_weights, *(None,) * 5
+        else:
+            variance = inverse_deviation.pow(-2) - ctx.eps if ctx.training else running_var
+            center = mean if ctx.training else running_mean
+            summed = _normalize(maps, added, weight, bias, center, variance, ctx.eps)
+            gradient = torch.ops.aten.silu_backward(gradients[0], summed)
         of_maps, *of_weights = torch.ops.aten.native_batch_norm_backward(
             gradient,
             maps,

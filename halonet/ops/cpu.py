@@ -1,4 +1,4 @@
-"""The native CPU kernel of csrc/: the library, the attention as a backend, activation and pooling.
+"""The native CPU kernel of csrc/: the library, and attention as a backend.
 
 The kernel copies the cells of a few windows at a time and stores no weights; the backward pass
 computes them again from the log-sum-exp of the forward pass, the statistics here.
@@ -15,8 +15,6 @@ from torch import Tensor
 
 from halonet.ops.operators import (
     Gradients,
-    define_operator,
-    differentiates_by_rules,
     register_operators,
     transform_objection,
 )
@@ -29,15 +27,13 @@ DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 # HALONET_INTERFACE of csrc/halonet_cpu.h, and HaloProblem, field by field. Packing it takes a third
 # of the time that filling a ctypes.Structure does, which small maps notice.
-INTERFACE = 3
+INTERFACE = 4
 _MAP = "P4q"  # the address, and four strides
 _FORWARD_FIELDS = "14q2d" + 5 * _MAP + "2P"
 _BACKWARD_FIELDS = 4 * _MAP + "3P"
 _PROBLEM = struct.Struct("@" + _FORWARD_FIELDS + _BACKWARD_FIELDS)
 _NO_BACKWARD = (0,) * (4 * 5 + 3)
 _NO_MAP = (0,) * 5
-_ACTIVATION = struct.Struct("@6P4q")  # HaloActivation
-_POOLING = struct.Struct("@2P6q")  # HaloPooling
 
 
 def find_library(name: str) -> Path | None:
@@ -71,6 +67,8 @@ def load_library(name: str) -> ctypes.CDLL | str:
         library.halonet_backward,
         library.halonet_affine_silu,
         library.halonet_pool_silu,
+        library.halonet_statistics,
+        library.halonet_norm_gradient,
     ):
         function.argtypes = [ctypes.c_char_p]
         function.restype = ctypes.c_int
@@ -87,7 +85,12 @@ _library = load_library(LIBRARY)
 MISSING = _library if isinstance(_library, str) else None
 
 
-def _loaded() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        RuntimeError: it can't be used.
+    """
     if isinstance(_library, str):
         raise RuntimeError(_library)
     return _library
@@ -100,7 +103,7 @@ def variant() -> str | None:
 
 def select_variant(name: str | None) -> None:
     """Use the kernel's variant of this name from now on; None is the best one."""
-    if _loaded().halonet_select(None if name is None else name.encode()):
+    if loaded().halonet_select(None if name is None else name.encode()):
         raise ValueError(
             f"the kernel's variant {name!r} is not there or can't run on this processor"
         )
@@ -154,11 +157,13 @@ def _table(tensor: Tensor | None) -> Tensor | None:
     return tensor.detach().to(torch.float32).contiguous()
 
 
-def _address(tensor: Tensor | None) -> int:
+def address_of(tensor: Tensor | None) -> int:
+    """For a pointer of a struct; None is the null pointer."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _call(function: Callable[[bytes], int], problem: bytes) -> None:
+def call(function: Callable[[bytes], int], problem: bytes) -> None:
+    """A function of the library with a packed struct."""
     status = function(problem)
     if status:
         raise RuntimeError({1: "out of memory", 2: "bad argument"}[status] + " in the CPU kernel")
@@ -182,11 +187,11 @@ def _forward(problem: Problem, log_sum: Tensor | None) -> Tensor:
         *_map(value),
         *_map(output),
         *(_NO_MAP if log_sum is None else _map(log_sum)),
-        _address(row),
-        _address(column),
+        address_of(row),
+        address_of(column),
         *_NO_BACKWARD,
     )
-    _call(_loaded().halonet_forward, packed)
+    call(loaded().halonet_forward, packed)
     return output
 
 
@@ -207,19 +212,19 @@ def _backward(problem: Problem, gradient: Tensor, output: Tensor, log_sum: Tenso
             *_map(value),
             *_map(output),
             *_map(log_sum),
-            _address(row),
-            _address(column),
+            address_of(row),
+            address_of(column),
             *_map(gradient),
             *_map(query_gradient),
             *_map(key_gradient),
             *_map(value_gradient),
-            _address(row_gradient),
-            _address(column_gradient),
+            address_of(row_gradient),
+            address_of(column_gradient),
         )
-        library = _loaded()
+        library = loaded()
         size = library.halonet_backward_workspace(_PROBLEM.pack(*fields, 0))
         workspace = key_gradient.new_empty(size)
-        _call(library.halonet_backward, _PROBLEM.pack(*fields, workspace.data_ptr()))
+        call(library.halonet_backward, _PROBLEM.pack(*fields, workspace.data_ptr()))
     dtype = query.dtype
     return (
         query_gradient,
@@ -232,144 +237,4 @@ def _backward(problem: Problem, gradient: Tensor, output: Tensor, log_sum: Tenso
 
 run = register_operators(
     "cpu", "CPU", forward=_forward, backward=_backward, empty_statistics=_empty_log_sum
-)
-
-
-def can_affine_silu(maps: Tensor, added: Tensor | None = None, *, per_channel: bool = True) -> bool:
-    """Whether `affine_silu` takes these: outside of autograd, on a CPU, in an order that it reads.
-
-    Args:
-        maps: [batch, channels, height, width].
-        added: as `maps`, or None.
-        per_channel: whether there is a scale or a shift, for which maps must be channels-last.
-    """
-    return (
-        MISSING is None
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()  # torch's compiler makes one loop of it, too
-        and type(maps) is Tensor  # not a proxy of torch.fx, nor a subclass without storage
-        and not differentiates_by_rules()
-        and maps.device.type == "cpu"
-        and maps.dtype in DATA_TYPES
-        and maps.dim() == 4
-        and (
-            maps.is_contiguous(memory_format=torch.channels_last)
-            or (not per_channel and maps.is_contiguous())
-        )
-        and (added is None or _is_alike(added, maps))
-    )
-
-
-def affine_silu(
-    maps: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    added: Tensor | None,
-    *,
-    gradient: Tensor | None = None,
-    in_place: bool = False,
-) -> Tensor:
-    """`silu(x)` for `x = maps * scale + shift + added`, or with a gradient the one of `x`.
-
-    Args:
-        maps: [batch, channels, height, width]; see `can_affine_silu`.
-        scale: [channels], or None.
-        shift: [channels], or None.
-        added: as `maps`, or None.
-        gradient: of the result, in the shape of `maps`, or None.
-        in_place: write over `maps`.
-
-    Raises:
-        ValueError: a scale or shift of another length or on another device.
-    """
-    output = maps if in_place else torch.empty_like(maps)
-    if gradient is not None and not _is_alike(gradient, maps):
-        gradient = torch.empty_like(maps).copy_(gradient)
-    scale, shift = _per_channel("scale", scale, maps), _per_channel("shift", shift, maps)
-    _affine_silu(output, maps, scale, shift, added, gradient)
-    if in_place and not maps.is_inference():  # those have no version
-        torch.autograd.graph.increment_version(maps)
-    return output
-
-
-def pool_silu(maps: Tensor) -> Tensor:
-    """`max_pool2d(silu(maps), kernel_size=3, stride=2, padding=1)`.
-
-    Args:
-        maps: [batch, channels, height, width], channels-last; see `can_affine_silu`.
-    """
-    return _pool_silu(maps)
-
-
-def _per_channel(name: str, numbers: Tensor | None, maps: Tensor) -> Tensor | None:
-    if numbers is None:
-        return None
-    if numbers.shape != maps.shape[1:2] or numbers.device != maps.device:
-        raise ValueError(
-            f"{name} must have a number for each of {maps.shape[1]} channels on {maps.device}, "
-            f"got shape {list(numbers.shape)} on {numbers.device}"
-        )
-    return numbers.float().contiguous()
-
-
-def _is_alike(tensor: Tensor, maps: Tensor) -> bool:
-    return (
-        type(tensor) is Tensor
-        and tensor.device == maps.device
-        and tensor.dtype == maps.dtype
-        and tensor.shape == maps.shape
-        and tensor.stride() == maps.stride()
-    )
-
-
-def _run_affine_silu(
-    output: Tensor,
-    maps: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    added: Tensor | None,
-    gradient: Tensor | None,
-) -> None:
-    channels = maps.shape[1]
-    packed = _ACTIVATION.pack(
-        *(_address(tensor) for tensor in (output, maps, scale, shift, added, gradient)),
-        maps.numel() // max(channels, 1),
-        channels,
-        DATA_TYPES[maps.dtype],
-        torch.get_num_threads(),
-    )
-    _call(_loaded().halonet_affine_silu, packed)
-
-
-_affine_silu = define_operator(
-    "cpu_affine_silu_",
-    "(Tensor(a!) output, Tensor maps, Tensor? scale, Tensor? shift, Tensor? added, "
-    "Tensor? gradient) -> ()",
-    "CPU",
-    _run_affine_silu,
-    lambda *_: None,
-)
-
-
-def _empty_pooled(maps: Tensor) -> Tensor:
-    batch, channels, height, width = maps.shape
-    return torch.empty(
-        (batch, channels, -(-height // 2), -(-width // 2)),
-        dtype=maps.dtype,
-        device=maps.device,
-        memory_format=torch.channels_last,
-    )
-
-
-def _run_pool_silu(maps: Tensor) -> Tensor:
-    output = _empty_pooled(maps)
-    batch, channels, height, width = maps.shape
-    options = (height, width, channels, DATA_TYPES[maps.dtype], torch.get_num_threads())
-    packed = _POOLING.pack(output.data_ptr(), maps.data_ptr(), batch, *options)
-    _call(_loaded().halonet_pool_silu, packed)
-    return output
-
-
-_pool_silu = define_operator(
-    "cpu_pool_silu", "(Tensor maps) -> Tensor", "CPU", _run_pool_silu, _empty_pooled
 )

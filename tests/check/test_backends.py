@@ -11,7 +11,7 @@ from halonet.check.backends import check_device
 from halonet.check.cases import CASES
 from halonet.check.stages import Stage, list_stages
 from halonet.cli.check import describe_result
-from halonet.ops import cpu, halo_attention, sdpa
+from halonet.ops import cpu, cpu_norm, halo_attention, sdpa
 from halonet.ops.halo_attention import Backend
 
 CPU = torch.device("cpu")
@@ -60,17 +60,22 @@ def test_all_cases_of_the_tests_are_compared_if_asked(capsys):
 
 @pytest.mark.skipif(cpu.MISSING is not None, reason=str(cpu.MISSING))
 def test_a_wrong_activation_is_found(monkeypatch):
-    right = cpu.affine_silu
-    monkeypatch.setattr(cpu, "affine_silu", lambda *a, **given: 1.2 * right(*a, **given))
-    pooled = cpu.pool_silu
-    monkeypatch.setattr(cpu, "pool_silu", lambda maps: pooled(maps) + 0.1)
+    def spoil(name, change):
+        right = getattr(cpu_norm, name)
+        monkeypatch.setattr(cpu_norm, name, lambda *a, **given: change(right(*a, **given)))
+
+    spoil("affine_silu", lambda found: 1.2 * found)
+    spoil("pool_silu", lambda found: found + 0.1)
+    spoil("norm_silu_gradient", lambda found: (*found[:3], 1.1 * found[3]))
     found = check_device(CPU)
-    assert found.compared["cpu"] == 4 * 6 * 2 + 2 * 3
+    assert found.compared["cpu"] == 4 * 6 * 2 + 2 * 7
     assert [fault.partition(":")[0] for fault in found.faults] == [
-        f"cpu on cpu, {dtype}, SiLU, {key}"
+        f"cpu on cpu, {dtype}, norm and SiLU, {key}"
         for dtype in ("float32", "bfloat16")
-        for key in ("result", "gradient", "pooled")
+        for key in ("result", "gradient of bias", "pooled")
     ]
+    spoil("norm_statistics", lambda found: (found[0], 1.1 * found[1]))
+    assert any("variance" in fault for fault in check_device(CPU).faults)
 
 
 def shift_gradient(problem):

@@ -17,7 +17,7 @@ from halonet.layers.normalization import (
     normalize_and_activate,
 )
 from halonet.layers.pointwise import PointwiseConvolution
-from halonet.ops import cpu
+from halonet.ops import cpu, cpu_norm
 
 CHANNELS_LAST = torch.channels_last
 
@@ -390,8 +390,8 @@ def test_pooling_after_a_folded_norm_is_the_plain_one(changed, monkeypatch):
         pool.register_forward_hook(lambda *_: seen.append("pool"))
     if changed == "order":
         maps = maps.contiguous()
-    pool_silu = cpu.pool_silu
-    monkeypatch.setattr(cpu, "pool_silu", lambda maps: native.append(1) or pool_silu(maps))
+    pool_silu = cpu_norm.pool_silu
+    monkeypatch.setattr(cpu_norm, "pool_silu", lambda maps: native.append(1) or pool_silu(maps))
     with torch.set_grad_enabled(changed == "gradient"):
         expected = pool(nn.SiLU()(maps))
         found = apply_to_activated(pool, maps, nn.Identity(), nn.SiLU())

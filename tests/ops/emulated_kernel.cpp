@@ -1,8 +1,7 @@
-// Calls the native kernel on a processor that is emulated, for test_arm.py. Each line of the input is
-// "forward FILE", "backward FILE", "workspace FILE", "affine_silu FILE" or "pool_silu FILE"; each line of the
-// output what the function gave. The file holds a HaloProblem, for the last two a HaloActivation or a
-// HaloPooling, then the memory that it points to: its pointers are offsets in the file, 0 for null. Results are
-// written to that memory.
+// Calls the native kernel on a processor that is emulated, for test_arm.py. Each line of the input is a function
+// of the library without "halonet_" (workspace is halonet_backward_workspace) and a file; each line of the output
+// what the function gave. The file holds the function's struct, then the memory that it points to: its pointers
+// are offsets in the file, 0 for null. Results are written to that memory.
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -28,24 +27,36 @@ static long call(const char *function, const char *path) {
                                                            reinterpret_cast<size_t>(pointer));
     };
     long result = -1;
+    auto places = [&](auto *&...pointers) { (place(pointers), ...); };
     if (!strcmp(function, "affine_silu")) {
         HaloActivation a;
         memcpy(&a, memory, sizeof(a));
-        place(a.output);
-        place(a.maps);
-        place(a.scale);
-        place(a.shift);
-        place(a.added);
-        place(a.gradient);
+        places(a.output, a.maps, a.scale, a.shift, a.added);
         result = halonet_affine_silu(&a);
+        munmap(memory, size);
+        return result;
+    }
+    if (!strcmp(function, "statistics")) {
+        HaloStatistics s;
+        memcpy(&s, memory, sizeof(s));
+        places(s.maps, s.mean, s.variance, s.workspace);
+        result = halonet_statistics(&s);
+        munmap(memory, size);
+        return result;
+    }
+    if (!strcmp(function, "norm_gradient")) {
+        HaloNormGradient n;
+        memcpy(&n, memory, sizeof(n));
+        places(n.maps_gradient, n.added_gradient, n.weight_gradient, n.bias_gradient, n.maps, n.added);
+        places(n.gradient, n.scale, n.shift, n.mean, n.inverse_deviation, n.workspace);
+        result = halonet_norm_gradient(&n);
         munmap(memory, size);
         return result;
     }
     if (!strcmp(function, "pool_silu")) {
         HaloPooling p;
         memcpy(&p, memory, sizeof(p));
-        place(p.output);
-        place(p.maps);
+        places(p.output, p.maps);
         result = halonet_pool_silu(&p);
         munmap(memory, size);
         return result;
@@ -55,11 +66,7 @@ static long call(const char *function, const char *path) {
     for (HaloMap *map : {&p.query, &p.key, &p.value, &p.output, &p.log_sum, &p.output_gradient,
                          &p.query_gradient, &p.key_gradient, &p.value_gradient})
         place(map->data);
-    place(p.row_table);
-    place(p.column_table);
-    place(p.row_table_gradient);
-    place(p.column_table_gradient);
-    place(p.workspace);
+    places(p.row_table, p.column_table, p.row_table_gradient, p.column_table_gradient, p.workspace);
     if (!strcmp(function, "forward")) result = halonet_forward(&p);
     if (!strcmp(function, "backward")) result = halonet_backward(&p);
     if (!strcmp(function, "workspace")) result = long(halonet_backward_workspace(&p));

@@ -19,6 +19,7 @@ import pytest
 from halonet.ops import cpu
 from tests.ops.test_cpu import (  # noqa: F401
     _nan_in_fresh_memory,
+    test_gradients_of_norm_and_silu,
     test_kernel_is_the_reference,
     test_nan_and_infinity_reach_the_result_that_they_reach,
     test_pooling_after_silu,
@@ -27,6 +28,7 @@ from tests.ops.test_cpu import (  # noqa: F401
     test_scores_far_from_zero,
     test_silu_of_numbers_at_the_ends,
     test_silu_of_sums,
+    test_statistics_of_a_batch,
 )
 
 fcntl = pytest.importorskip("fcntl", reason="the tools that this needs run on Linux")
@@ -95,8 +97,7 @@ class Activation(ctypes.Structure):
     """HaloActivation of csrc/halonet_cpu.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("output", "maps", "scale", "shift")),
-        *((name, ctypes.c_void_p) for name in ("added", "gradient")),
+        *((name, ctypes.c_void_p) for name in ("output", "maps", "scale", "shift", "added")),
         *((name, ctypes.c_int64) for name in ("pixels", "channels", "data_type", "threads")),
     )
 
@@ -107,6 +108,28 @@ class Pooling(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("output", "maps")),
         *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
+        *((name, ctypes.c_int64) for name in ("data_type", "threads")),
+    )
+
+
+class Statistics(ctypes.Structure):
+    """HaloStatistics of csrc/halonet_cpu.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("maps", "mean", "variance", "workspace")),
+        *((name, ctypes.c_int64) for name in ("pixels", "channels", "data_type", "threads")),
+    )
+
+
+class NormGradient(ctypes.Structure):
+    """HaloNormGradient of csrc/halonet_cpu.h."""
+
+    MAPS = ("maps_gradient", "added_gradient", "maps", "added", "gradient")
+    CHANNELS = ("weight_gradient", "bias_gradient", "scale", "shift", "mean", "inverse_deviation")
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (*MAPS[:2], *CHANNELS[:2], *MAPS[2:])),
+        *((name, ctypes.c_void_p) for name in (*CHANNELS[2:], "workspace")),
+        *((name, ctypes.c_int64) for name in ("batch_statistics", "pixels", "channels")),
         *((name, ctypes.c_int64) for name in ("data_type", "threads")),
     )
 
@@ -132,9 +155,24 @@ class EmulatedLibrary:
     def halonet_affine_silu(self, activation: bytes) -> int:
         given = Activation.from_buffer_copy(activation)
         numbers = given.pixels * given.channels * (4 if given.data_type == 0 else 2)
-        sizes = dict.fromkeys(("output", "maps", "added", "gradient"), numbers)
+        sizes = dict.fromkeys(("output", "maps", "added"), numbers)
         sizes |= dict.fromkeys(("scale", "shift"), 4 * given.channels)
         return self._call_with_memory("affine_silu", given, sizes)
+
+    def halonet_statistics(self, statistics: bytes) -> int:
+        given = Statistics.from_buffer_copy(statistics)
+        sizes = dict.fromkeys(("mean", "variance"), 4 * given.channels)
+        sizes["maps"] = given.pixels * given.channels * (4 if given.data_type == 0 else 2)
+        sizes["workspace"] = 24 * given.channels * given.threads
+        return self._call_with_memory("statistics", given, sizes)
+
+    def halonet_norm_gradient(self, gradient: bytes) -> int:
+        given = NormGradient.from_buffer_copy(gradient)
+        numbers = given.pixels * given.channels * (4 if given.data_type == 0 else 2)
+        sizes = dict.fromkeys(NormGradient.MAPS, numbers)
+        sizes |= dict.fromkeys(NormGradient.CHANNELS, 4 * given.channels)
+        sizes["workspace"] = 24 * given.channels * given.threads
+        return self._call_with_memory("norm_gradient", given, sizes)
 
     def halonet_pool_silu(self, pooling: bytes) -> int:
         given = Pooling.from_buffer_copy(pooling)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d, silu
+from torch.nn.functional import batch_norm, max_pool2d, silu
 
 from halonet import create_model, explain_backend, halo_attention
 from halonet.check.cases import CASES, KERNEL_CASES, Case, run_with_gradients
-from halonet.ops import cpu
+from halonet.ops import cpu, cpu_norm
 from tests.comparison import assert_as_exact
 
 TYPES = [torch.float32, torch.bfloat16]
@@ -346,7 +346,7 @@ def test_says_why_it_cannot_run(case: Case, dtype: torch.dtype, reason: str) -> 
 
 
 def activation_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
-    """What `affine_silu` takes, maps in channels-last order."""
+    """What `affine_silu` and `norm_silu_gradient` take, maps in channels-last order."""
     generator = torch.Generator().manual_seed(0)
     found = {}
     for name in ("maps", "added", "gradient"):
@@ -362,15 +362,11 @@ def plain_affine_silu(
     scale: Tensor | None,
     shift: Tensor | None,
     added: Tensor | None,
-    gradient: Tensor | None,
 ) -> Tensor:
     dtype = maps.dtype
     summed = maps if scale is None else maps * scale.to(dtype)[:, None, None]
     summed = summed if shift is None else summed + shift.to(dtype)[:, None, None]
-    summed = summed if added is None else summed + added
-    if gradient is None:
-        return silu(summed)
-    return torch.ops.aten.silu_backward(gradient, summed)
+    return silu(summed if added is None else summed + added)
 
 
 @pytest.mark.parametrize("channels", [1, 4, 7, 16, 64, 67, 145])
@@ -382,17 +378,87 @@ def test_silu_of_sums(dtype: torch.dtype, given: str, channels: int, variant: st
     inputs = activation_inputs((2, channels, 3, 5), dtype)
     chosen = {name: inputs[name] if name in given else None for name in ("scale", "shift", "added")}
     maps = inputs["maps"]
-    for gradient in (None, inputs["gradient"]):
-        arguments = {"maps": maps, **chosen, "gradient": gradient}
-        wide = {name: None if one is None else one.double() for name, one in arguments.items()}
-        exact, plain = plain_affine_silu(**wide), plain_affine_silu(**arguments)
-        with torch.no_grad():
-            assert cpu.can_affine_silu(maps, chosen["added"])
-            found = cpu.affine_silu(**arguments)
-            assert torch.equal(maps, inputs["maps"])
-            over = cpu.affine_silu(**(arguments | {"maps": maps.clone()}), in_place=True)
-        assert_as_exact(given, found, exact, plain)
-        assert torch.equal(over, found)
+    arguments = {"maps": maps, **chosen}
+    wide = {name: None if one is None else one.double() for name, one in arguments.items()}
+    exact, plain = plain_affine_silu(**wide), plain_affine_silu(**arguments)
+    before = maps.clone()
+    with torch.no_grad():
+        assert cpu_norm.can_affine_silu(maps, chosen["added"])
+        found = cpu_norm.affine_silu(**arguments)
+        assert torch.equal(maps, before)
+        over = cpu_norm.affine_silu(**(arguments | {"maps": before}), in_place=True)
+    assert_as_exact(given, found, exact, plain)
+    assert torch.equal(over, found)
+
+
+def norm_gradients(
+    maps: Tensor,
+    added: Tensor | None,
+    gradient: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    training: bool,
+    native: bool = False,
+) -> list[Tensor]:
+    """Gradients of maps, of what is added, of weight and bias, of SiLU after a batch norm.
+
+    Without training, the statistics that the norm has are 0.5 and 2.
+    """
+    kept = torch.full_like(weight, 0.5), torch.full_like(weight, 2.0)
+    mean, variance = kept
+    if training:
+        mean, variance = maps.float().mean((0, 2, 3)), maps.float().var((0, 2, 3), correction=0)
+    if native:
+        inverse_deviation = (variance + 1e-5).rsqrt()
+        scale = weight * inverse_deviation
+        found = cpu_norm.norm_silu_gradient(
+            *(maps, added, gradient),
+            scale=scale,
+            shift=bias - mean * scale,
+            mean=mean,
+            inverse_deviation=inverse_deviation,
+            batch_statistics=training,
+        )
+        return [one for one in found if one is not None]
+    leaves = [
+        one.clone().requires_grad_() for one in (maps, added, weight, bias) if one is not None
+    ]
+    normed = batch_norm(leaves[0], *kept, *leaves[-2:], training=training)
+    result = silu(normed if added is None else normed + leaves[1])
+    return list(torch.autograd.grad(result, leaves, gradient))
+
+
+@pytest.mark.parametrize("channels", [1, 7, 16, 64, 67, 145])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("sums", [True, False], ids=["sum", "alone"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_gradients_of_norm_and_silu(
+    dtype: torch.dtype, sums: bool, training: bool, channels: int, variant: str
+) -> None:
+    inputs = activation_inputs((2, channels, 13, 7), dtype)
+    weight, bias = inputs.pop("scale"), inputs.pop("shift")
+    inputs["added"] = inputs["added"] if sums else None
+    wide = {name: None if one is None else one.double() for name, one in inputs.items()}
+    exact = norm_gradients(**wide, weight=weight.double(), bias=bias.double(), training=training)
+    plain = norm_gradients(**inputs, weight=weight, bias=bias, training=training)
+    with torch.no_grad():
+        found = norm_gradients(**inputs, weight=weight, bias=bias, training=training, native=True)
+    names = ["maps", "added", "weight", "bias"] if sums else ["maps", "weight", "bias"]
+    for name, *tensors in zip(names, found, exact, plain, strict=True):
+        assert_as_exact(name, *tensors)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 67, 3, 5), (2, 16, 23, 29)], ids=str)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_statistics_of_a_batch(dtype: torch.dtype, shape: tuple[int, ...], variant: str) -> None:
+    maps = activation_inputs(shape, dtype)["maps"]
+    maps[:, -1] += 1000  # far from zero beside its deviation
+    maps[0, :, 0, 0] = 300
+    mean, variance = cpu_norm.norm_statistics(maps)
+    torch.testing.assert_close(mean.double(), maps.double().mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
+    exact = maps.double().var((0, 2, 3), correction=0)
+    torch.testing.assert_close(variance.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
@@ -400,8 +466,16 @@ def test_silu_of_numbers_at_the_ends(dtype: torch.dtype, variant: str) -> None:
     numbers = torch.tensor([0.0, -0.0, -1e30, 1e30, -100, 100, -85, float("inf"), float("nan")])
     maps = numbers.to(dtype)[:, None, None, None].repeat(1, 19, 1, 1)
     with torch.no_grad():
-        found = cpu.affine_silu(maps, None, None, None)
-        slopes = cpu.affine_silu(maps[:-2], None, None, None, gradient=torch.ones_like(maps[:-2]))
+        found = cpu_norm.affine_silu(maps, None, None, None)
+        finite, zeros, ones = maps[:-2], torch.zeros(19), torch.ones(19)
+        slopes = cpu_norm.norm_silu_gradient(
+            *(finite, None, torch.ones_like(finite)),
+            scale=ones,
+            shift=zeros,
+            mean=zeros,
+            inverse_deviation=ones,
+            batch_statistics=False,
+        )[0]
     expected = silu(maps)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-30, equal_nan=True)
     steps = torch.tensor([0.5, 0.5, 0, 1, 0, 1, 0])
@@ -417,8 +491,8 @@ def test_pooling_after_silu(dtype: torch.dtype, shape: tuple[int, ...], variant:
     maps = activation_inputs(shape, dtype)["maps"]
     maps[0, 0, 0, 0] = float("nan")
     with torch.no_grad():
-        found = cpu.pool_silu(maps)
-        expected = max_pool2d(cpu.affine_silu(maps, None, None, None), 3, stride=2, padding=1)
+        found = cpu_norm.pool_silu(maps)
+        expected = max_pool2d(cpu_norm.affine_silu(maps, None, None, None), 3, stride=2, padding=1)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(
@@ -431,16 +505,26 @@ def test_pooling_after_silu(dtype: torch.dtype, shape: tuple[int, ...], variant:
 
 
 def test_silu_in_threads() -> None:
+    assert_close = torch.testing.assert_close
     inputs = activation_inputs((1, 256, 21, 19), torch.float32)
-    expected = plain_affine_silu(**inputs)
+    weight, bias, gradient = (inputs.pop(name) for name in ("scale", "shift", "gradient"))
+    given = inputs | {"weight": weight, "bias": bias, "gradient": gradient, "training": True}
+    gradients = norm_gradients(**given)
+    maps = inputs["maps"]
+    expected = plain_affine_silu(maps, weight, bias, inputs["added"])
     pooled = max_pool2d(silu(inputs["maps"]), 3, stride=2, padding=1)
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             with torch.no_grad():
-                torch.testing.assert_close(cpu.affine_silu(**inputs), expected)
-                torch.testing.assert_close(cpu.pool_silu(inputs["maps"]), pooled)
+                found = cpu_norm.affine_silu(maps, weight, bias, inputs["added"])
+                assert_close(found, expected)
+                assert_close(cpu_norm.pool_silu(maps), pooled)
+                assert_close(norm_gradients(**given, native=True), gradients, rtol=1e-4, atol=1e-4)
+                mean, variance = cpu_norm.norm_statistics(maps)
+            assert_close(mean, maps.mean((0, 2, 3)))
+            assert_close(variance, maps.var((0, 2, 3), correction=0))
     finally:
         torch.set_num_threads(before)
 
@@ -449,17 +533,17 @@ def test_silu_is_left_to_torch_where_it_must_be() -> None:
     inputs = activation_inputs((2, 8, 3, 5), torch.float32)
     maps, added = inputs["maps"], inputs["added"]
     rows = maps.contiguous()
-    assert not cpu.can_affine_silu(maps, added)  # gradients may be wanted
+    assert not cpu_norm.can_affine_silu(maps, added)  # gradients may be wanted
     with torch.no_grad():
-        assert cpu.can_affine_silu(maps, added)
-        assert cpu.can_affine_silu(rows, rows, per_channel=False)  # as stems of images give
-        assert not cpu.can_affine_silu(rows)
-        assert not cpu.can_affine_silu(maps, rows)
-        assert not cpu.can_affine_silu(maps, added[:1])
-        assert not cpu.can_affine_silu(maps, added.bfloat16())
-        assert not cpu.can_affine_silu(maps[:, :, ::2])
-        assert not cpu.can_affine_silu(maps.double())
-        assert not cpu.can_affine_silu(maps.to("meta"))
+        assert cpu_norm.can_affine_silu(maps, added)
+        assert cpu_norm.can_affine_silu(rows, rows, per_channel=False)  # as stems of images give
+        assert not cpu_norm.can_affine_silu(rows)
+        assert not cpu_norm.can_affine_silu(maps, rows)
+        assert not cpu_norm.can_affine_silu(maps, added[:1])
+        assert not cpu_norm.can_affine_silu(maps, added.bfloat16())
+        assert not cpu_norm.can_affine_silu(maps[:, :, ::2])
+        assert not cpu_norm.can_affine_silu(maps.double())
+        assert not cpu_norm.can_affine_silu(maps.to("meta"))
 
 
 def test_silu_takes_a_shift_in_any_order_and_no_other() -> None:
@@ -467,12 +551,12 @@ def test_silu_takes_a_shift_in_any_order_and_no_other() -> None:
     strided, expanded = torch.arange(16.0)[::2], torch.ones(1).expand(8)
     with torch.no_grad():
         for shift in (strided, expanded):
-            expected = plain_affine_silu(maps, None, shift, None, None)
-            torch.testing.assert_close(cpu.affine_silu(maps, None, shift, None), expected)
+            expected = plain_affine_silu(maps, None, shift, None)
+            torch.testing.assert_close(cpu_norm.affine_silu(maps, None, shift, None), expected)
         for wrong in (torch.ones(3), torch.ones(8, device="meta"), torch.ones(1, 8)):
             with pytest.raises(ValueError, match="shift must have a number for each of 8 channels"):
-                cpu.affine_silu(maps, None, wrong, None)
-        assert not cpu.can_affine_silu(maps, maps.to("meta"))
+                cpu_norm.affine_silu(maps, None, wrong, None)
+        assert not cpu_norm.can_affine_silu(maps, maps.to("meta"))
 
 
 def test_silu_in_place_is_seen_by_autograd() -> None:
@@ -480,27 +564,35 @@ def test_silu_in_place_is_seen_by_autograd() -> None:
     product = maps * 1
     squares = (product * product).sum()
     with torch.no_grad():
-        cpu.affine_silu(product, None, None, None, in_place=True)
+        cpu_norm.affine_silu(product, None, None, None, in_place=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         squares.backward()
     with torch.inference_mode():
         product = maps * 1
-        cpu.affine_silu(product, None, None, None, in_place=True)
+        cpu_norm.affine_silu(product, None, None, None, in_place=True)
         torch.testing.assert_close(product, silu(maps * 1))
 
 
 def test_the_gradient_may_come_in_another_order() -> None:
     inputs = activation_inputs((2, 8, 3, 5), torch.float32)
+    inputs["weight"], inputs["bias"] = inputs.pop("scale"), inputs.pop("shift")
     with torch.no_grad():
-        expected = cpu.affine_silu(**inputs)
+        expected = norm_gradients(**inputs, training=True, native=True)
         inputs["gradient"] = inputs["gradient"].contiguous()
-        assert torch.equal(cpu.affine_silu(**inputs), expected)
+        found = norm_gradients(**inputs, training=True, native=True)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own
 def test_the_activations_operators_are_sound() -> None:
     inputs = activation_inputs((2, 8, 3, 5), torch.float32)
-    tensors = [inputs[name] for name in ("maps", "scale", "shift", "added", "gradient")]
-    operator = torch.ops.halonet.cpu_affine_silu_.default
-    torch.library.opcheck(operator, (torch.zeros_like(tensors[0]), *tensors))
-    torch.library.opcheck(torch.ops.halonet.cpu_pool_silu.default, (tensors[0],))
+    maps, added, gradient, scale, shift = inputs.values()
+    operators = torch.ops.halonet
+    check = torch.library.opcheck
+    output = torch.zeros_like(maps)
+    check(operators.cpu_affine_silu_.default, (output, maps, scale, shift, added))
+    check(operators.cpu_pool_silu.default, (maps,))
+    check(operators.cpu_norm_statistics.default, (maps,))
+    numbers = (scale, shift, shift, scale, True)
+    check(operators.cpu_norm_gradient.default, (maps, added, gradient, *numbers))
+    check(operators.cpu_norm_gradient.default, (maps, None, gradient, *numbers))
