@@ -4,8 +4,8 @@ import importlib.util
 
 from halonet.check.stages import Stage, list_stages
 from halonet.devices import MATRIX_SIDE
-from halonet.models.creation import get_variant
 from halonet.models.flops import count_flops
+from halonet.models.variants import get_variant
 
 IMAGE_SIZES = {"halonet_h0": 256, "halonet_h1": 256, "halonet_h4": 384, "halonet_h7": 600}
 # The paper's comparison: each H model with the EfficientNet of its size.

@@ -10,13 +10,9 @@ from halonet.layers.timm_attention import replace_timm_layers, restore_timm_laye
 from halonet.models.classifier import Classifier, Preprocessing
 from halonet.models.creation import create_model
 from halonet.models.flops import count_flops
-from halonet.models.halonet import (
-    HaloNet,
-    get_variant,
-    list_models,
-)
+from halonet.models.halonet import HaloNet
 from halonet.models.pretrained import LoadReport, load_model, load_weights, save_model
-from halonet.models.variants import Variant
+from halonet.models.variants import Variant, get_variant, list_models
 from halonet.ops.attention_weights import AttentionWeights, attention_weights
 from halonet.ops.halo_attention import (
     BackendChoice,

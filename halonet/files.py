@@ -7,6 +7,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURE_SUFFIXES = (".pdf", ".png", ".svg")
 
@@ -71,6 +75,13 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; what isn't Unicode in file names is escaped."""
     content = text.encode("utf-8", "backslashreplace")
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def save_figure(figure: "Figure", path: Path | str | None) -> "Figure":
+    """The figure; written to `path`, where there is one, whole or not at all."""
+    if path is not None:
+        write_atomically(Path(path), figure.savefig)
+    return figure
 
 
 def require_new_file(path: Path) -> None:

@@ -14,6 +14,7 @@ from halonet.models.metadata import find_checkpoint
 from halonet.models.pretrained import load_model
 
 if TYPE_CHECKING:
+    from halonet.classification.config import TrainingConfig
     from halonet.classification.evaluate import Evaluation
     from halonet.classification.multilabel import MultilabelEvaluation
     from halonet.data.splits import LabelledImages
@@ -135,29 +136,18 @@ def evaluate(
         FileNotFoundError: no checkpoint, or no images.
         FileExistsError: `output` holds something else than an earlier report on these images.
     """
-    from halonet.classification.config import TrainingConfig, make_config
     from halonet.classification.evaluate import choose_images, evaluate_on
     from halonet.classification.image_predictions import ImagePredictions
     from halonet.classification.neighbours import check_neighbours, score_neighbours
     from halonet.classification.report import write_report
-    from halonet.data.sources import is_same_data, split_name
+    from halonet.data.sources import split_name
     from halonet.files import require_no_input
-    from halonet.training.checkpoint import (
-        check_report_folder,
-        choose_report_folder,
-        find_run,
-        read_config,
-    )
+    from halonet.training.checkpoint import check_report_folder, choose_report_folder
 
     place = find_device(device)  # before all that takes time
     path = find_checkpoint(Path(checkpoint))
-    run = find_run(path)
     folder = path.parent / "evaluation" if output is None else Path(output)
     check_report_folder(folder, foreign="results.json")
-    config = None if run is None else read_config(run, make_config)
-    if data is None and config is None:
-        raise ValueError(f"{path} lies in no run folder: say which --data")
-    config = config or TrainingConfig()
     asked = {
         "data": data,
         "data_root": data_root,
@@ -165,21 +155,12 @@ def evaluate(
         "validation_data": validation_data,
         "group": group,
     }
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    name = given.get("data", config.data)
-    # Of other data than the run's all is scored, unless it has a held-out part or split says.
-    if run is None or not is_same_data(name, config.data):
-        config = dataclasses.replace(config, validation_data=None, fold=None, group=None)
-        if split_name(name)[1] and split in (None, "all"):
-            given.setdefault("validation_share", 1.0)
-    elif validation_share is not None:
-        given["fold"] = None
+    config = _configure_data(path, asked, split)
     model = read_model(path, device)
-    images = dataclasses.replace(config, **given).load_data(model.task)
-    images, scored = choose_images(images, split)
+    images, scored = choose_images(config.load_data(model.task), split)
     folder = choose_report_folder(folder, images.name, scored, free=output is None)
     predictions = folder / "predictions.csv"
-    require_no_input(predictions, [Path(split_name(name)[1])])
+    require_no_input(predictions, [Path(split_name(config.data)[1])])
     which = "all" if scored == "images" else "the"
     print(f"scoring {which} {len(images.validation)} {scored} of {images.name}", flush=True)
     for reason in images.left_out:
@@ -199,6 +180,32 @@ def evaluate(
     )
     ImagePredictions(images, evaluation).write(predictions)
     return EvaluatedRun(folder, images, evaluation, summary, found)
+
+
+def _configure_data(checkpoint: Path, asked: dict[str, Any], split: str | None) -> "TrainingConfig":
+    """The configuration of a checkpoint's run, with the fields that were asked for, if not None.
+
+    Raises:
+        ValueError: the checkpoint lies in no run, and no data were asked for.
+    """
+    from halonet.classification.config import TrainingConfig, make_config
+    from halonet.data.sources import is_same_data, split_name
+    from halonet.training.checkpoint import find_run, read_config
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    run = find_run(checkpoint)
+    if run is None and "data" not in given:
+        raise ValueError(f"{checkpoint} lies in no run folder: say which --data")
+    config = TrainingConfig() if run is None else read_config(run, make_config)
+    name = given.get("data", config.data)
+    # Of other data than the run's all is scored, unless it has a held-out part or split says.
+    if run is None or not is_same_data(name, config.data):
+        config = dataclasses.replace(config, validation_data=None, fold=None, group=None)
+        if split_name(name)[1] and split in (None, "all"):
+            given.setdefault("validation_share", 1.0)
+    elif "validation_share" in given:
+        given["fold"] = None
+    return dataclasses.replace(config, **given)
 
 
 def read_model(checkpoint: Path, device: str) -> Any:

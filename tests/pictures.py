@@ -1,4 +1,4 @@
-"""Small image folders and configurations, for runs of a second or two."""
+"""Small image folders and data sets, and configurations of runs of a second or two."""
 
 import dataclasses
 import json
@@ -9,6 +9,9 @@ from PIL import Image, ImageDraw
 
 from halonet.classification.config import TrainingConfig
 from halonet.classification.recipes import get_recipe
+from halonet.data.dataset import ImageDataset
+from halonet.data.splits import Split
+from halonet.models.classifier import Preprocessing
 from halonet.training.config import RunConfig
 
 COLORS = ("red", "green", "blue")
@@ -31,6 +34,21 @@ def draw_folder(folder: Path, *, classes: int = 2, images: int = 12) -> Path:
             ImageDraw.Draw(image).rectangle((4 + index, 8, 22 + index, 30), fill=color)
             image.save(folder / color / f"{index}.png")
     return folder
+
+
+def make_grey_dataset(
+    folder: Path, levels: list[int | None], labels: Any, **options: Any
+) -> ImageDataset:
+    """An image of each level of grey, from 0 to 1 as the model takes it; None can't be read."""
+    paths = []
+    for index, level in enumerate(levels):
+        paths.append(folder / f"{index}.png")
+        if level is None:
+            paths[-1].write_bytes(b"rubbish")
+        else:
+            Image.new("RGB", (32, 32), (level,) * 3).save(paths[-1])
+    preprocessing = Preprocessing(32, 1.0, (0.0,) * 3, (1.0,) * 3)
+    return ImageDataset(Split(paths, labels), preprocessing, **options)
 
 
 def small_config(folder: Path, **changes: Any) -> TrainingConfig:

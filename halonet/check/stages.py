@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from halonet.models.halonet import get_variant
+from halonet.models.variants import get_variant
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class TrainingConfig(RunConfig):
         label_smoothing: share of each label spread over all classes.
         class_weights: of the loss; balanced weighs each class by the inverse of its number of
             training images.
-        focal_loss: gamma of the focal loss, which leaves out what is easy; 0 for none, 2 is usual.
+        focal_loss: gamma of the focal loss, where easy images count less; 0 for none, 2 is usual.
         freeze: parts that stay as they are, batch norm's statistics too, as stem,stage1; all trains
             the classifier alone, a linear probe.
         layer_decay: learning rate of each layer relative to the next one's, above 0 and at most 1.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from halonet.files import write_atomically
+from halonet.files import save_figure, write_atomically
 
 COLUMNS = 6  # images in a row of a contact sheet
 
@@ -83,4 +83,4 @@ def draw_neighbours(
     for axes, (image, title) in zip(places, panels, strict=False):
         axes.imshow(image.convert("RGB"))
         axes.set_title(title, fontsize=9)
-    write_atomically(path, lambda temporary: figure.savefig(temporary))
+    save_figure(figure, path)

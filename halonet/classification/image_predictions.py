@@ -1,4 +1,4 @@
-"""What was predicted for each image: in words, the surest mistakes, and predictions.csv."""
+"""What was predicted for each image: in words, the most confident mistakes, and predictions.csv."""
 
 import csv
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class Mistake:
 
     Attributes:
         index: place of the image in the held-out part.
-        truth: what is true.
-        said: what was said, in words.
-        class_index: of the class that was said; of several labels the one that is most wrong.
+        truth: the true labels, in words.
+        predicted: what was predicted, in words.
+        class_index: of the predicted class; of several labels the one that is most wrong.
     """
 
     index: int
     truth: str
-    said: str
+    predicted: str
     class_index: int
 
 
@@ -63,16 +63,16 @@ class ImagePredictions:
         return [self.data.class_names[place] for place in label.nonzero().flatten().tolist()]
 
     def find_mistakes(self) -> list[Mistake]:
-        """The wrong predictions, the surest first; of several labels, an image's surest."""
+        """The wrong predictions, the most confident first; of several labels, an image's first."""
         found: list[tuple[float, Mistake]] = []
         if isinstance(self.evaluation, Evaluation):
             wrong = (self.evaluation.predictions != self.labels).tolist()
             for index in self.readable:
                 if wrong[index]:
                     confidence = self.evaluation.confidences[index].item()
-                    said = f"{self.predicted_labels(index)[0]} {100 * confidence:.0f} %"
+                    predicted = f"{self.predicted_labels(index)[0]} {100 * confidence:.0f} %"
                     place = int(self.evaluation.predictions[index])
-                    mistake = Mistake(index, self.true_labels(index)[0], said, place)
+                    mistake = Mistake(index, self.true_labels(index)[0], predicted, place)
                     found.append((confidence, mistake))
         else:
             chances = self.evaluation.probabilities
@@ -83,8 +83,8 @@ class ImagePredictions:
                 if (chances[index, place] >= THRESHOLD) != (self.labels[index, place] == 1):
                     truth = ", ".join(self.true_labels(index)) or "none"
                     chance = 100 * chances[index, place].item()
-                    said = f"{self.data.class_names[place]} {chance:.0f} %"
-                    found.append((miss, Mistake(index, truth, said, place)))
+                    predicted = f"{self.data.class_names[place]} {chance:.0f} %"
+                    found.append((miss, Mistake(index, truth, predicted, place)))
         return [mistake for _, mistake in sorted(found, key=lambda one: -one[0])]
 
     def calibrate(self) -> Calibration:

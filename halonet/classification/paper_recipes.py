@@ -9,7 +9,7 @@ from typing import Any
 
 from halonet.classification.config import TrainingConfig
 from halonet.data.augmentation import Augmentation
-from halonet.models.halonet import get_variant
+from halonet.models.variants import get_variant
 from halonet.training.config import Recipe
 
 HARDWARE = "TPUv3 in the paper; not run by us"

@@ -117,7 +117,7 @@ class Prediction:
         from halonet.classification.report_pictures import BLUE
         from halonet.data.pixels import read_image
         from halonet.explain.pictures import INK
-        from halonet.files import write_atomically
+        from halonet.files import save_figure
 
         figure = Figure((6.4, 3), dpi=110, layout="constrained")
         image, bars = figure.subplots(1, 2)
@@ -129,6 +129,4 @@ class Prediction:
         bars.set_xlim(0, 100)
         bars.set_xlabel("probability, %")
         bars.spines[["top", "right"]].set_visible(False)
-        if path is not None:
-            write_atomically(Path(path), lambda temporary: figure.savefig(temporary))
-        return figure
+        return save_figure(figure, path)

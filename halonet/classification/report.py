@@ -26,9 +26,9 @@ from halonet.classification.report_pictures import (
 )
 from halonet.data.pixels import read_image
 from halonet.data.splits import LabelledImages
-from halonet.explain.explanation import Explanation, explain_image, name_classes
+from halonet.explain.explanation import Explanation, explain_image
 from halonet.files import write_text
-from halonet.models.classifier import Classifier
+from halonet.models.classifier import Classifier, name_classes
 
 GALLERY = 24  # mistakes shown
 LARGEST_DIAGRAMS = 20  # classes
@@ -92,7 +92,7 @@ def write_report(
 def _explain(
     model: Any, data: LabelledImages, mistakes: Sequence[Mistake]
 ) -> dict[int, Explanation]:
-    """What speaks for the class that was said, by the places of the surest mistakes' images.
+    """What speaks for the predicted class, by the places of the most confident mistakes' images.
 
     None of an exported model, which has no gradients.
     """
@@ -248,7 +248,7 @@ def _make_gallery(
     mistakes: Sequence[Mistake],
     explanations: dict[int, Explanation],
 ) -> str:
-    """The surest mistakes, each with its image, its path, what was said and what is true.
+    """The most confident mistakes: image, path, predicted and true labels of each.
 
     Below the image its explanation, where there is one.
     """
@@ -262,7 +262,7 @@ def _make_gallery(
             name = predictions.data.class_names[mistake.class_index]
             shown += _embed_image(explanation.draw(), f"what speaks for {name}")
         figures.append(
-            f"<figure>{shown}<figcaption>{html.escape(mistake.said)}, "
+            f"<figure>{shown}<figcaption>{html.escape(mistake.predicted)}, "
             f"is {html.escape(mistake.truth)}<br>"
             f"<code>{html.escape(str(source))}</code></figcaption></figure>"
         )
@@ -283,8 +283,8 @@ def _describe_explanations(explanations: dict[int, Explanation]) -> str:
     method = next(iter(explanations.values())).method.replace("_", " ")
     images = "the first" if len(explanations) == 1 else f"the first {len(explanations)}"
     return (
-        f"<p>Below {images}: what the model sees, bright where it speaks for the class that was "
-        f"said, by {method}. <code>halonet explain</code> does so for any image and class.</p>"
+        f"<p>Below {images}: what the model sees, bright where it speaks for the predicted "
+        f"class, by {method}. <code>halonet explain</code> does so for any image and class.</p>"
     )
 
 
@@ -340,7 +340,7 @@ pixels{trained}. Expected calibration error {show_share(summary["calibration"]["
 <p>{html.escape(predictions.data.note)}{started}</p>
 <table><tr>{table}</tr></table>
 {shown}
-<h2>The surest mistakes, {shown_mistakes}</h2>
+<h2>The most confident mistakes, {shown_mistakes}</h2>
 {_describe_explanations(explanations)}
 {_make_gallery(predictions, mistakes, explanations)}
 </body></html>

@@ -9,7 +9,7 @@ from halonet.classification.image_predictions import ImagePredictions, Mistake
 from halonet.data.pixels import read_image
 from halonet.data.splits import LabelledImages
 from halonet.explain.pictures import INK
-from halonet.files import write_atomically
+from halonet.files import save_figure
 
 BLUE, ORANGE, GREY = "#2563a8", "#c2410c", "#9aa5b1"
 SHOWN = 6  # images in a row of predictions.png
@@ -41,7 +41,7 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]], data: LabelledImages
         baseline = 100 * data.majority_share
         scores.axhline(baseline, color=GREY, linestyle=":", label="majority class")
     (scores if score == "accuracy" else loss).legend(frameon=False)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(path: Path, names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
@@ -60,7 +60,7 @@ def draw_confusion(path: Path, names: Sequence[str], counts: Sequence[Sequence[i
                 axes.text(column, row, str(count), ha="center", va="center", color=color)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def draw_predictions(
@@ -84,16 +84,16 @@ def draw_predictions(
                 continue
             index = shown[place]
             axes.imshow(read_image(predictions.data.validation.sources[index]))
-            said, truth = predictions.predicted_labels(index), predictions.true_labels(index)
+            labels, truth = predictions.predicted_labels(index), predictions.true_labels(index)
             confidence = predictions.confidence(index)
-            caption = _short(", ".join(said) or "none")
+            caption = _short(", ".join(labels) or "none")
             caption += "" if confidence is None else f" {100 * confidence:.0f} %"
             caption += (
-                "\ncorrect" if said == truth else f"\nis {_short(', '.join(truth) or 'none')}"
+                "\ncorrect" if labels == truth else f"\nis {_short(', '.join(truth) or 'none')}"
             )
-            color = INK if said == truth else ORANGE
+            color = INK if labels == truth else ORANGE
             axes.set_title(caption, fontsize=8, color=color, parse_math=False)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def draw_calibration(path: Path, panels: Mapping[str, Calibration]) -> None:
@@ -119,7 +119,7 @@ def draw_calibration(path: Path, panels: Mapping[str, Calibration]) -> None:
         axes.tick_params(labelbottom=True, labelsize=8)
     figure.supxlabel("mean predicted probability, %", fontsize=9)
     figure.supylabel("fraction of positives, %", fontsize=9)
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def _short(name: str) -> str:
@@ -130,7 +130,3 @@ def _new_figure(size: tuple[float, float]):  # noqa: ANN202 - matplotlib is impo
     from matplotlib.figure import Figure
 
     return Figure(size, dpi=110, layout="constrained")
-
-
-def _save_figure(figure: Any, path: Path) -> None:
-    write_atomically(path, lambda temporary: figure.savefig(temporary))

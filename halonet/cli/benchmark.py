@@ -81,10 +81,10 @@ def make_benchmark_parser() -> CommandParser:
     parser.add_argument(
         "--images",
         type=int | None,
-        help="score so many of the held-out images, evenly spaced; all unless it says",
+        help="score this many of the held-out images, evenly spaced; all by default",
     )
     parser.add_argument(
-        "--threads", type=int | None, help="of every runtime; as many as torch takes unless it says"
+        "--threads", type=int | None, help="of every runtime; as many as torch takes by default"
     )
     parser.add_argument(
         "--compile",

@@ -172,6 +172,7 @@ def predict_command(words: Sequence[str]) -> None:
     from halonet.files import require_empty, require_new_file
     from halonet.inference.images import read_frames
     from halonet.inference.video import Video
+    from halonet.models.classifier import name_classes
     from halonet.models.metadata import find_checkpoint
     from halonet.runs import prepare, read_model
 
@@ -185,7 +186,7 @@ def predict_command(words: Sequence[str]) -> None:
     if options[unused] is not None:
         kind = "any number of labels" if multilabel else "one label"
         parser.error(f"--{unused} doesn't go with a model that gives an image {kind}")
-    names = model.class_names or tuple(str(index) for index in range(model.num_classes))
+    names = name_classes(model)
     folder = None if options.save_pictures is None else Path(options.save_pictures)
     if folder is not None:
         require_empty(folder)
@@ -197,41 +198,31 @@ def predict_command(words: Sequence[str]) -> None:
     # One by one where frames come: each is in memory until it is written.
     batch_size = 1 if any(isinstance(image, Video) for image in pictures) else BATCH_SIZE
     chosen = {"top_k": options.top_k or TOP_K, "threshold": options.threshold or THRESHOLD}
-    sources = read_frames(pictures, options.every)
-    as_json = options.format == "json"
+    found = predict(
+        model,
+        read_frames(pictures, options.every),
+        batch_size=batch_size,
+        mirror=options.mirror,
+    )
     width = max(len(str(image)) + TIME_WIDTH * isinstance(image, Video) for image in pictures)
-    opening = "[" if as_json else _make_line("image", "predictions", width)
-    written = broken = 0
+    broken = 0
     with ExitStack() as stack:
         write = stack.enter_context(_output(options.output))
+        list_as = _list_as_json(write) if options.format == "json" else _list_as_table(write, width)
+        add = stack.enter_context(list_as)
         writer = None
         if folder is not None:
             writer = stack.enter_context(PictureWriter(folder, pictures))
-        try:
-            for source, probabilities in predict(
-                model, sources, batch_size=batch_size, mirror=options.mirror
-            ):
-                if isinstance(probabilities, str):
-                    broken += 1
-                    print(f"halonet: {probabilities}", file=sys.stderr)
-                    continue
-                time = getattr(source, "time", None)
-                prediction = Prediction(str(source), names, probabilities, model.task, source, time)
-                if writer is not None:
-                    writer.write(source, prediction.draw(read_image(source), **chosen), time)
-                entry = prediction.to_dict(**chosen)
-                name = entry["image"] if time is None else f"{entry['image']} {time:.2f} s"
-                text = _make_line(name, _describe_entry(entry), width)
-                if as_json:
-                    text = "\n" + textwrap.indent(json.dumps(entry, indent=2), "  ")
-                separator = "," if as_json else ""
-                write((separator if written else opening) + text)
-                written += 1
-        finally:
-            if as_json and written:
-                write("\n]\n")
-        if as_json and not written:
-            write("[]\n")
+        for source, probabilities in found:
+            if isinstance(probabilities, str):
+                broken += 1
+                print(f"halonet: {probabilities}", file=sys.stderr)
+                continue
+            time = getattr(source, "time", None)
+            prediction = Prediction(str(source), names, probabilities, model.task, source, time)
+            if writer is not None:
+                writer.write(source, prediction.draw(read_image(source), **chosen), time)
+            add(prediction.to_dict(**chosen))
     if broken:
         fail(f"{broken} of {len(pictures)} images can't be read", 1)
 
@@ -256,13 +247,42 @@ def _output(path: str | None) -> Iterator[Callable[[str], None]]:
             write_text(Path(path), "".join(parts))
 
 
-def _describe_entry(entry: Mapping[str, Any]) -> str:
-    classes = [f"{one['class']} {100 * one['probability']:.1f} %" for one in entry["predictions"]]
-    return ", ".join(classes) or "none"
+@contextmanager
+def _list_as_json(write: Callable[[str], None]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Writes entries one by one as a JSON list, which is whole where the command is stopped."""
+    written = 0
+
+    def add(entry: Mapping[str, Any]) -> None:
+        nonlocal written
+        write(("," if written else "[") + "\n" + textwrap.indent(json.dumps(entry, indent=2), "  "))
+        written += 1
+
+    try:
+        yield add
+    finally:
+        if written:
+            write("\n]\n")
+    if not written:
+        write("[]\n")
 
 
-def _make_line(image: str, predictions: str, width: int) -> str:
-    return f"{image.ljust(width)}  {predictions}\n"
+@contextmanager
+def _list_as_table(
+    write: Callable[[str], None], width: int
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Writes entries one by one as lines, under a header where there is any."""
+    header = f"{'image'.ljust(width)}  predictions\n"
+
+    def add(entry: Mapping[str, Any]) -> None:
+        nonlocal header
+        image = entry["image"] + (f" {entry['time']:.2f} s" if "time" in entry else "")
+        classes = (
+            f"{one['class']} {100 * one['probability']:.1f} %" for one in entry["predictions"]
+        )
+        write(f"{header}{image.ljust(width)}  {', '.join(classes) or 'none'}\n")
+        header = ""
+
+    yield add
 
 
 def make_predict_parser() -> CommandParser:
@@ -271,12 +291,12 @@ def make_predict_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help=CHECKPOINT)
     parser.add_images(videos=True)
     parser.add_argument(
-        "--top_k", type=int | None, help=f"classes for each image, {TOP_K} unless it says"
+        "--top_k", type=int | None, help=f"classes for each image, {TOP_K} by default"
     )
     parser.add_argument(
         "--threshold",
         type=float | None,
-        help="probability from which on a model of several labels predicts one, 0.5 unless it says",
+        help="probability from which on a model of several labels predicts one, 0.5 by default",
     )
     parser.add_mirror()
     parser.add_device()

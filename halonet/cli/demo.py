@@ -54,7 +54,7 @@ def make_demo_parser() -> CommandParser:
         "--host",
         type=str,
         default="127.0.0.1",
-        help="address to listen on; this machine only unless it says, 0.0.0.0 for all",
+        help="address to listen on; by default of this machine only, 0.0.0.0 for all",
     )
     parser.add_argument("--port", type=int | None, help="the first free from 7860 on")
     parser.add_device()

@@ -66,46 +66,18 @@ def evaluate_command(words: Sequence[str]) -> None:
     """Score a detector on held-out images, write the results and print COCO's metrics."""
     parser = make_evaluate_parser()
     options = parser.parse_words(words)
-    from halonet.detection.config import DetectionConfig, make_detection_config
     from halonet.detection.data import PARTS, choose_part
     from halonet.detection.evaluate import detect_images, score
-    from halonet.detection.sources import is_same_data, load_detection_data
     from halonet.detection.training import DetectionEvaluation, write_summary
     from halonet.models.metadata import find_checkpoint
-    from halonet.training.checkpoint import (
-        check_report_folder,
-        choose_report_folder,
-        find_run,
-        read_config,
-    )
+    from halonet.training.checkpoint import check_report_folder, choose_report_folder
 
     device = find_device(options.device)
     checkpoint = find_checkpoint(Path(options.checkpoint))
-    run = find_run(checkpoint)
     output = Path(options.output or checkpoint.parent / "evaluation")
     check_report_folder(output, foreign="report.html")
-    name, masks, share = options.data, options.masks, DetectionConfig.validation_share
-    if name is None and run is None:
-        parser.error(f"{checkpoint} lies in no run folder: say which --data")
-    is_own = False
-    if run is not None:
-        config = read_config(run, make_detection_config)
-        is_own = name is None or is_same_data(name, config.data)
-        name, masks, share = name or config.data, masks or config.masks, config.validation_share
     model = _read_detector(checkpoint, options.device, options.max_detections)
-    if masks == "need" and not model.options.has_masks:
-        parser.error(f"{checkpoint} finds boxes alone: masks can't be needed")
-    data = load_detection_data(
-        name,
-        validation_share=share,
-        masks=(masks or "auto") if model.options.has_masks else "ignore",
-        image_size=model.options.image_size,
-    )
-    for line in data.describe():
-        print(f"halonet: {line}", file=sys.stderr)
-    # A share was held out by the training, of its own data alone.
-    whole = not (is_own or data.own_parts)
-    part = options.split or ("all" if whole else "val")
+    data, part = _load_data(parser, options, checkpoint, model.options)
     scored = PARTS[part]
     data = choose_part(data, part)
     output = choose_report_folder(output, data.name, scored, free=options.output is None)
@@ -124,6 +96,41 @@ def evaluate_command(words: Sequence[str]) -> None:
         ]
         print(f"\n{make_table(['category', *found], rows)}")
     print(f"results, summary and pictures are in {output}")
+
+
+def _load_data(
+    parser: CommandParser, options: Any, checkpoint: Path, detector: Any
+) -> tuple[Any, str]:
+    """The data that were asked for, or the run's, and which part of them is scored.
+
+    Args:
+        parser: of the command.
+        options: its options.
+        checkpoint: in a run folder or not.
+        detector: its options, as `DetectorOptions`.
+    """
+    from halonet.detection.config import DetectionConfig, make_detection_config
+    from halonet.detection.sources import is_same_data, load_detection_data
+    from halonet.training.checkpoint import find_run, read_config
+
+    run = find_run(checkpoint)
+    if run is None and options.data is None:
+        parser.error(f"{checkpoint} lies in no run folder: say which --data")
+    config = DetectionConfig() if run is None else read_config(run, make_detection_config)
+    masks = options.masks or config.masks
+    if masks == "need" and not detector.has_masks:
+        parser.error(f"{checkpoint} finds boxes alone: masks can't be needed")
+    data = load_detection_data(
+        options.data or config.data,
+        validation_share=config.validation_share,
+        masks=masks if detector.has_masks else "ignore",
+        image_size=detector.image_size,
+    )
+    for line in data.describe():
+        print(f"halonet: {line}", file=sys.stderr)
+    # A share was held out by the training, of its own data alone.
+    is_own = run is not None and (options.data is None or is_same_data(options.data, config.data))
+    return data, options.split or ("val" if is_own or data.own_parts else "all")
 
 
 def make_evaluate_parser() -> CommandParser:

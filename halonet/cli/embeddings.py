@@ -130,7 +130,7 @@ def make_similar_parser() -> CommandParser:
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_argument("query", type=str, help="an image, or its URL")
     parser.add_images()
-    parser.add_argument("--count", type=int | None, help=f"images to show, {COUNT} unless it says")
+    parser.add_argument("--count", type=int | None, help=f"images to show, {COUNT} by default")
     parser.add_argument(
         "--output", type=str | None, help="a new picture of them: .png, .svg or .pdf"
     )

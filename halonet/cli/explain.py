@@ -34,8 +34,13 @@ def explain_command(words: Sequence[str]) -> None:
     for name in ("layer", "head") if at is None else ("class", "method"):
         if options[name] is not None:
             parser.error(f"--{name} goes {'with' if at is None else 'without'} --at")
+    _explain_images(parser, options, at)
+
+
+def _explain_images(parser: CommandParser, options: Any, at: tuple[float, float] | None) -> None:
+    """Write pictures and numbers of each image's relevance, or of the attention of a place."""
     from halonet.data.pixels import read_image
-    from halonet.explain.explanation import Explanation, explain_image, view_image_attention
+    from halonet.explain.explanation import explain_image, view_image_attention
     from halonet.explain.relevance import DEFAULT_METHOD
     from halonet.files import make_free_folder, require_empty, write_text
     from halonet.inference.video import NamedImage
@@ -66,6 +71,7 @@ def explain_command(words: Sequence[str]) -> None:
                 stage=options.stage,
                 curves=options.curves,
             )
+            cells = [found.class_name, f"{100 * found.probability:.1f} %", found.method]
         else:
             found = view_image_attention(
                 model,
@@ -75,6 +81,7 @@ def explain_command(words: Sequence[str]) -> None:
                 layer=options.layer,
                 head=options.head,
             )
+            cells = [found.view.stage, found.view.layer, found.view.head or "mean"]
         if output is None:
             output = Path(options.output or make_free_folder(Path("explanations")))
             output.mkdir(parents=True, exist_ok=True)
@@ -82,12 +89,7 @@ def explain_command(words: Sequence[str]) -> None:
         drawn.parent.mkdir(parents=True, exist_ok=True)
         found.plot(drawn)
         entries.append(found.to_dict())
-        if isinstance(found, Explanation):
-            probability = f"{100 * found.probability:.1f} %"
-            rows.append([path, found.class_name, probability, found.method, drawn])
-        else:
-            view = found.view
-            rows.append([path, view.stage, view.layer, view.head or "mean", drawn])
+        rows.append([path, *cells, drawn])
     if output is not None:
         write_text(output / "explanations.json", json.dumps(entries) + "\n")
         kinds = ["class", "probability", "method"] if at is None else ["stage", "layer", "head"]
@@ -99,10 +101,9 @@ def explain_command(words: Sequence[str]) -> None:
 
 def _explain_model(options: Any) -> None:
     """Write the picture and the numbers of the relative tables, or of the receptive fields."""
-    from halonet.explain.pictures import save_figure
     from halonet.explain.receptive_field import SHARES, measure_receptive_field
     from halonet.explain.tables import read_tables
-    from halonet.files import make_free_folder, require_empty, write_text
+    from halonet.files import make_free_folder, require_empty, save_figure, write_text
 
     device = find_device(options.device)
     if options.output is not None:
@@ -149,7 +150,7 @@ def make_explain_parser() -> CommandParser:
     parser = CommandParser(prog="halonet explain", description=PURPOSE)
     parser.add_argument("checkpoint", type=str, help="a run folder, or a safetensors file")
     parser.add_images()
-    parser.add_argument("--class", type=str | None, help="the most probable unless it says")
+    parser.add_argument("--class", type=str | None, help="the most probable by default")
     parser.add_argument(
         "--method",
         type=Literal["gradcam", "rollout", "integrated_gradients", "occlusion"] | None,
@@ -167,9 +168,9 @@ def make_explain_parser() -> CommandParser:
         "--stage", type=int | None, help="1 to 4: of gradcam's map; with --at of the attention"
     )
     parser.add_argument(
-        "--layer", type=int | None, help="attention layer of the stage, from 1; the last"
+        "--layer", type=int | None, help="attention layer of the stage, from 1; the last by default"
     )
-    parser.add_argument("--head", type=int | None, help="from 1; the mean of all")
+    parser.add_argument("--head", type=int | None, help="from 1; the mean of all by default")
     parser.add_argument(
         "--tables",
         type=bool,

@@ -18,7 +18,7 @@ def export_command(words: Sequence[str]) -> None:
 
     size = _parse_numbers(parser, "size", options.size, 2)
     batch = _parse_numbers(parser, "batch", options.batch, 1)
-    from halonet.export.formats import SUFFIXES, export_model
+    from halonet.export.formats import SUFFIXES
     from halonet.export.terms import find_license
     from halonet.inference.loading import is_detector
     from halonet.models.metadata import find_checkpoint
@@ -29,8 +29,10 @@ def export_command(words: Sequence[str]) -> None:
             "--size, --batch and --opset don't go with --format web, which takes any photo"
         )
     checkpoint = find_checkpoint(Path(options.checkpoint))
-    command = shlex.join(["halonet", "export", *words])
-    terms = options.license or find_license(checkpoint)
+    facts = {
+        "command": shlex.join(["halonet", "export", *words]),
+        "license": options.license or find_license(checkpoint),
+    }
     if is_detector(checkpoint):
         given = (options.format, options.precision, options.with_preprocessing, size, batch)
         if (*given, options.opset) != ("onnx", "float32", False, None, None, OPSET):
@@ -42,20 +44,31 @@ def export_command(words: Sequence[str]) -> None:
         from halonet.export.detector import export_detector
 
         path = options.output or checkpoint.with_suffix(SUFFIXES["onnx"])
-        report = export_detector(load_detector(checkpoint), path, command=command, license=terms)
-        _print_report(report, terms, "photo's side, score and mask")
-        return
-    model = load_model(checkpoint)
-    if options.format == "web":
+        report = export_detector(load_detector(checkpoint), path, **facts)
+        _print_report(report, facts, "photo's side, score and mask")
+    elif options.format == "web":
         from halonet.export.browser import write_page
 
         folder = Path(options.output or checkpoint.parent / "web")
-        report = write_page(
-            model, folder, precision=options.precision, command=command, license=terms
-        )
-        _print_report(report, terms)
+        report = write_page(load_model(checkpoint), folder, precision=options.precision, **facts)
+        _print_report(report, facts)
         print(f"to see the page, in {folder}: npm install && python -m http.server")
-        return
+    else:
+        _export_classifier(checkpoint, options, size, batch, facts)
+
+
+def _export_classifier(
+    checkpoint: Path,
+    options: Any,
+    size: list[int] | None,
+    batch: list[int] | None,
+    facts: dict[str, Any],
+) -> None:
+    """Write a classifier's file, one of int8 with its accuracy beside the model's."""
+    from halonet.export.formats import SUFFIXES, export_model
+    from halonet.models.pretrained import load_model
+
+    model = load_model(checkpoint)
     if model.only_size is not None:
         height, width = model.only_size
         print(
@@ -81,19 +94,18 @@ def export_command(words: Sequence[str]) -> None:
         with_preprocessing=options.with_preprocessing,
         calibration=calibration,
         opset=options.opset,
-        command=command,
-        license=terms,
+        **facts,
     )
-    _print_report(report, terms)
+    _print_report(report, facts)
     if data is not None:
         _print_accuracies(model, report.path, data)
 
 
-def _print_report(report: Any, terms: str | None, scale: str = "largest logit") -> None:
+def _print_report(report: Any, facts: dict[str, Any], scale: str = "largest logit") -> None:
     differences = ", ".join(f"{one:.1e} ({shape})" for shape, one in report.differences.items())
     print(f"{report.path}: {report.bytes / 1e6:.1f} MB, written in {report.seconds:.1f} s")
     print(f"difference from the model, of the {scale}: {differences}")
-    print(f"license that the file names: {terms or 'none is known; --license says one'}")
+    print(f"license that the file names: {facts['license'] or 'none is known; --license says one'}")
 
 
 def load_run_data(checkpoint: Path, model: Any, purpose: str) -> Any:
@@ -173,7 +185,7 @@ def make_export_parser() -> CommandParser:
     parser.add_argument(
         "--output",
         type=str | None,
-        help="the file or, of web, the folder, a new one; beside the checkpoint unless it says",
+        help="the file or, of web, the folder, a new one; beside the checkpoint by default",
     )
     return parser
 

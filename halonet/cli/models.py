@@ -81,10 +81,10 @@ def _parse_limit(parser: CommandParser, name: str, text: str | None) -> float:
 def make_models_parser() -> CommandParser:
     """The options of `halonet models`."""
     parser = CommandParser(prog="halonet models", description=PURPOSE)
-    parser.add_argument("--max_parameters", type=str | None, help="at most so many, as 10M")
-    parser.add_argument("--max_flops", type=str | None, help="at most so many, as 6G")
+    parser.add_argument("--max_parameters", type=str | None, help="the most parameters, as 10M")
+    parser.add_argument("--max_flops", type=str | None, help="the most FLOPs, as 6G")
     parser.add_argument(
-        "--max_image_size", type=int | None, help="at most so many pixels on a side"
+        "--max_image_size", type=int | None, help="the largest image, in pixels on a side"
     )
     parser.add_argument(
         "--image_size", type=int | None, help="count FLOPs at this size, not at each model's own"

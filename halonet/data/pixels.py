@@ -61,7 +61,7 @@ def read_image(
         if least_side is not None:
             image.draft(None, (least_side, least_side))  # only a JPEG: decoded in less time
         image.load()
-        turn = TURNS.get(_read_orientation(image))
+        turn = TURNS.get(read_orientation(image))
         image = image if turn is None else image.transpose(turn)
         image = _to_eight_bits(image).convert("RGB" if in_channels == 3 else "L")
         factor = 1 if least_side is None else min(image.size) // least_side
@@ -104,11 +104,13 @@ def _drop_metadata(content: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _read_orientation(image: Image.Image) -> int:
+def read_orientation(image: Image.Image) -> int:
+    """EXIF's orientation, from 1 to 8; 1, upright, where none can be read."""
     try:
-        return image.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # of any bytes, and it raises almost anything
         return 1
+    return orientation if orientation in TURNS else 1
 
 
 def _scale_clear_color(image: Image.Image) -> None:

@@ -1,4 +1,4 @@
-"""The page: drop a picture, see the answer and why."""
+"""The page: drop a picture, see the prediction and why."""
 
 import io
 import os

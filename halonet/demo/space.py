@@ -31,7 +31,7 @@ app_file: app.py
 pinned: false
 ---
 
-A model made with halonet, and a page to try it: drop a picture, see the answer.
+A model made with halonet, and a page to try it: drop a picture, see the prediction.
 """
 
 

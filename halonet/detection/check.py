@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
-from halonet.data.pixels import read_image
+from halonet.data.pixels import read_image, read_orientation
 from halonet.detection.annotations import BadAnnotations, Problem, read_annotation
 from halonet.detection.config import POLICIES
 from halonet.detection.data import AnnotatedImage, AnnotatedImages, Category, turn_upright
@@ -21,7 +21,6 @@ from halonet.detection.values import LARGEST, as_whole
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-ORIENTATION = 0x0112  # EXIF's tag
 TURNED = "photos turned upright (EXIF) whose annotations are of the pixels as stored, turned too"
 
 
@@ -255,8 +254,4 @@ def read_size(path: Path) -> tuple[int, int]:
 def _read_header(path: Path) -> tuple[tuple[int, int], int]:
     """Width and height as stored, and EXIF's orientation, 1 where none can be read."""
     with Image.open(path) as image:
-        try:
-            orientation = image.getexif().get(ORIENTATION, 1)
-        except Exception:  # Pillow meets any bytes there, and raises almost anything
-            orientation = 1
-        return image.size, orientation if orientation in range(1, 9) else 1
+        return image.size, read_orientation(image)

@@ -17,8 +17,6 @@ from halonet.detection.data import AnnotatedImage, AnnotatedImages
 from halonet.detection.masks import decode_masks, find_box
 from halonet.models.classifier import Preprocessing
 
-NO_JITTER = (1.0, 1.0)
-
 
 class DetectionDataset(Dataset):
     """Images with their objects on square canvases, changed at random as in the paper.

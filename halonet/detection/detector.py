@@ -311,41 +311,6 @@ def load_detector(
     return model
 
 
-@dataclass(frozen=True)
-class PaperRow:
-    """A row of the paper's table of detection: COCO, 1024 px, pretrained on ImageNet.
-
-    Attributes:
-        name: as the paper has it.
-        backbone: our variant.
-        box_ap, mask_ap: in percent: all, small, medium and large objects.
-        milliseconds: the backbone's training step, 32 images on two cores of a TPUv3.
-    """
-
-    name: str
-    backbone: str
-    box_ap: tuple[float, float, float, float]
-    mask_ap: tuple[float, float, float, float]
-    milliseconds: int
-
-
-# fmt: off
-PAPER_ROWS = (
-    PaperRow("R50", "resnet_50",
-             (42.1, 22.5, 44.8, 59.1), (37.7, 18.3, 40.5, 54.9), 409),
-    PaperRow("R50 + SE", "resnet_50_se",
-             (44.5, 25.5, 47.7, 61.2), (39.6, 20.4, 42.6, 57.6), 446),
-    PaperRow("R50 + SE + halo, b = 8", "resnet_50_se_halo8",
-             (45.2, 25.4, 48.1, 63.3), (40.3, 20.5, 43.1, 59.0), 540),
-    PaperRow("R50 + SE + halo, b = 32", "resnet_50_se_halo32",
-             (45.4, 25.9, 48.2, 63.0), (40.5, 21.2, 43.5, 58.8), 613),
-    PaperRow("R101 + SE", "resnet_101_se",
-             (45.9, 25.8, 49.5, 62.9), (40.6, 20.9, 43.7, 58.7), 740),
-    PaperRow("R101 + SE + halo, b = 8", "resnet_101_se_halo8",
-             (46.8, 26.3, 50.0, 64.5), (41.2, 21.4, 44.3, 59.8), 799),
-)
-# fmt: on
-
 _OF_CLASSES = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
 

@@ -25,7 +25,7 @@ from halonet.detection.evaluate import (
     read_for,
 )
 from halonet.detection.masks import decode_masks, measure_area
-from halonet.files import write_atomically
+from halonet.files import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,9 +147,7 @@ class Objects:
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.imshow(self.draw(read_image(self.source)))
-        if path is not None:
-            write_atomically(Path(path), lambda temporary: figure.savefig(temporary))
-        return figure
+        return save_figure(figure, path)
 
     def _found(self) -> dict[str, Tensor]:
         found = {"boxes": self.boxes, "scores": self.scores, "labels": self.labels}

@@ -13,7 +13,8 @@ from halonet.data.splits import Source
 from halonet.explain.attention import AttentionView, view_attention
 from halonet.explain.curves import Curves, find_probabilities, measure_curves
 from halonet.explain.relevance import DEFAULT_METHOD, measure_relevance
-from halonet.models.classifier import Classifier
+from halonet.files import save_figure
+from halonet.models.classifier import Classifier, name_classes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +81,7 @@ class Explanation:
 
     def plot(self, path: Path | str | None = None) -> "Figure":
         """The picture beside itself with its relevance; written to `path` where there is one."""
-        from halonet.explain.pictures import draw_relevance, save_figure
+        from halonet.explain.pictures import draw_relevance
 
         stage = "" if self.stage is None else f", stage {self.stage}"
         titles = (
@@ -127,7 +128,7 @@ class ImageAttention:
 
     def plot(self, path: Path | str | None = None) -> "Figure":
         """The pixel and its window on the picture, and the weights on it; written to `path`."""
-        from halonet.explain.pictures import draw_attention, save_figure
+        from halonet.explain.pictures import draw_attention
 
         return save_figure(draw_attention(self.picture, self.view, self.image_size), path)
 
@@ -215,11 +216,6 @@ def view_image_attention(
         model, _prepare(model, picture), point, stage=stage, layer=layer, head=head
     )
     return ImageAttention(str(source), at, crop, view, _cut(picture, crop), size)
-
-
-def name_classes(model: Classifier) -> tuple[str, ...]:
-    """The names of a model's classes, their numbers where it has none."""
-    return model.class_names or tuple(str(index) for index in range(model.num_classes))
 
 
 def _prepare(model: Classifier, picture: Image.Image) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from halonet.explain.attention import AttentionView
-from halonet.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,13 +122,6 @@ def draw_fields(rows: Sequence[tuple[str, Tensor, Sequence[int]]]) -> "Figure":
             axes.set_yticks([])
             axes.set_title(f"stage {stage}: half in {side} px", fontsize=8, color=INK)
         row[0].set_ylabel(name, fontsize=8, color=INK, parse_math=False)
-    return figure
-
-
-def save_figure(figure: "Figure", path: Path | str | None) -> "Figure":
-    """The figure, written to `path` where there is one."""
-    if path is not None:
-        write_atomically(Path(path), lambda temporary: figure.savefig(temporary))
     return figure
 
 

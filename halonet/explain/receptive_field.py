@@ -13,6 +13,7 @@ from torch import Tensor
 from halonet.data.pixels import prepare_image
 from halonet.data.splits import Source
 from halonet.explain.attention import keep_outputs
+from halonet.files import save_figure
 from halonet.models.classifier import Classifier
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class ReceptiveField:
         self, path: Path | str | None = None, *, beside: "ReceptiveField | None" = None
     ) -> "Figure":
         """A picture for each stage, those of another model below; written to `path`."""
-        from halonet.explain.pictures import draw_fields, save_figure
+        from halonet.explain.pictures import draw_fields
 
         fields = [self] if beside is None else [self, beside]
         rows = [

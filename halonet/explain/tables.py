@@ -13,6 +13,7 @@ from torch import Tensor
 from halonet.data.pixels import prepare_image
 from halonet.data.splits import Source
 from halonet.explain.attention import AttentionLayer, keep_inputs, list_attention_layers
+from halonet.files import save_figure
 from halonet.models.classifier import Classifier
 from halonet.ops.halo_attention import resolve_arguments
 from halonet.ops.problem import Problem
@@ -69,7 +70,7 @@ class RelativeTables:
 
     def plot(self, path: Path | str | None = None) -> "Figure":
         """A row for each layer and a picture for each head; written to `path` if there is one."""
-        from halonet.explain.pictures import draw_tables, save_figure
+        from halonet.explain.pictures import draw_tables
 
         rows = [
             (f"stage {one.stage}, layer {one.layer}", one.offsets, one.logits)

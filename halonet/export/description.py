@@ -23,7 +23,7 @@ class ExportDescription:
         with_preprocessing: the file takes photos as bytes [batch, height, width, in_channels], not
             prepared images [batch, in_channels, height, width].
         command: that wrote the file.
-        license: of the weights, in words; None where it isn't known, as in files of before.
+        license: of the weights, in words; None where it isn't known, as in earlier files.
     """
 
     model: str

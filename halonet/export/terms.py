@@ -5,8 +5,8 @@ from typing import Any
 
 from halonet.data.sources import TERMS
 from halonet.models.creation import PACKAGED, find_weights
-from halonet.models.halonet import get_variant
 from halonet.models.timm_variants import find_timm_name
+from halonet.models.variants import get_variant
 from halonet.training.checkpoint import find_run, read_config
 
 

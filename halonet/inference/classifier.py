@@ -17,7 +17,7 @@ from halonet.inference.images import (
     require_readable,
     take_one,
 )
-from halonet.models.classifier import Classifier
+from halonet.models.classifier import Classifier, name_classes
 
 if TYPE_CHECKING:
     from halonet.classification.prediction import Prediction
@@ -48,7 +48,7 @@ class LoadedClassifier:
     def __init__(self, model: Classifier, *, device: str = AUTO) -> None:
         self.device = find_device(device)
         self.model = model.eval().to(self.device)
-        self.class_names = model.class_names or tuple(map(str, range(model.num_classes)))
+        self.class_names = name_classes(model)
         self._fused = self.model.fuse()
 
     def __repr__(self) -> str:

@@ -9,9 +9,9 @@ from halonet.devices import AUTO
 from halonet.inference.classifier import LoadedClassifier
 from halonet.inference.detector import LoadedDetector
 from halonet.models import creation
-from halonet.models.halonet import get_variant
 from halonet.models.metadata import HUB_NAME, find_checkpoint, read_metadata
 from halonet.models.pretrained import load_model
+from halonet.models.variants import get_variant
 
 HUB = "hf-hub:"  # as timm has it
 

@@ -17,9 +17,9 @@ from torch.fx import Proxy
 from halonet.layers.attention import HaloAttention
 from halonet.layers.timm_attention import import_timm
 from halonet.models.classifier import STRIDES, Preprocessing
-from halonet.models.halonet import HaloNet, get_variant
+from halonet.models.halonet import HaloNet
 from halonet.models.pretrained import fit_tables
-from halonet.models.variants import VARIANTS, Variant
+from halonet.models.variants import VARIANTS, Variant, get_variant
 
 import_timm()
 

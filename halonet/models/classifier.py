@@ -167,3 +167,8 @@ class Classifier(nn.Module):
 
     def _run_stage(self, stage: nn.Module, maps: Tensor) -> Tensor:
         return stage(maps)
+
+
+def name_classes(model: Classifier) -> tuple[str, ...]:
+    """The names of a model's classes, their numbers where it has none."""
+    return model.class_names or tuple(map(str, range(model.num_classes)))

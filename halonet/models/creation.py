@@ -10,7 +10,7 @@ from torch import nn
 from halonet.layers.timm_attention import import_timm, replace_timm_layers
 from halonet.models.building import build_classifier
 from halonet.models.classifier import Classifier
-from halonet.models.halonet import HaloNet, get_variant
+from halonet.models.halonet import HaloNet
 from halonet.models.metadata import read_description
 from halonet.models.pretrained import (
     LoadReport,
@@ -19,7 +19,7 @@ from halonet.models.pretrained import (
     load_weights,
 )
 from halonet.models.timm_variants import TIMM_CHECKPOINTS, TimmName, find_timm_name
-from halonet.models.variants import VARIANTS, TimmVariant, Variant, change_variant
+from halonet.models.variants import VARIANTS, TimmVariant, Variant, change_variant, get_variant
 from halonet.ops.halo_attention import check_backend_name
 
 # Models whose weights come with the package, and the terms of these.

@@ -1,4 +1,4 @@
-"""The network: stem, four stages of bottlenecks, classifier; and how it is created by name."""
+"""The network: stem, four stages of bottlenecks, classifier."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ from halonet.models.classifier import (
     LabelTask,
     Preprocessing,
 )
-from halonet.models.variants import VARIANTS, Variant, change_variant
+from halonet.models.variants import Variant
 
 
 class HaloNet(Classifier):
@@ -276,18 +276,6 @@ def make_bottleneck(
 def make_classifier(features: int, num_classes: int) -> nn.Module:
     """A linear layer, or nothing for no classes."""
     return nn.Linear(features, num_classes) if num_classes else nn.Identity()
-
-
-def get_variant(name: str, **changes: Any) -> Variant:
-    """The architecture called `name`, with some of its fields changed."""
-    if name not in VARIANTS:
-        raise ValueError(f"model must be one of {', '.join(VARIANTS)}, got {name!r}")
-    return change_variant(VARIANTS[name], changes)
-
-
-def list_models() -> list[str]:
-    """Names of the family's models, the paper's first."""
-    return list(VARIANTS)
 
 
 def _check_variant(variant: Variant) -> None:

@@ -154,6 +154,18 @@ AnyVariant = TypeVar("AnyVariant", bound=Variant | TimmVariant)
 _LABELS = {"name", "source", "parameters", "architecture"}
 
 
+def get_variant(name: str, **changes: Any) -> Variant:
+    """The architecture called `name`, with some of its fields changed."""
+    if name not in VARIANTS:
+        raise ValueError(f"model must be one of {', '.join(VARIANTS)}, got {name!r}")
+    return change_variant(VARIANTS[name], changes)
+
+
+def list_models() -> list[str]:
+    """Names of the family's models, the paper's first."""
+    return list(VARIANTS)
+
+
 def change_variant(variant: AnyVariant, changes: Mapping[str, Any]) -> AnyVariant:
     """A variant with some of its fields changed, lists for tuples.
 

@@ -229,7 +229,7 @@ def load_state(folder: Path, run: Resumable) -> dict[str, Any] | None:
 def _compare_data(saved: Tensor | None, run: Resumable) -> None:
     """Raise ValueError where the data aren't as they were, or print a line where that is allowed.
 
-    States of before 0.2 don't tell.
+    States from before 0.2 don't tell.
     """
     if saved is None or run.listing is None:
         return

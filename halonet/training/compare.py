@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halonet.files import check_picture_file, write_atomically
+from halonet.files import check_picture_file, save_figure
 from halonet.training.checkpoint import CONFIG_NAME, METRICS_NAME
 from halonet.training.config import flatten_fields, modernize_fields
 
@@ -240,4 +240,4 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
         title="held out: points and lines; training: dotted",
         alignment="left",
     )
-    write_atomically(path, lambda temporary: figure.savefig(temporary))
+    save_figure(figure, path)

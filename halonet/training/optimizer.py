@@ -26,8 +26,7 @@ _ORTHOGONALIZE = muon.zeropower_via_newtonschulz
 def check_optimizer(name: str) -> None:
     """Raise ValueError unless timm has an optimizer called `name`."""
     names = list_optimizers()
-    # As timm reads it: lookahead_ and the like may stand before the name.
-    if name.lower().rpartition("_")[2] not in names:
+    if _strip_wrappers(name) not in names:
         near: list[Any] = difflib.get_close_matches(name.lower(), names)
         some = ", ".join(near or ["sgd", "adamw", "nadamw", "muon"])
         raise ValueError(f"optimizer must be one of timm's {len(names)}, as {some}; got {name!r}")
@@ -56,9 +55,9 @@ def make_optimizer(
     """
     find_positions: Any = getattr(model, "no_weight_decay", set)
     positions = find_positions()
-    # As timm reads it: lookahead_ and the like may stand before the name.
-    name = config.optimizer.lower().rpartition("_")[2]
-    optimizer_class: Any = get_optimizer_class(name, bind_defaults=False)
+    optimizer_class: Any = get_optimizer_class(
+        _strip_wrappers(config.optimizer), bind_defaults=False
+    )
     has_fallback = issubclass(optimizer_class, Muon)
     options: dict[str, Any] = {"layer_decay": layer_decay} if layer_decay < 1 else {}
     make_groups = partial(
@@ -87,6 +86,11 @@ def make_optimizer(
         inner.register_step_pre_hook(_orthogonalize_in_float32)
         inner.register_step_post_hook(_orthogonalize_as_timm)
     return optimizer
+
+
+def _strip_wrappers(name: str) -> str:
+    """An optimizer's name as timm reads it: lookahead_ and the like may stand before it."""
+    return name.lower().rpartition("_")[2]
 
 
 def _scale(

@@ -4,14 +4,11 @@ import math
 
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from halonet.classification.evaluate import collect_predictions, evaluate, score
-from halonet.data.dataset import ImageDataset
 from halonet.data.loader import InOrder, make_loader
-from halonet.data.splits import Split
-from halonet.models.halonet import Preprocessing
+from tests.pictures import make_grey_dataset
 
 CPU = torch.device("cpu")
 
@@ -28,20 +25,8 @@ class Brightness(nn.Module):
         return -10 * (level - torch.linspace(0, 1, self.classes)).square()
 
 
-def make_dataset(folder, levels, labels, **options):
-    paths = []
-    for index, level in enumerate(levels):
-        paths.append(folder / f"{index}.png")
-        if level is None:
-            paths[-1].write_bytes(b"rubbish")
-        else:
-            Image.new("RGB", (32, 32), (level,) * 3).save(paths[-1])
-    preprocessing = Preprocessing(32, 1.0, (0.0,) * 3, (1.0,) * 3)
-    return ImageDataset(Split(paths, labels), preprocessing, **options)
-
-
 def test_scores_by_hand(tmp_path):
-    dataset = make_dataset(tmp_path, [0, 128, 255, 255, 0], [0, 1, 2, 0, 0])
+    dataset = make_grey_dataset(tmp_path, [0, 128, 255, 255, 0], [0, 1, 2, 0, 0])
     found = evaluate(Brightness(), make_loader(dataset, InOrder(5), 2, 0), 3, CPU)
     assert found.accuracy == 0.8
     assert found.top5_accuracy is None
@@ -58,14 +43,14 @@ def test_scores_by_hand(tmp_path):
 
 
 def test_five_most_probable(tmp_path):
-    dataset = make_dataset(tmp_path, [0, 0, 255], [4, 5, 6])
+    dataset = make_grey_dataset(tmp_path, [0, 0, 255], [4, 5, 6])
     found = evaluate(Brightness(7), make_loader(dataset, InOrder(3), 3, 0), 7, CPU)
     assert found.top5_accuracy == pytest.approx(2 / 3)
     assert found.accuracy == pytest.approx(1 / 3)
 
 
 def test_many_classes_have_no_confusion_matrix(tmp_path):
-    dataset = make_dataset(tmp_path, [0, 255], [0, 21840])
+    dataset = make_grey_dataset(tmp_path, [0, 255], [0, 21840])
     found = evaluate(Brightness(21841), make_loader(dataset, InOrder(2), 2, 0), 21841, CPU)
     assert found.confusion is None
     assert found.accuracy == 1
@@ -74,7 +59,7 @@ def test_many_classes_have_no_confusion_matrix(tmp_path):
 
 def test_parts_make_the_whole(tmp_path):
     levels, labels = [0, 128, None, 255, 0, 90, 200], [0, 1, 1, 0, 2, 1, 2]
-    dataset = make_dataset(tmp_path, levels, labels, broken_share=0.2)
+    dataset = make_grey_dataset(tmp_path, levels, labels, broken_share=0.2)
     model = Brightness()
     whole = evaluate(model, make_loader(dataset, InOrder(7), 7, 0), 3, CPU)
     parts = [
@@ -94,7 +79,7 @@ def test_parts_make_the_whole(tmp_path):
 
 
 def test_process_without_images_takes_part(tmp_path):
-    dataset = make_dataset(tmp_path, [0, 255], [0, 0])
+    dataset = make_grey_dataset(tmp_path, [0, 255], [0, 0])
     parts = [
         collect_predictions(Brightness(2), make_loader(dataset, InOrder(2, index, 3), 2, 0), CPU)
         for index in range(3)
@@ -105,7 +90,7 @@ def test_process_without_images_takes_part(tmp_path):
 
 def test_unreadable_images_are_left_out(tmp_path):
     levels, labels = [0, None, 255, None], [0, 1, 1, 1]
-    dataset = make_dataset(tmp_path, levels, labels, broken_share=0.5)
+    dataset = make_grey_dataset(tmp_path, levels, labels, broken_share=0.5)
     loader = make_loader(dataset, InOrder(4), 2, 0)
     found = evaluate(Brightness(2), loader, 2, CPU)
     assert (found.images, found.broken, found.accuracy) == (2, 2, 1.0)

@@ -5,15 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from halonet.classification.evaluate import collect_predictions, evaluate, score
 from halonet.classification.multilabel import score_multilabel
-from halonet.data.dataset import ImageDataset
 from halonet.data.loader import InOrder, make_loader
-from halonet.data.splits import Split
-from halonet.models.halonet import Preprocessing
+from tests.pictures import make_grey_dataset
 
 CPU = torch.device("cpu")
 # For four images and three classes; no image has the third.
@@ -48,21 +45,10 @@ class Bright(nn.Module):
         return torch.cat([level - 0.5, 0.2 - level], 1)
 
 
-def make_dataset(folder, levels, labels, **options):
-    paths = []
-    for index, level in enumerate(levels):
-        paths.append(folder / f"{index}.png")
-        if level is None:
-            paths[-1].write_bytes(b"rubbish")
-        else:
-            Image.new("RGB", (32, 32), (level,) * 3).save(paths[-1])
-    preprocessing = Preprocessing(32, 1.0, (0.0,) * 3, (1.0,) * 3)
-    return ImageDataset(Split(paths, np.array(labels, dtype=np.int8)), preprocessing, **options)
-
-
 def test_parts_make_the_whole(tmp_path):
     levels, labels = [0, 255, None, 90, 200], [[0, 1], [1, 0], [1, 1], [0, 0], [1, 1]]
-    dataset = make_dataset(tmp_path, levels, labels, broken_share=0.2)
+    labels = np.array(labels, dtype=np.int8)
+    dataset = make_grey_dataset(tmp_path, levels, labels, broken_share=0.2)
     whole = evaluate(Bright(), make_loader(dataset, InOrder(5), 2, 0), 2, CPU)
     assert (whole.images, whole.broken, whole.broken_indices) == (4, 1, [2])
     assert whole.class_images.tolist() == [2, 2]

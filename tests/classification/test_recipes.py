@@ -9,7 +9,8 @@ import torch
 
 from halonet.classification.config import check_config, make_config
 from halonet.classification.recipes import RECIPES, get_recipe
-from halonet.models.halonet import HaloNet, get_variant
+from halonet.models.halonet import HaloNet
+from halonet.models.variants import get_variant
 from halonet.training.config import flatten_fields
 
 # For H0 to H7: image, RandAugment, M parameters, top-1.

@@ -72,7 +72,7 @@ def test_report(labelled, tmp_path, task):
     page = (tmp_path / "report.html").read_text()
     assert f"<code>{tmp_path / 'photos'}/0 &lt;b&gt;.png</code>" in page
     assert "<td>$10_to_$20</td><td>3</td><td>50.0 %</td><td>100.0 %</td>" in page
-    # The class that was said is explained, and no other.
+    # The predicted class is explained, and no other.
     assert page.count("data:image/jpeg") == 2 * len(mistakes)
     assert page.count('alt="what speaks for $10_to_$20"') == len(mistakes)
     assert "Below the first 3: what the model sees" in page

@@ -18,7 +18,6 @@ from halonet import cli
 from halonet.cli import export
 from halonet.export.terms import find_license
 from halonet.models.creation import find_weights
-from halonet.models.halonet import get_variant
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 # Nothing of torch and ours can be imported after this.
@@ -134,7 +133,7 @@ def test_license_is_what_the_run_tells(tmp_path, config, expected):
 
 
 def test_license_of_the_packages_weights():
-    weights = Path(find_weights(get_variant("halonet_tiny"), True))
+    weights = Path(find_weights(halonet.get_variant("halonet_tiny"), True))
     assert "Tiny ImageNet, whose terms are: research" in str(find_license(weights))
 
 

@@ -1,14 +1,11 @@
 """The page of `halonet export --format web` in Chromium, with onnxruntime-web from npm."""
 
 import base64
-import functools
-import http.server
 import json
 import os
 import re
 import shutil
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -46,30 +43,19 @@ def page(checkpoint):
 
 
 @pytest.fixture
-def visit(browser):
+def visit(browser, serve):
     """Serves a folder, opens its page, and at the end sees that no script made an error."""
-    tabs, errors, servers = [], [], []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
+    tabs, errors = [], []
 
     def open_folder(folder):
-        handler = functools.partial(Handler, directory=folder)
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         tab = browser.new_page()
         tab.on("pageerror", lambda error: errors.append(error))
         tabs.append(tab)
-        return tab, f"http://127.0.0.1:{server.server_port}/"
+        return tab, f"{serve(folder)}/"
 
     yield open_folder
     for tab in tabs:
         tab.close()
-    for server in servers:
-        server.shutdown()
-        server.server_close()
     assert not errors
 
 

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,10 @@ from halonet.detection.dataset import DetectionDataset
 from halonet.detection.detector import load_detector, save_detector, sum_losses
 from halonet.detection.evaluate import detect_images, score
 from halonet.detection.sources import load_detection_data
-from halonet.detection.training import resume_detector, train_detector
-from halonet.training import loop
+from halonet.detection.training import train_detector
 from tests.detection.pictures import draw_coco, make_target, small_detector
 from tests.detection.test_training import make_trial
 from tests.pictures import make_words
-from tests.training.processes import assert_equal_runs
 
 # pycocotools' own, under numpy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -169,24 +166,6 @@ def test_run_folder(run: Path, folder: Path) -> None:
     assert summary["box"]["all"] == float(rows[-1]["validation_box_ap"])
     assert len([*(run / "pictures").iterdir()]) == 4
     assert not load_detector(run / "best.safetensors").options.has_masks
-
-
-def test_interrupted_run_resumes_bit_for_bit(
-    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = loop.Trainer._step
-
-    def interrupt(trainer: Any, *arguments: Any) -> Any:
-        if trainer.progress["step"] == 2:
-            signal.raise_signal(signal.SIGINT)
-        return original(trainer, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", interrupt)
-        with pytest.raises(loop.TrainingInterrupted):
-            train_detector(make_trial(folder), output=str(tmp_path / "run"))
-    resume_detector(tmp_path / "run")
-    assert_equal_runs(tmp_path / "run", run)
 
 
 def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

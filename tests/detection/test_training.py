@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import shutil
-import signal
 from types import SimpleNamespace
 
 import pytest
@@ -23,11 +22,11 @@ from halonet.detection.evaluate import AveragePrecision, DetectionMetrics
 from halonet.detection.options import DetectorOptions
 from halonet.detection.recipes import RECIPES, get_detection_recipe
 from halonet.detection.training import Detection, resume_detector, train_detector
-from halonet.training import loop, parallel
+from halonet.training import parallel
 from halonet.training.parallel import make_accelerator
 from tests.detection.pictures import NARROW, SHARED, draw_coco, needs_shared_data
 from tests.pictures import make_words
-from tests.training.processes import assert_close_runs, assert_equal_runs
+from tests.training.processes import assert_close_runs, assert_equal_runs, interrupt_after
 
 # One process runs them all: they share a run and a launcher, which take seconds to start.
 pytestmark = pytest.mark.xdist_group("processes")
@@ -105,18 +104,9 @@ def test_run_folder(detection_run):
     assert model.category_ids == (3, 7)
 
 
-def test_interrupted_run_resumes_bit_for_bit(detection_run, coco_folder, tmp_path, monkeypatch):
-    original = loop.Trainer._step
-
-    def interrupt(run, *arguments):
-        if run.progress["step"] == 2:
-            signal.raise_signal(signal.SIGINT)
-        return original(run, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", interrupt)
-        with pytest.raises(loop.TrainingInterrupted, match="halonet detect train --resume"):
-            train_detector(make_trial(coco_folder), output=str(tmp_path / "run"))
+def test_interrupted_run_resumes_bit_for_bit(detection_run, coco_folder, tmp_path):
+    with interrupt_after(2, "halonet detect train --resume"):
+        train_detector(make_trial(coco_folder), output=str(tmp_path / "run"))
     result = resume_detector(tmp_path / "run")
     assert_equal_runs(tmp_path / "run", detection_run.folder)
     assert result.evaluation.results == detection_run.evaluation.results

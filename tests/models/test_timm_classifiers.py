@@ -138,22 +138,15 @@ def test_table_of_sizes_parameters_and_flops_is_counted(name: str) -> None:
 
 
 @SEVEN
-def test_parts_cover_all_but_the_classifier(name: str) -> None:
-    with torch.device("meta"):
-        model = halonet.create_model(name, image_size=SIZE)
-        assert isinstance(model, halonet.Classifier)
-    held = {one for part in model.parts.values() for one in part.parameters()}
-    rest = {one for one in model.parameters() if one not in held}
-    assert rest == set(model.get_classifier().parameters())
-    assert len(model.parts) == 6
-
-
-@SEVEN
-def test_feature_maps_have_the_channels_and_strides_stated(name: str) -> None:
+def test_parts_cover_all_but_the_classifier_and_maps_are_as_stated(name: str) -> None:
     with torch.device("meta"):
         model = halonet.create_model(name, image_size=SIZE)
         assert isinstance(model, halonet.Classifier)
         maps = model.feature_maps(torch.empty(1, 3, SIZE, SIZE))
+    held = {one for part in model.parts.values() for one in part.parameters()}
+    rest = {one for one in model.parameters() if one not in held}
+    assert rest == set(model.get_classifier().parameters())
+    assert len(model.parts) == 6
     assert {stride: list(one.shape) for stride, one in maps.items()} == {
         stride: [1, channels, SIZE // stride, SIZE // stride]
         for stride, channels in model.feature_channels.items()

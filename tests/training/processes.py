@@ -1,14 +1,34 @@
-"""Processes of the command line, one of which may be killed; and how to compare runs."""
+"""How runs are stopped: processes of the command line, one of which may be killed; how to compare."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from halonet.training.loop import Trainer, TrainingInterrupted
+
+
+@contextmanager
+def interrupt_after(step: int, said: str) -> Iterator[None]:
+    """Ctrl-C reaches the run in here in the step after this one, and is all that ends it."""
+    original = Trainer._step
+
+    def interrupt(run, *arguments):
+        if run.progress["step"] == step:
+            signal.raise_signal(signal.SIGINT)
+        return original(run, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", interrupt)
+        with pytest.raises(TrainingInterrupted, match=said):
+            yield
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from halonet.data.sources import load_data
 from halonet.training import loop
 from halonet.training.loop import LossNotFinite
 from tests.pictures import SMALL_MODEL, draw_folder, make_words, small_config
+from tests.training.processes import interrupt_after
 
 TIMES = {"images_per_second", "seconds", "waiting_share"}
 
@@ -243,18 +244,9 @@ def test_ctrl_c_reaches_a_run_with_workers(whole_run, images, tmp_path, steps_ta
     assert_same_run(run, whole_run.folder)
 
 
-def test_stop_at_the_end_of_an_epoch_closes_its_account(whole_run, images, tmp_path, monkeypatch):
-    original = loop.Trainer._step
-
-    def interrupt(run, *arguments):
-        if run.progress["step"] == 3:
-            signal.raise_signal(signal.SIGINT)
-        return original(run, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", interrupt)
-        with pytest.raises(loop.TrainingInterrupted, match="stopped after step 4 of 8"):
-            train(small_config(images), output=str(tmp_path / "run"))
+def test_stop_at_the_end_of_an_epoch_closes_its_account(whole_run, images, tmp_path):
+    with interrupt_after(3, "stopped after step 4 of 8"):
+        train(small_config(images), output=str(tmp_path / "run"))
     resume(tmp_path / "run")
     assert_same_run(tmp_path / "run", whole_run.folder)
 
@@ -363,10 +355,8 @@ def test_without_averaging_the_model_itself_is_evaluated_and_saved(images, tmp_p
     )
     again = resume(run)
     assert again.evaluation.loss == whole.evaluation.loss
-    stopped = run_and_stop(
-        dataclasses.replace(config, checkpoint_steps=1), tmp_path / "stopped", 7, "kill in writing"
-    )
-    assert stopped.returncode == -signal.SIGKILL, stopped.stderr
+    with interrupt_after(5, "stopped after step 6 of 8"):
+        train(config, output=str(tmp_path / "stopped"))
     resume(tmp_path / "stopped")
     assert_same_run(tmp_path / "stopped", run)
 
