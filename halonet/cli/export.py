@@ -71,6 +71,13 @@ def export_command(words: Sequence[str]) -> None:
 
         data = load_run_data(checkpoint, model, "int8 is calibrated on")
         calibration = choose_calibration_images(model, data.training, CALIBRATION_IMAGES)
+        few = f", of which there should be {CALIBRATION_IMAGES}"
+        count = len(calibration)
+        print(
+            f"int8 is calibrated on {count} training images"
+            f"{few if count < CALIBRATION_IMAGES else ''}",
+            flush=True,
+        )
     report = export_model(
         model,
         options.output or checkpoint.with_suffix(SUFFIXES[options.format]),

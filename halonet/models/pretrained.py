@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -131,8 +132,11 @@ def load_model(
 
     Raises:
         FileNotFoundError: there is no such file.
+        TypeError: a number of classes that is none.
         ValueError: the file isn't one of ours, or a change doesn't fit.
     """
+    if not isinstance(num_classes, Integral | None):
+        raise TypeError(f"num_classes must be an integer, got {num_classes!r}")
     tensors, description = read_weights(path, ModelDescription)
     classes = description.num_classes if num_classes is None else num_classes
     try:
