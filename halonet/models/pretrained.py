@@ -19,7 +19,13 @@ from halonet.layers.attention import (
 from halonet.layers.timm_attention import TIMM_TABLES, import_timm
 from halonet.models.building import build_classifier
 from halonet.models.classifier import Classifier, LabelTask
-from halonet.models.metadata import Description, read_weights, unwrap, write_weights
+from halonet.models.metadata import (
+    Description,
+    check_finite,
+    read_weights,
+    unwrap,
+    write_weights,
+)
 from halonet.models.timm_variants import TIMM_CHECKPOINTS
 from halonet.models.variants import TimmVariant, Variant, change_variant
 
@@ -227,6 +233,7 @@ def load_timm_weights(model: Classifier, path: str | os.PathLike[str] | None) ->
         raise ValueError(f"{path} can't be read as weights of timm's: {reason}") from None
     stored = TimmVariant(variant.architecture, checkpoint.image_size)
     where = f"{variant.architecture}.{checkpoint.tag}" if path is None else str(path)
+    check_finite(where, {name: one for name, one in tensors.items() if isinstance(one, Tensor)})
     return _load(model, _fit_timm(tensors, stored, model), where)
 
 
