@@ -38,6 +38,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, without the byte order mark that editors on Windows put first.
+
+    Raises:
+        ValueError: it is no such text; the message names it.
+        OSError: it can't be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8") from None
+
+
 def is_stream(path: Path) -> bool:
     """Whether `path` is a pipe, a device or a socket, or one of this process's open files."""
     place = os.path.abspath(path)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from halonet.classification.multilabel import MultilabelEvaluation, score_multilabel
-from halonet.classification.predict import Mirrored, device_of
+from halonet.classification.predict import Mirrored, device_of, refuse_infinite
 from halonet.data.dataset import ImageDataset
 from halonet.data.loader import InOrder, make_loader
 from halonet.data.splits import LabelledImages, Split
@@ -114,13 +114,16 @@ def collect_predictions(
         loader: its sampler is an `InOrder`, empty where there are more processes than images.
         device: that the model is on.
         keep_probabilities: of all classes, also with one label for each image; four bytes each.
+
+    Raises:
+        ValueError: logits that are infinite or nan.
     """
     model.eval()
     batches = []
     for images, labels, _ in loader:
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         with torch.inference_mode():
-            logits = model(images).float().cpu()
+            logits = refuse_infinite(model(images).float().cpu())
         batches.append(_compare_with_labels(logits, labels, keep_probabilities))
     indices = torch.tensor([index for _, index in loader.sampler], dtype=torch.long)
     names = batches[0] if batches else ()

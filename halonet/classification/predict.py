@@ -28,6 +28,21 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def refuse_infinite(results: Tensor) -> Tensor:
+    """A model's results [images, numbers], where they are finite.
+
+    Raises:
+        ValueError: some are infinite or nan, as a file in float16 gives them of too large numbers.
+    """
+    wrong = int((~results.isfinite().all(1)).sum())
+    if wrong:
+        raise ValueError(
+            f"the model's results are infinite or nan for {wrong} of {len(results)} images; "
+            "a file in float16 may need float32"
+        )
+    return results
+
+
 def predict(
     model: Classifier, sources: Iterable[Source], *, batch_size: int = 32, mirror: bool = False
 ) -> Iterator[tuple[Source, Tensor | str]]:
@@ -38,7 +53,7 @@ def predict(
     network = Mirrored(model) if mirror else model
 
     def find_probabilities(images: Tensor) -> Tensor:
-        logits = network(images).float()
+        logits = refuse_infinite(network(images).float())
         return logits.sigmoid() if model.task == "multilabel" else logits.softmax(1)
 
     return compute(model, sources, find_probabilities, batch_size=batch_size)
@@ -50,7 +65,8 @@ def embed(
     """Pooled features [num_features] of each image, or what is wrong with it, in order."""
 
     def find_features(images: Tensor) -> Tensor:
-        return model.forward_head(model.forward_features(images), pre_logits=True).float()
+        features = model.forward_head(model.forward_features(images), pre_logits=True)
+        return refuse_infinite(features.float())
 
     return compute(model, sources, find_features, batch_size=batch_size)
 

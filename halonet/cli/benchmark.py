@@ -29,7 +29,7 @@ def benchmark_command(words: Sequence[str]) -> None:
 
     checkpoint = find_checkpoint(Path(options.checkpoint))
     model = load_model(checkpoint)
-    data = load_run_data(checkpoint, model, "the formats are scored on")
+    data, broken_share = load_run_data(checkpoint, model, "the formats are scored on")
     if options.images is not None:
         count = min(options.images, len(data.validation))
         places = np.linspace(0, len(data.validation) - 1, count).round().astype(int)
@@ -38,7 +38,11 @@ def benchmark_command(words: Sequence[str]) -> None:
     torch.set_num_threads(options.threads or before)
     try:
         rows = benchmark(
-            model, data, file_bytes=checkpoint.stat().st_size, compiled=options.compile
+            model,
+            data,
+            file_bytes=checkpoint.stat().st_size,
+            compiled=options.compile,
+            broken_share=broken_share,
         )
     finally:
         threads = torch.get_num_threads()

@@ -79,11 +79,19 @@ def _export_classifier(
         if size is None and model.only_size is None:
             print("compiling takes minutes, several times less with --size and --batch", flush=True)
     data = calibration = None
+    broken_share = 0.0
     if options.precision == "int8":
         from halonet.export.quantization import CALIBRATION_IMAGES, choose_calibration_images
 
-        data = load_run_data(checkpoint, model, "int8 is calibrated on")
+        data, broken_share = load_run_data(checkpoint, model, "int8 is calibrated on")
         calibration = choose_calibration_images(model, data.training, CALIBRATION_IMAGES)
+        few = f", of which there should be {CALIBRATION_IMAGES}"
+        count = len(calibration)
+        print(
+            f"int8 is calibrated on {count} training images"
+            f"{few if count < CALIBRATION_IMAGES else ''}",
+            flush=True,
+        )
     report = export_model(
         model,
         options.output or checkpoint.with_suffix(SUFFIXES[options.format]),
@@ -98,7 +106,7 @@ def _export_classifier(
     )
     _print_report(report, facts)
     if data is not None:
-        _print_accuracies(model, report.path, data)
+        _print_accuracies(model, report.path, data, broken_share)
 
 
 def _print_report(report: Any, facts: dict[str, Any], scale: str = "largest logit") -> None:
@@ -108,8 +116,8 @@ def _print_report(report: Any, facts: dict[str, Any], scale: str = "largest logi
     print(f"license that the file names: {facts['license'] or 'none is known; --license says one'}")
 
 
-def load_run_data(checkpoint: Path, model: Any, purpose: str) -> Any:
-    """The data of the run that a checkpoint lies in.
+def load_run_data(checkpoint: Path, model: Any, purpose: str) -> tuple[Any, float]:
+    """The data of the run that a checkpoint lies in, and its `broken_share`.
 
     Raises:
         ValueError: it lies in none; its images have this purpose.
@@ -120,17 +128,20 @@ def load_run_data(checkpoint: Path, model: Any, purpose: str) -> Any:
     run = find_run(checkpoint)
     if run is None:
         raise ValueError(f"{checkpoint} lies in no run folder, whose images {purpose}")
-    data = read_config(run, make_config).load_data(model.task)
-    return data if model.class_names is None else data.with_classes(model.class_names)
+    config = read_config(run, make_config)
+    data = config.load_data(model.task)
+    if model.class_names is not None:
+        data = data.with_classes(model.class_names)
+    return data, config.broken_share
 
 
-def _print_accuracies(model: Any, path: Path, data: Any) -> None:
+def _print_accuracies(model: Any, path: Path, data: Any, broken_share: float) -> None:
     """What the held-out images say of the model, and of its file."""
     from halonet.classification.evaluate import evaluate_on
     from halonet.export.onnx_classifier import load_onnx
 
     both: list[Any] = [model.fuse(), load_onnx(path)]
-    before, after = (evaluate_on(one, data).figures for one in both)
+    before, after = (evaluate_on(one, data, broken_share=broken_share).figures for one in both)
     for name, value in before.items():
         if name != "loss":
             print(

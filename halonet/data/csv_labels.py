@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from halonet.data.image_files import locate
 from halonet.data.splits import (
     LabelledImages,
     Split,
@@ -54,13 +55,15 @@ def load_csv(
         ValueError: columns, labels or parts that can't be used; names the row.
     """
     columns, rows = _read_rows(path)
+    if group in (PATH, LABEL, SPLIT):
+        raise ValueError(f"group must be a column other than path, label and split, got {group!r}")
     if group is not None and group not in columns:
         raise ValueError(f"{path} has no column {group!r} for groups, it has {', '.join(columns)}")
     if PATH not in columns:
         raise ValueError(f"{path} must have a column path, it has {', '.join(columns)}")
     sources = _find_images(path, rows)
-    others = [name for name in columns if name not in (PATH, SPLIT, group)]
-    left_out = []
+    others = [name for name in columns if name not in (PATH, SPLIT, group, "")]
+    left_out = ["1 column without a name"] if "" in columns else []
     if LABEL in others:
         class_names, labels = _read_names(path, rows, task)
         others.remove(LABEL)
@@ -68,8 +71,8 @@ def load_csv(
             left_out.append(f"{_count(len(others), 'column')} ({list_some(others)})")
     else:
         class_names, labels = _read_flags(path, rows, others, task)
-    if len(class_names) < (2 if task == "multiclass" else 1):
-        raise ValueError(f"{path} must have two or more classes, has {list_some(class_names)}")
+    if not class_names:
+        raise ValueError(f"{path} has no label in any row")
     groups = None if group is None else _read_groups(path, rows, group)
     everything = Split(sources, labels, groups)
     parts = {"train": everything}
@@ -143,24 +146,24 @@ def _match_cells(names: Sequence[str], cells: Sequence[str], number: int) -> dic
 
 def _find_images(path: Path, rows: Sequence[Row]) -> list[Path]:
     """The images' paths, each of which is there and named once."""
-    found: dict[Path, int] = {}
-    missing = []
+    found: dict[str, int] = {}
+    places, missing = [], []
     for number, cells in rows:
-        place = path.parent / cells[PATH]
-        if not os.path.isfile(place) and "\\" in cells[PATH]:
-            place = path.parent / cells[PATH].replace("\\", "/")
+        place = locate(path.parent, cells[PATH])
         if not os.path.isfile(place):
             missing.append((number, place))
-        if place in found:
+        spelled = os.path.normpath(place)
+        if spelled in found:
             raise ValueError(
-                f"{path}: rows {found[place]} and {number} name the same image {place}"
+                f"{path}: rows {found[spelled]} and {number} name the same image {place}"
             )
-        found[place] = number
+        found[spelled] = number
+        places.append(place)
     if missing:
         number, place = missing[0]
         more = f" (and {_count(len(missing) - 1, 'more row')})" if len(missing) > 1 else ""
         raise FileNotFoundError(f"{path}, row {number}: no image at {place}{more}")
-    return [*found]
+    return places
 
 
 def _read_names(

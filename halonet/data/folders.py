@@ -16,6 +16,7 @@ from halonet.data.image_files import (
     is_output,
 )
 from halonet.data.splits import LabelledImages, Split, hold_out, list_some
+from halonet.files import read_text
 
 # What a part of a data set may be called: with these words around it, any case, digits and signs.
 PART = re.compile(
@@ -212,7 +213,7 @@ def _read_annotated(folder: Path, class_names: Sequence[str], left_out: LeftOut)
     """Tiny ImageNet's held-out part: images in one folder, and a file with their classes."""
     labels = {name: label for label, name in enumerate(class_names)}
     annotated: dict[str, int] = {}
-    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
+    lines = read_text(folder / ANNOTATIONS).splitlines()
     for number, line in enumerate(lines, start=1):
         words = line.split("\t")
         if len(words) < 2 or words[1] not in labels:

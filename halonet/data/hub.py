@@ -83,7 +83,7 @@ def load_hub_data(
     features = parts[roles["train"]].features
     image = _find_column(name, features, datasets.Image, "Image", ("image",))
     several = task == "multilabel"
-    labels = {
+    labels: dict[str, Any] = {
         column: feature.feature if several else feature
         for column, feature in features.items()
         if not several or hasattr(feature, "feature")
@@ -91,16 +91,20 @@ def load_hub_data(
     kind = "list of ClassLabel" if several else "ClassLabel"
     label = _find_column(name, labels, datasets.ClassLabel, kind, ("label", "labels"))
     class_names = tuple(labels[label].names)
+    left_out = []
     splits = {}
     for role, part in roles.items():
         if image not in parts[part].features or parts[part].features.get(label) != features[label]:
             raise ValueError(f"hf:{name}: split {part} must have {image} and {label} as train has")
+        if part == "test" and role != "train" and _is_unlabelled(parts[part], label, several):
+            left_out.append(f"{len(parts[part])} images of the split test, which have no class")
+            continue
         where = f"split {part} of hf:{name}"
         splits[role] = _make_split(where, parts[part], image, label, len(class_names), several)
     training, validation = splits["train"], splits.get("val")
     if validation is None:
         training, validation = hold_out(training, make_strata(training.labels), validation_share)
-    left_out = [
+    left_out += [
         f"{len(part)} images of the split {one}"
         for one, part in parts.items()
         if one not in roles.values()
@@ -159,9 +163,20 @@ def _find_column(
     if len(found) != 1 and not usual:
         raise ValueError(
             f"hf:{name} must have one column of type {kind_name}, has "
-            f"{', '.join(found) or f'none among {list(features)}'}"
+            f"{', '.join(found) or f'none among {list_some(_describe(features))}'}"
         )
     return (usual or found)[0]
+
+
+def _describe(features: Any) -> list[str]:
+    """Columns with their types, as label (Value)."""
+    return [f"{name} ({type(feature).__name__})" for name, feature in features.items()]
+
+
+def _is_unlabelled(part: Any, label: str, several: bool) -> bool:
+    """Whether a part has images and no labels, as those of competitions."""
+    labels = part.select_columns([label]).with_format("arrow")[:].column(label).to_pylist()
+    return bool(labels) and not any(one if several else one not in (None, -1) for one in labels)
 
 
 def _make_split(

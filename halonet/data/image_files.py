@@ -122,6 +122,14 @@ def find_images(folder: Path) -> tuple[list[Path], LeftOut]:
     return ImageSearch(folder, left_out).find(folder), left_out
 
 
+def locate(folder: Path, name: str) -> Path:
+    """The file that a list names, from its folder on; a path written on Windows is read too."""
+    place = folder / name
+    if "\\" in name and not os.path.isfile(place):
+        return folder / name.replace("\\", "/")
+    return place
+
+
 def image_suffixes() -> set[str]:
     """Endings of the files that Pillow decodes, in small letters, with their dot."""
     return {

@@ -30,12 +30,13 @@ SUFFIXES = {
     "TIFF": "tif",
     "WEBP": "webp",
 }
-SPLITS = {"train": "train", "val": "validation"}  # prefix of the files, and timm's name of the part
+# Prefix of the files, and timm's name of the part.
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
 class WrittenShards:
-    """What `write_shards` wrote: images and files of both parts, and what it left out."""
+    """What `write_shards` wrote: images and files of all parts, and what it left out."""
 
     images: int
     shards: int
@@ -66,11 +67,12 @@ def write_shards(
     skip_broken: bool = False,
     show_progress: bool = True,
 ) -> WrittenShards:
-    """Write both parts of a data set as WebDataset shards, for `data=shards:FOLDER`.
+    """Write the parts of a data set as WebDataset shards, for `data=shards:FOLDER`.
 
-    `train-000000.tar`, ... and `val-000000.tar`, ... hold the images in the order of `data`, so
-    that the shards train as `data` does; readers that stream must shuffle. A file is stored as it
-    is, any other image as PNG. The same images give the same bytes.
+    `train-000000.tar`, ..., `val-000000.tar`, ... and, where there is a test part,
+    `test-000000.tar`, ... hold the images in the order of `data`, so that the shards train as
+    `data` does; readers that stream must shuffle. A file is stored as it is, any other image as
+    PNG. The same images give the same bytes.
 
     Args:
         data: from `load_data`.
@@ -81,7 +83,7 @@ def write_shards(
 
     Raises:
         FileExistsError: the folder holds something.
-        ValueError: an image can't be read, has several labels, or nothing is left to train on; or
+        ValueError: an image can't be read, has several labels, or nothing is left of a part; or
             `shard_bytes` isn't positive. Nothing is left then.
         OSError: a shard can't be written. Nothing is left then.
     """
@@ -102,9 +104,14 @@ def write_shards(
         "splits": {},
     }
     try:
-        for prefix, split in (("train", data.training), ("val", data.validation)):
+        parts = (data.training, data.validation, data.test)
+        for prefix, split in zip(SPLITS, parts, strict=True):
+            if split is None:
+                continue
             samples = _read_samples(split, problems, skip_broken, f"{prefix} images", show_progress)
             lengths = _write_tars(samples, folder, prefix, shard_bytes)
+            if not lengths:
+                raise ValueError(f"no image of the part {prefix} can be read: {problems[-1]}")
             info["splits"][SPLITS[prefix]] = {
                 "name": SPLITS[prefix],
                 "filenames": [*lengths],

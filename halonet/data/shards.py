@@ -25,7 +25,7 @@ from tqdm import tqdm
 from halonet.data.download import download, is_url, local_copy
 from halonet.data.image_files import image_suffixes
 from halonet.data.splits import VALIDATION_NAMES, LabelledImages, Split, hold_out
-from halonet.files import write_atomically
+from halonet.files import read_text, write_atomically
 
 INFO_NAMES = ("_info.json", "info.json")
 BLOCK_SIZE = tarfile.BLOCKSIZE
@@ -113,6 +113,11 @@ def load_shards(
         parts = [_expand(location)]
         if validation_location is not None:
             parts.append(_expand(validation_location))
+            shared = sorted({*parts[0]} & {*parts[1]})
+            if shared:
+                raise ValueError(
+                    f"data and validation_data must have no shard in common: {shared[0]}"
+                )
         lengths: list[Sequence[int] | None] = [None for _ in parts]
     else:
         if validation_location is not None:
@@ -132,7 +137,12 @@ def load_shards(
     if len(splits) == 1:
         splits = hold_out(splits[0], np.asarray(splits[0].labels), validation_share)
     return LabelledImages(
-        f"shards:{location}", tuple(names), splits[0], splits[1], str(info.get("note", ""))
+        f"shards:{location}",
+        tuple(names),
+        splits[0],
+        splits[1],
+        str(info.get("note", "")),
+        test=splits[2] if len(splits) > 2 else None,
     )
 
 
@@ -203,24 +213,47 @@ def _read_info(folder: str, data_root: str) -> dict[str, Any]:
             f"no {INFO_NAMES[0]} in {folder}; without it, name the shards as in {pattern}"
         )
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(info["splits"], dict):
-            raise ValueError("its splits are no mapping")
-        return info
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} doesn't describe shards: {error!r}") from None
+        info = json.loads(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path} doesn't describe shards: {error}") from None
+    wrong = _find_fault(info)
+    if wrong:
+        raise ValueError(f"{path} doesn't describe shards: {wrong}")
+    return info
+
+
+def _find_fault(info: Any) -> str | None:
+    """What a description of shards lacks, in words."""
+    splits = info.get("splits") if isinstance(info, dict) else None
+    if not isinstance(splits, dict):
+        return "it must have splits by name"
+    if not _is_list(info.get("class_names") or [], str):
+        return f"class_names must be a list of text, got {info['class_names']!r}"
+    for name, split in splits.items():
+        files = split.get("filenames") if isinstance(split, dict) else None
+        if not _is_list(files, str) or not files:
+            return f"split {name} must have filenames, a list of shards"
+        lengths = split.get("shard_lengths")
+        if lengths is not None and not (_is_list(lengths, int) and len(lengths) == len(files)):
+            return f"shard_lengths of split {name} must be a number for each shard, got {lengths!r}"
+    return None
+
+
+def _is_list(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(one, kind) for one in values)
 
 
 def _find_parts(
     folder: str, info: Mapping[str, Any]
 ) -> tuple[list[list[str]], list[Sequence[int] | None]]:
-    """Files and numbers of samples of the training part, and of the held-out part if any."""
+    """Files and numbers of samples of the training part, of a held-out part, and of a test part."""
     splits = info["splits"]
     if "train" not in splits:
         raise ValueError(f"{folder} must have a split train, has {', '.join(splits)}")
     held_out = [name for name in VALIDATION_NAMES if name in splits]
+    kept = [name for name in held_out[1:] if name == "test"]
     parts, lengths = [], []
-    for name in ["train", *held_out[:1]]:
+    for name in ["train", *held_out[:1], *kept]:
         if splits[name].get("alt_label"):
             raise ValueError(f"{folder} has labels in JSON; only .cls files are read")
         files = splits[name]["filenames"]

@@ -14,6 +14,7 @@ from halonet.data.splits import (
     LabelledImages,
     Split,
     hold_out,
+    list_some,
     make_strata,
     parse_fold,
     take_fold,
@@ -72,6 +73,12 @@ def load_data(
         group=group,
         show_progress=show_progress,
     )
+    least = 2 if task == "multiclass" else 1
+    if len(data.class_names) < least and (validation_share < 1 or chosen is not None):
+        raise ValueError(
+            f"{data.name} must have two or more classes to train on, has "
+            f"{list_some(data.class_names)}"
+        )
     if chosen is None:
         return data
     if len(data.training):
@@ -95,7 +102,7 @@ def split_name(name: str) -> tuple[str, str]:
         raise ValueError(f"data {name!r} names no place; is a variable of the shell not set?")
     path = Path(name).expanduser()
     if kind not in KINDS and name not in ("elpv", *TORCHVISION_NAMES):
-        if path.is_dir():
+        if name.strip() and path.is_dir():
             return "folder", str(path)
         if path.is_file() and path.suffix.lower() == ".csv":
             return "csv", str(path)

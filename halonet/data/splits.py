@@ -141,7 +141,8 @@ class LabelledImages:
                 lines.append(f"no {kind} images of {list_some(absent)}")
         if self.test is not None:
             lines.append(
-                f"left out: {len(self.test)} images of the part test, for evaluate --split test"
+                f"kept for the end: {len(self.test)} images of the part test, for evaluate "
+                "--split test"
             )
         return "\n".join([*lines, *(f"left out: {what}" for what in self.left_out)])
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from tqdm import tqdm
 
+from halonet.data.image_files import locate
 from halonet.data.pixels import read_image, read_orientation
 from halonet.detection.annotations import BadAnnotations, Problem, read_annotation
 from halonet.detection.config import POLICIES
@@ -170,7 +171,8 @@ def _read_entry(
             mended[what].append(content.problem(number, one.id, "").where)
     if problems and not good:
         return None, problems
-    return AnnotatedImage(number, content.folder / name, width, height, tuple(good)), problems
+    path = locate(content.folder, name)
+    return AnnotatedImage(number, path, width, height, tuple(good)), problems
 
 
 def _check_files(

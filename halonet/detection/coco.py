@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from halonet.detection.data import Category
 from halonet.detection.geometry import TOLERANCE
 from halonet.detection.layouts import (
     LAYOUTS,
+    TEST_NAME,
     TRAINING_NAMES,
     find_annotations,
     find_image_folder,
     find_only_annotations,
+    list_annotations,
+    note_test,
 )
 from halonet.detection.values import are_numbers, as_whole
+from halonet.files import read_text
 
 
 def find_coco(place: Path) -> tuple[Content, Content | None]:
@@ -43,7 +48,10 @@ def find_coco(place: Path) -> tuple[Content, Content | None]:
         training = find_only_annotations(place)
     if training is None:
         raise FileNotFoundError(f"{place} has no annotation file for train; looked for {LAYOUTS}")
-    return read_coco(training), None if validation is None else read_coco(validation)
+    test = next(iter(list_annotations(place, TEST_NAME)), None)
+    content = read_coco(training)
+    content = replace(content, notes=(*content.notes, *note_test(test, validation)))
+    return content, None if validation is None else read_coco(validation)
 
 
 def read_coco(annotations: Path, images: Path | None = None) -> Content:
@@ -58,7 +66,7 @@ def read_coco(annotations: Path, images: Path | None = None) -> Content:
         ValueError: it isn't COCO's format.
     """
     lists = _read_json(annotations)
-    _refuse_corners(annotations, lists)
+    _refuse_other_boxes(annotations, lists)
     folder = find_image_folder(annotations, lists["images"]) if images is None else images
     categories = _read_categories(annotations, lists["categories"])
     categories, notes = tell_apart(categories)
@@ -93,7 +101,7 @@ def tell_apart(categories: Sequence[Category]) -> tuple[tuple[Category, ...], li
 def _read_json(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The lists of an annotation file: images, annotations and categories, with whole ids."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     lists = {}
@@ -129,8 +137,11 @@ def _read_categories(path: Path, entries: Sequence[dict[str, Any]]) -> tuple[Cat
     return tuple(sorted(categories, key=lambda category: category.id))
 
 
-def _refuse_corners(path: Path, lists: dict[str, list[dict[str, Any]]]) -> None:
-    """Raise ValueError where boxes without masks must be corners: as sizes, some don't fit."""
+def _refuse_other_boxes(path: Path, lists: dict[str, list[dict[str, Any]]]) -> None:
+    """Raise ValueError where boxes without masks must be corners, or shares of the image.
+
+    They are corners where as sizes some don't fit, and shares where all lie within a pixel.
+    """
     sizes: dict[int | None, tuple[int | None, int | None]] = {
         one["id"]: (as_whole(one.get("width")), as_whole(one.get("height")))
         for one in lists["images"]
@@ -140,6 +151,11 @@ def _refuse_corners(path: Path, lists: dict[str, list[dict[str, Any]]]) -> None:
         width, height = sizes.get(as_whole(entry.get("image_id")), (None, None))
         if not has_mask(entry) and are_numbers(entry.get("bbox"), 4) and width and height:
             boxes.append((*entry["bbox"], width + TOLERANCE, height + TOLERANCE))
+    if boxes and all(box[0] + box[2] <= 1 and box[1] + box[3] <= 1 for box in boxes):
+        raise ValueError(
+            f"{path}: all {len(boxes)} boxes lie within the first pixel; COCO's format has pixels, "
+            "these must be shares of the image"
+        )
     outside = [box for box in boxes if box[0] + box[2] > box[4] or box[1] + box[3] > box[5]]
     fit = all(
         left < right <= width and top < bottom <= height

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from halonet.data.image_files import locate
+from halonet.files import read_text
+
 TRAINING_NAMES = ("train",)
+TEST_NAME = "test"
 _PATTERNS = (
     "annotations/instances_{part}*.json",
     "annotations/{part}*.json",
@@ -28,16 +32,31 @@ def find_annotations(folder: Path, names: Sequence[str]) -> Path | None:
         ValueError: there are several.
     """
     for name in names:
-        for pattern in _PATTERNS:
-            found = sorted(folder.glob(pattern.format(part=name)))
-            if len(found) > 1:
-                raise ValueError(
-                    f"{folder} has several annotation files for {name}: "
-                    f"{', '.join(path.name for path in found)}; leave one of them there"
-                )
-            if found:
-                return found[0]
+        found = list_annotations(folder, name)
+        if len(found) > 1:
+            raise ValueError(
+                f"{folder} has several annotation files for {name}: "
+                f"{', '.join(path.name for path in found)}; leave one of them there"
+            )
+        if found:
+            return found[0]
     return None
+
+
+def list_annotations(folder: Path, name: str) -> list[Path]:
+    """The annotation files that a part of this name may have, in the first usual place."""
+    for pattern in _PATTERNS:
+        found = sorted(folder.glob(pattern.format(part=name)))
+        if found:
+            return found
+    return []
+
+
+def note_test(test: Path | None, validation: Path | None) -> tuple[str, ...]:
+    """What is said where there is a test part beside the held-out one; nothing without."""
+    if test is None or validation is None or test == validation:
+        return ()
+    return (f"left out: the part test ({test}), as there is another held-out part",)
 
 
 def find_only_annotations(folder: Path) -> Path | None:
@@ -61,7 +80,7 @@ def find_only_annotations(folder: Path) -> Path | None:
 def _has_annotations(path: Path) -> bool:
     """Whether a JSON file is in COCO's format; exporters add other files, as of notes."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and "annotations" in content
@@ -83,7 +102,9 @@ def find_image_folder(annotations: Path, entries: Sequence[dict[str, Any]]) -> P
     places += [root / "images" for root in roots] + list(roots)
     for place in places:
         # One missing image must not hide the folder.
-        if any(os.path.isfile(place / str(entry.get("file_name"))) for entry in entries[:20]):
+        if any(
+            os.path.isfile(locate(place, str(entry.get("file_name")))) for entry in entries[:20]
+        ):
             return place
     raise FileNotFoundError(
         f"the images of {annotations}, the first of them {entries[0].get('file_name')!r}, lie in "

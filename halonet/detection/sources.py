@@ -1,7 +1,7 @@
 """Detection data by name: which format it has, what its parts are, and whether it has masks."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +80,8 @@ def load_detection_data(
     ]
     if validation is None:
         checked = hold_out(checked[0], validation_share)
+    else:
+        notes += _note_shared(checked)
     return DetectionData(name, checked[0], checked[1], notes, validation is not None)
 
 
@@ -114,7 +116,7 @@ def _split(name: str) -> tuple[str, str]:
 
 def _recognize(place: Path) -> str:
     """The format of a data set, by the files that it has."""
-    if any(place.glob("Annotations/*.xml")) or any(place.glob("train/*.xml")):
+    if any(place.glob("[Aa]nnotations/*.xml")) or any(place.glob("train/*.xml")):
         return "voc"
     if place.suffix in (".yaml", ".yml") or any(place.glob("*.y*ml")):
         return "yolo"
@@ -168,6 +170,18 @@ def choose_masks(policy: str, contents: list[Content]) -> tuple[bool, tuple[str,
     if lacking and policy == "auto":
         raise ValueError(f"{count}: --masks need leaves them out, --masks ignore takes all boxes")
     return True, (f"{count}, and are left out",) if lacking else ()
+
+
+def _note_shared(parts: Sequence[AnnotatedImages]) -> tuple[str, ...]:
+    """What is said where held-out images are training images too."""
+    training, validation = ([os.path.realpath(one.path) for one in part.images] for part in parts)
+    shared = sorted({*training} & {*validation})
+    if not shared:
+        return ()
+    return (
+        f"{len(shared)} of {len(validation)} held-out images are training images too, whose scores "
+        f"say nothing about new ones; the first is {shared[0]}",
+    )
 
 
 def _compare_categories(parts: list[Content]) -> None:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -12,8 +13,11 @@ from halonet.data.splits import VALIDATION_NAMES
 from halonet.detection.annotations import Problem
 from halonet.detection.check import Content, read_size
 from halonet.detection.data import Category
-from halonet.detection.layouts import TRAINING_NAMES
+from halonet.detection.layouts import TEST_NAME, TRAINING_NAMES, note_test
+from halonet.files import read_text
 
+ANNOTATION_FOLDERS = ("Annotations", "annotations")
+IMAGE_FOLDERS = ("JPEGImages", "images")
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 DIFFICULT = "objects marked difficult, neither learned nor scored"
 
@@ -21,22 +25,25 @@ DIFFICULT = "objects marked difficult, neither learned nor scored"
 def find_voc(folder: Path) -> tuple[Content, Content | None]:
     """Read the parts of a folder in VOC's format; None for a held-out part that there isn't.
 
-    The XML files lie in Annotations, the images in JPEGImages, and lists of the parts in
-    ImageSets/Main (train.txt or trainval.txt; val.txt or test.txt). Without Annotations, the parts
-    are folders, train and valid, each with its images and XML files.
+    The XML files lie in Annotations or annotations, the images in JPEGImages or images, and lists
+    of the parts in ImageSets/Main (train.txt or trainval.txt; val.txt or test.txt). Without
+    Annotations, the parts are folders, train and valid, each with its images and XML files.
 
     Raises:
         FileNotFoundError: there are no XML files.
         ValueError: no list or folder is of the training part.
     """
-    annotations = folder / "Annotations"
-    if annotations.is_dir():
+    annotations = _find_folder(folder, ANNOTATION_FOLDERS)
+    if annotations is not None:
         lists = {path.stem: path for path in (folder / "ImageSets" / "Main").glob("*.txt")}
         chosen = _choose(lists, (*TRAINING_NAMES, "trainval")), _choose(lists, VALIDATION_NAMES)
         if chosen[0] is None and lists:
             raise ValueError(f"{folder}/ImageSets/Main has no train.txt or trainval.txt")
         everything = sorted(annotations.glob("*.xml"))
-        images = folder / "JPEGImages"
+        images = _find_folder(folder, IMAGE_FOLDERS)
+        if images is None:
+            raise FileNotFoundError(f"{folder} has no folder of images, JPEGImages or images")
+        test = lists.get(TEST_NAME)
         parts = [
             None if path is None else (path, _list_files(path, annotations)) for path in chosen
         ]
@@ -46,6 +53,7 @@ def find_voc(folder: Path) -> tuple[Content, Content | None]:
         chosen = _choose(folders, TRAINING_NAMES), _choose(folders, VALIDATION_NAMES)
         everything = sorted(folder.glob("*.xml"))
         images = None
+        test = folders.get(TEST_NAME)
         parts = [None if path is None else (path, sorted(path.glob("*.xml"))) for path in chosen]
         parts[0] = parts[0] or (folder, everything)
     if not parts[0][1]:
@@ -66,7 +74,12 @@ def find_voc(folder: Path) -> tuple[Content, Content | None]:
         document and _read_part(*document, images, categories) for document in documents
     )
     assert training is not None
-    return training, validation
+    notes = (*training.notes, *note_test(test, chosen[1]))
+    return replace(training, notes=notes), validation
+
+
+def _find_folder(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
 def _choose(places: dict[str, Path], names: Sequence[str]) -> Path | None:
@@ -75,7 +88,7 @@ def _choose(places: dict[str, Path], names: Sequence[str]) -> Path | None:
 
 def _list_files(path: Path, annotations: Path) -> list[Path]:
     """The XML files that a list names, a line each."""
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    names = [line.strip() for line in read_text(path).splitlines()]
     return [annotations / f"{name}.xml" for name in dict.fromkeys(names) if name]
 
 
@@ -152,9 +165,17 @@ def _read_part(
                 continue
             difficult += [places[annotation]] if fields["iscrowd"] else []
             annotations.append(fields | {"id": annotation, "image_id": number})
-    notes = ()
+    notes = []
     if difficult:
-        notes = (f"{source}: {DIFFICULT}: {len(difficult)}, the first is {difficult[0]}",)
+        notes.append(f"{source}: {DIFFICULT}: {len(difficult)}, the first is {difficult[0]}")
+    if source.is_dir():  # a list says itself which images are of the part
+        used = {entry["file_name"] for entry in images}
+        found = [str(path) for named in files.values() for same in named.values() for path in same]
+        bare = sorted(path for path in found if path not in used)
+        if bare:
+            notes.append(
+                f"left out: images without an XML file: {len(bare)}, the first is {bare[0]}"
+            )
     return Content(
         source,
         Path(),
@@ -162,7 +183,7 @@ def _read_part(
         images,
         annotations,
         tuple(problems),
-        notes,
+        tuple(notes),
         places,
     )
 

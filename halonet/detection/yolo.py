@@ -1,20 +1,22 @@
 """YOLO's format: a text file for the objects of each image, and a YAML file for the classes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 
-from halonet.data.image_files import find_images
-from halonet.data.splits import VALIDATION_NAMES
+from halonet.data.image_files import find_images, locate
+from halonet.data.splits import VALIDATION_NAMES, list_some
 from halonet.detection.annotations import Problem
 from halonet.detection.check import Content, read_size
 from halonet.detection.coco import tell_apart
 from halonet.detection.data import Category
-from halonet.detection.layouts import TRAINING_NAMES
-from halonet.detection.values import as_whole
+from halonet.detection.layouts import TEST_NAME, TRAINING_NAMES, note_test
+from halonet.files import read_text
 
+EMPTY = ("", "~", "null")  # how YAML spells nothing
 LIMIT = 2.0  # a coordinate beyond it is in pixels, not a share of the image
 
 
@@ -36,8 +38,8 @@ def find_yolo(place: Path) -> tuple[Content, Content | None]:
     fields = _read_fields(file)
     categories, notes = tell_apart(_read_categories(file, fields.get("names")))
     count = fields.get("nc", len(categories))
-    if as_whole(count) != len(categories):
-        raise ValueError(f"{file} has {len(categories)} names, and an nc of {count!r}")
+    if str(count) != str(len(categories)):
+        raise ValueError(f"{file} has {len(categories)} names, and an nc of {count}")
     if "kpt_shape" in fields:
         raise ValueError(f"{file} has kpt_shape: keypoints can't be learned, boxes can")
     parts = []
@@ -52,7 +54,8 @@ def find_yolo(place: Path) -> tuple[Content, Content | None]:
         for part in parts
     )
     assert training is not None
-    return training, validation
+    beside = note_test(_find_test(file, fields), parts[1] and parts[1][0][0])
+    return replace(training, notes=(*training.notes, *beside)), validation
 
 
 def _find_classes(folder: Path) -> Path:
@@ -65,21 +68,22 @@ def _find_classes(folder: Path) -> Path:
 
 def _read_fields(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         if file.suffix == ".txt":
             return {"names": [line.strip() for line in text.splitlines() if line.strip()]}
-        fields = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # Everything as text: a class called yes, no or 1.0 keeps its name.
+        fields = yaml.load(text, yaml.BaseLoader)
+    except yaml.YAMLError as error:
         raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{file} must have names, and paths of the parts")
-    return fields
+    return {name: value for name, value in fields.items() if value not in EMPTY}
 
 
 def _read_categories(file: Path, names: object) -> list[Category]:
     given = dict(enumerate(names)) if isinstance(names, list) else names
     good = isinstance(given, dict) and all(
-        str(number).isdecimal() and isinstance(name, str | int | float)
+        str(number).isdecimal() and isinstance(name, str) and name not in EMPTY
         for number, name in given.items()
     )
     if not (good and given):
@@ -113,14 +117,22 @@ def _find_part(file: Path, fields: dict[str, Any], names: Sequence[str]) -> list
     return found
 
 
+def _find_test(file: Path, fields: dict[str, Any]) -> Path | None:
+    """The test part, if there is one; exports name some that aren't there."""
+    try:
+        return next(iter(_find_part(file, fields, [TEST_NAME])), None)
+    except FileNotFoundError:
+        return None
+
+
 def _list_images(places: Sequence[Path]) -> list[Path]:
     images: list[Path] = []
     for place in places:
         if place.is_dir():
             images += find_images(place)[0]
             continue
-        lines = place.read_text(encoding="utf-8").splitlines()
-        images += [place.parent / line.strip() for line in lines if line.strip()]
+        lines = read_text(place).splitlines()
+        images += [locate(place.parent, line.strip()) for line in lines if line.strip()]
     return [*dict.fromkeys(images)]
 
 
@@ -149,7 +161,7 @@ def _read_part(
         places[-number] = _show(path)
         try:
             width, height = read_size(path)
-            lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
+            lines = read_text(labels).splitlines() if labels.is_file() else []
         except (ValueError, FileNotFoundError) as error:
             problems.append(Problem(number, None, str(error), places[-number]))
             continue
@@ -167,6 +179,17 @@ def _read_part(
                 continue
             annotations.append(entry | {"id": annotation, "image_id": number})
     said = [*notes]
+    if images and len(bare) == len(images):
+        raise FileNotFoundError(
+            f"{source}: no image has a file of labels; looked for {_find_labels(paths[0])}"
+        )
+    if source.is_dir():  # a list may be of some of a folder's images
+        orphans = _find_orphans(paths)
+        if orphans:
+            said.append(
+                f"{source}: files of labels without an image: {len(orphans)}, "
+                f"the first is {_show(orphans[0])}"
+            )
     if bare:
         said.append(
             f"{source}: images without a file of labels, taken as without objects: {len(bare)}, "
@@ -175,6 +198,18 @@ def _read_part(
     return Content(
         source, Path(), categories, images, annotations, tuple(problems), tuple(said), places
     )
+
+
+def _find_orphans(images: Sequence[Path]) -> list[Path]:
+    """The files of labels that lie beside those of the images, and are of none."""
+    labels = {_find_labels(path) for path in images}
+    folders = {path.parent for path in labels} - {path.parent for path in images}
+    return [
+        path
+        for folder in sorted(folders)
+        for path in sorted(folder.glob("*.txt"))
+        if path not in labels and path.name != "classes.txt"
+    ]
 
 
 def _read_line(
@@ -192,7 +227,9 @@ def _read_line(
         )
     known = [category.id for category in categories]
     if number not in known:
-        raise ValueError(f"class {number:g} is unknown: classes are from {known[0]} to {known[-1]}")
+        raise ValueError(
+            f"class {number:g} is unknown: classes are {list_some([*map(str, known)])}"
+        )
     if not all(abs(value) <= LIMIT for value in values):
         raise ValueError(f"its numbers must be shares of the image, from 0 to 1, got {values}")
     entry: dict[str, Any] = {"category_id": int(number)}

@@ -70,10 +70,11 @@ def _make_reader(images: Tensor, batch: int) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
-        """Batches of equal size; what is left over isn't used."""
+        """Batches of equal size, of which the last may begin in the one before."""
 
         def __init__(self) -> None:
-            self.batches = iter([part for part in images.split(batch) if len(part) == batch])
+            ends = range(batch, len(images) + batch, batch)
+            self.batches = iter([images[:end][-batch:] for end in ends])
 
         def get_next(self) -> Any:
             part = next(self.batches, None)

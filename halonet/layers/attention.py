@@ -1,6 +1,7 @@
 """Halo attention as a layer: projections around the operator."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class HaloAttention(nn.Module):
         backend: name of the operator's backend; None takes the fastest.
 
     Raises:
+        TypeError: a width or number of heads that isn't whole.
         ValueError: widths, sizes or names that don't fit; the message names the argument.
     """
 
@@ -71,6 +73,15 @@ class HaloAttention(nn.Module):
         value_channels = out_channels if value_channels is None else value_channels
         check_geometry(block_size, halo_size, stride, kernel_size)
         check_backend_name(backend)
+        for name, number in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("heads", heads),
+            ("query_key_channels", query_key_channels),
+            ("value_channels", value_channels),
+        ):
+            if not isinstance(number, Integral):
+                raise TypeError(f"{name} must be an integer, got {number!r}")
         if heads < 1:
             raise ValueError(f"heads must be positive, got {heads}")
         for name, width in (
@@ -127,10 +138,11 @@ class HaloAttention(nn.Module):
             self.row_table = nn.Parameter(torch.empty(shape))
             self.column_table = nn.Parameter(torch.empty(shape))
         elif position == "absolute":
-            if map_size is None or min(map_size) < 1:
+            sizes = map_size if isinstance(map_size, tuple | list) else ()
+            if len(sizes) != 2 or not all(isinstance(one, Integral) and one > 0 for one in sizes):
                 raise ValueError(f"map_size must be two positive sizes, got {map_size}")
-            self.absolute_rows = nn.Parameter(torch.empty(map_size[0], in_channels))
-            self.absolute_columns = nn.Parameter(torch.empty(map_size[1], in_channels))
+            self.absolute_rows = nn.Parameter(torch.empty(sizes[0], in_channels))
+            self.absolute_columns = nn.Parameter(torch.empty(sizes[1], in_channels))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -154,6 +166,8 @@ class HaloAttention(nn.Module):
 
     def operator_arguments(self, maps: Tensor) -> dict[str, Any]:
         """What `halonet.halo_attention` is called with for a map, but for the backend."""
+        if not isinstance(maps, Tensor):
+            raise TypeError(f"maps must be a tensor, got {type(maps).__name__}")
         if maps.dim() != 4 or maps.shape[1] != self.in_channels:
             raise ValueError(
                 f"maps must have shape [batch, {self.in_channels}, height, width], "

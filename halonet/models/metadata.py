@@ -106,7 +106,7 @@ def write_weights(
     Raises:
         OSError: the file can't be written.
         ValueError: what was written couldn't be read again: the description has a value of a wrong
-            type, or the model's tensors aren't those of the model described.
+            type, or the model's tensors aren't those of the model described, or aren't finite.
     """
     text = json.dumps(dataclasses.asdict(description))
     _check_names(_parse(type(description), json.loads(text), ""))
@@ -123,6 +123,7 @@ def write_weights(
         if type(tensor) is not Tensor or tensor.is_meta:
             what = "on the meta device" if tensor.is_meta else f"a {type(tensor).__name__}"
             raise ValueError(f"model can't be saved: {name} is {what}, without its numbers")
+    check_finite("model can't be saved: it", tensors)
     # Not save_file: it lets nobody else read the file.
     content = save(tensors, {description.key: text})
     write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
@@ -135,11 +136,21 @@ def read_weights(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file, or doesn't describe a model of this kind.
+        ValueError: it is no safetensors file, doesn't describe a model of this kind, or has
+            weights that aren't finite.
     """
     path = find_checkpoint(Path(path))
     description = read_description(path, kind)  # first: it names a damaged file
-    return load_file(path), description
+    tensors = load_file(path)
+    check_finite(path, tensors)
+    return tensors, description
+
+
+def check_finite(owner: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a file's or a model's weights are infinite or nan."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{owner} has weights that are infinite or nan: {name}")
 
 
 def read_description(path: str | os.PathLike[str], kind: type[Described]) -> Described:

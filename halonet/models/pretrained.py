@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,13 @@ from halonet.layers.attention import (
 from halonet.layers.timm_attention import TIMM_TABLES, import_timm
 from halonet.models.building import build_classifier
 from halonet.models.classifier import Classifier, LabelTask
-from halonet.models.metadata import Description, read_weights, unwrap, write_weights
+from halonet.models.metadata import (
+    Description,
+    check_finite,
+    read_weights,
+    unwrap,
+    write_weights,
+)
 from halonet.models.timm_variants import TIMM_CHECKPOINTS
 from halonet.models.variants import TimmVariant, Variant, change_variant
 
@@ -131,8 +138,11 @@ def load_model(
 
     Raises:
         FileNotFoundError: there is no such file.
+        TypeError: a number of classes that is none.
         ValueError: the file isn't one of ours, or a change doesn't fit.
     """
+    if not isinstance(num_classes, Integral | None):
+        raise TypeError(f"num_classes must be an integer, got {num_classes!r}")
     tensors, description = read_weights(path, ModelDescription)
     classes = description.num_classes if num_classes is None else num_classes
     try:
@@ -223,6 +233,7 @@ def load_timm_weights(model: Classifier, path: str | os.PathLike[str] | None) ->
         raise ValueError(f"{path} can't be read as weights of timm's: {reason}") from None
     stored = TimmVariant(variant.architecture, checkpoint.image_size)
     where = f"{variant.architecture}.{checkpoint.tag}" if path is None else str(path)
+    check_finite(where, {name: one for name, one in tensors.items() if isinstance(one, Tensor)})
     return _load(model, _fit_timm(tensors, stored, model), where)
 
 

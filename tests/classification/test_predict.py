@@ -1,5 +1,6 @@
 """One way from an image file to a model's input, whoever asks."""
 
+import pytest
 import torch
 from PIL import Image, ImageDraw
 
@@ -81,3 +82,17 @@ def test_mirrored_images_count_as_much(images):
     place = list(map(str, data.validation.sources)).index(str(path))
     scored = evaluate.evaluate_on(model, data, mirror=True)
     torch.testing.assert_close(scored.probabilities[place], expected)
+
+
+def test_results_that_are_no_numbers_are_refused(images):
+    model = halonet.create_model("halonet_tiny", num_classes=2, image_size=32, **SMALL_MODEL).eval()
+    torch.nn.init.constant_(model.classifier.bias, float("inf"))
+    data = load_data(f"folder:{images}", validation_share=1.0)
+    said = r"results are infinite or nan for \d+ of \d+ images"
+    with pytest.raises(ValueError, match=said):
+        list(predict.predict(model, data.validation.sources))
+    with pytest.raises(ValueError, match=said):
+        evaluate.evaluate_on(model, data)
+    torch.nn.init.constant_(model.stem[1].bias, float("nan"))
+    with pytest.raises(ValueError, match=said):
+        list(predict.embed(model, data.validation.sources))

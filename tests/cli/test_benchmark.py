@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 import sys
 import tempfile
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 
 from halonet import cli
+from halonet.classification.training import train
 from halonet.export import benchmark
+from tests.pictures import small_config
 
 EVERYWHERE = [
     *(("torch", "float32"), ("onnx", "float32"), ("onnx", "float16"), ("onnx", "int8")),
@@ -99,3 +103,16 @@ def test_mistake_is_one_line(fails, whole_run, tmp_path):
     assert "lies in no run folder, whose images the formats are scored on" in fails(
         ["benchmark", alone]
     )
+
+
+def test_broken_images_that_the_run_allows(capsys, images, monkeypatch, tmp_path):
+    shutil.copytree(images, tmp_path / "images")
+    for path in sorted((tmp_path / "images").rglob("*.*"))[::3]:
+        path.write_bytes(b"not an image")
+    config = small_config(tmp_path / "images", broken_share=0.6)
+    folder = train(config, output=str(tmp_path / "run")).folder
+    monkeypatch.setattr(benchmark, "EXPORTS", [("onnx", "int8")])
+    rows = json.loads(run(capsys, folder, "--threads", 1, "--format", "json"))
+    assert [row["problem"] for row in rows if row["precision"] != "bfloat16"] == [None, None]
+    cli.main(["export", str(folder), "--precision", "int8"])
+    assert re.search(r"accuracy on 6 held-out images: .* % of the file", capsys.readouterr().out)

@@ -73,6 +73,7 @@ def test_int8_tells_the_accuracy(capsys, fails, run, tmp_path):
     cli.main(["export", str(run), "--precision", "int8", "--output", str(path)])
     shown = capsys.readouterr()
     assert shown.err == ""
+    assert "int8 is calibrated on 18 training images, of which there should be 128\n" in shown.out
     assert re.search(
         r"^accuracy on 6 held-out images: [\d.]+ % of the model, [\d.]+ % of the file$",
         shown.out,

@@ -94,7 +94,7 @@ def test_parts_by_name(write):
         *([0, 1], [2, 3], [4, 5]),
     ]
     assert (
-        "left out: 2 images of the part test, for evaluate --split test"
+        "kept for the end: 2 images of the part test, for evaluate --split test"
         in data.describe().splitlines()
     )
     with pytest.raises(ValueError, match="fold is for data without a held-out part; csv:"):
@@ -107,6 +107,11 @@ def test_parts_by_name(write):
 def test_only_a_part_to_score(write):
     name = write("path,label,split\n" + rows("a,test", "b,test"))
     assert numbers(load_data(name, validation_share=1).validation) == [0, 1]
+    one_class = write("path,label\n" + rows("a", "a"))
+    assert load_data(one_class, validation_share=1).class_names == ("a",)
+    with pytest.raises(ValueError, match="must have two or more classes to train on, has a"):
+        load_data(one_class, fold="1/2")
+    name = write("path,label,split\n" + rows("a,test", "b,test"))
     with pytest.raises(ValueError, match="no row has the split train"):
         load_data(name)
 
@@ -119,6 +124,18 @@ def test_what_is_left_out_is_said(write):
         "no held-out images of b",
         "left out: 2 columns (age, place)",
     ]
+
+
+def test_the_index_of_a_table_is_no_class(write):
+    numbered = ["0,images/0.png,a,1,0", "1,images/1.png,b,0,1", "2,images/2.png,a,1,0"]
+    numbered.append("7,images/3.png,b,0,1")
+    for names, cells in (("path,label", slice(3)), ("path,a,b", slice(5))):
+        lines = [",".join(line.split(",")[cells]) for line in numbered]
+        if names != "path,label":
+            lines = [line.replace(",a", "").replace(",b", "") for line in lines]
+        data = load_data(write("\n".join(["," + names, *lines])))
+        assert data.class_names == ("a", "b")
+        assert data.left_out == ("1 column without a name",)
 
 
 def test_other_spreadsheets(write):
@@ -148,6 +165,8 @@ def test_groups_are_never_parted(write):
         assert data.left_out == ()
         expected = 2 if "validation_share" not in options else 4
         assert len(patients[1]) == pytest.approx(expected, abs=1)
+    with pytest.raises(ValueError, match="a column other than path, label and split, got 'label'"):
+        load_data(name, group="label")
     with pytest.raises(
         ValueError, match="no column 'person' for groups, it has path, label, patient"
     ):
@@ -170,11 +189,12 @@ def test_groups_are_never_parted(write):
         ("image,label\n1,2\n", "must have a column path, it has image, label"),
         ("path\nimages/0.png\n", "must have a column label, or one for each class"),
         ("path,label\n" + rows("a", "b", ""), "row 4: it has no label"),
-        ("path,label\n" + rows("a", "a"), "must have two or more classes, has a"),
+        ("path,label\n" + rows("a", "a"), "must have two or more classes to train on, has a"),
         ("path,label\n" + rows("a", "b,c"), "row 3 has 3 cells, the header has 2"),
         ("path,label,label\n" + rows("a,b"), "two columns 'label'"),
         ("path,label,split\n" + rows("a,train", "b,later"), "row 3: split must be .* got 'later'"),
         ("path,label\n" + rows("a") + rows("a"), "rows 2 and 3 name the same image"),
+        ("path,label\nimages/0.png,a\nimages/../images/0.png,b", "rows 2 and 3 name the same"),
         ('path,label\n"images/0.png,a\n', "is not a CSV file with a header: unexpected end"),
     ],
 )
@@ -228,3 +248,8 @@ def test_folds_of_several_labels(write, tmp_path):
     for part in held_out:
         assert part.labels.dtype == np.int8
         assert part.labels.sum(0).tolist() == [4, 4]
+
+
+def test_no_label_at_all(write):
+    with pytest.raises(ValueError, match=r"labels\.csv has no label in any row"):
+        load_data(write("path,label\n" + rows("", "")), task="multilabel")

@@ -238,6 +238,11 @@ def test_tiny_imagenet_with_wrong_labels(tmp_path):
         ValueError, match=r"names 2 images that aren't there: val_8\.png, val_9\.png"
     ):
         load_folder(tmp_path, 0.2)
+    annotations.write_text("\ufeff" + "\n".join(lines))
+    assert len(load_folder(tmp_path, 0.2).validation.labels) == 4
+    annotations.write_bytes(b"val_\xff.png\tn01443537")
+    with pytest.raises(ValueError, match=r"val_annotations\.txt is not text in UTF-8"):
+        load_folder(tmp_path, 0.2)
     annotations.write_text("val_0.png\tn99")
     with pytest.raises(ValueError, match="line 1 must have an image and a class of the training"):
         load_folder(tmp_path, 0.2)

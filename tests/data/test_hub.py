@@ -78,7 +78,7 @@ def test_folder_of_images(tmp_path, monkeypatch):
 
 def test_missing_columns_and_labels_are_named(tmp_path):
     part = make_part([0, 1])
-    with pytest.raises(ValueError, match="one column of type ClassLabel, has none among"):
+    with pytest.raises(ValueError, match=r"ClassLabel, has none among picture \(Image\)$"):
         load_data(save(tmp_path / "no_label", train=part.remove_columns("kind")))
     second = part.rename_column("kind", "coarse").features["coarse"]
     several = make_part([0, 1], coarse=(second, [1, 1]))
@@ -89,6 +89,10 @@ def test_missing_columns_and_labels_are_named(tmp_path):
         load_data(named)
     with pytest.raises(ValueError, match="must have a split train, has test"):
         load_data(save(tmp_path / "test_only", test=part))
+    one = datasets.Features(picture=datasets.Image(), kind=datasets.ClassLabel(names=["cat"]))
+    single = save(tmp_path / "one_class", train=make_part([0, 0]).cast(one))
+    with pytest.raises(ValueError, match="must have two or more classes to train on, has cat"):
+        load_data(single)
     with pytest.raises(ValueError, match=r"split train of hf:.* has no class for image 1"):
         load_data(save(tmp_path / "unlabelled", train=make_part([0, -1, None])))
 
@@ -112,11 +116,25 @@ def test_what_is_left_out_is_said(tmp_path):
     parts = dict.fromkeys(("train", "validation", "test", "unlabelled"), part)
     data = load_data(save(tmp_path / "saved", **parts))
     assert data.describe().splitlines()[1:] == [
-        "left out: 3 images of the part test, for evaluate --split test",
+        "kept for the end: 3 images of the part test, for evaluate --split test",
         "left out: 3 images of the split unlabelled",
         "left out: 1 column (number)",
     ]
     assert list(data.test.labels) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("parts", [("validation", "test"), ("test",)])
+def test_a_test_part_without_labels_is_left_out(tmp_path, parts):
+    labelled = make_part([0, 1] * 4)
+    unlabelled = {"validation": labelled, "test": make_part([-1, -1, -1])}
+    name = save(tmp_path / "saved", train=labelled, **{part: unlabelled[part] for part in parts})
+    data = load_data(name)
+    assert data.test is None
+    assert len(data.validation) == (8 if "validation" in parts else 2)
+    assert data.left_out == ("3 images of the split test, which have no class",)
+    partly = save(tmp_path / "partly", train=labelled, test=make_part([0, -1]))
+    with pytest.raises(ValueError, match=r"split test of hf:.* has no class for image 1"):
+        load_data(partly)
 
 
 def test_only_a_part_to_score(tmp_path):

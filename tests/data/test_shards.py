@@ -280,8 +280,42 @@ def test_folder_without_description_and_missing_shards(written, tmp_path):
         load_data(f"shards:{written}", validation_data=f"shards:{written}/val-000000.tar")
     with pytest.raises(ValueError, match="validation_data must be shards:TAR_FILES"):
         load_data("elpv", validation_data="folder:photos")
-    (tmp_path / "_info.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"_info\.json doesn't describe shards"):
+    tar = f"shards:{written}/train-000000.tar"
+    with pytest.raises(ValueError, match=r"must have no shard in common: .*train-000000"):
+        load_data(tar, validation_data=tar)
+
+
+SPLIT = {"filenames": ["train.tar"]}
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        ([], "it must have splits by name"),
+        ({"splits": {"train": {}}}, "split train must have filenames, a list of shards"),
+        (
+            {"splits": {"train": SPLIT, "validation": {"filenames": []}}},
+            "split validation must have filenames",
+        ),
+        (
+            {"splits": {"train": SPLIT | {"shard_lengths": 6}}},
+            "shard_lengths of split train must be a number for each shard, got 6",
+        ),
+        (
+            {"splits": {"train": SPLIT}, "class_names": [0, 1]},
+            r"must be a list of text, got \[0, 1",
+        ),
+        (
+            {"splits": {"train": SPLIT}, "class_names": ["a"]},
+            "must have two or more classes to train on, has a",
+        ),
+    ],
+)
+def test_description_of_another_form_is_named(tmp_path, info, said):
+    files = {"a.png": picture(), "a.cls": b"0", "b.png": picture(), "b.cls": b"0"}
+    write_tar(tmp_path / "train.tar", files)
+    (tmp_path / "_info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=said):
         load_data(f"shards:{tmp_path}")
 
 
@@ -314,6 +348,32 @@ def test_broken_images_are_left_out_or_stop(tmp_path):
     assert (result.images, result.shards, len(result.problems)) == (7, 2, 1)
     assert name in result.problems[0]
     assert len(load_data(f"shards:{tmp_path / 'shards'}").training.labels) == 5
+
+
+def test_a_part_of_broken_images_is_refused(tmp_path):
+    folder = draw_folder(tmp_path / "images", images=2)
+    data = load_data(f"folder:{folder}", validation_share=0.5)
+    for path in data.validation.sources:
+        path.write_bytes(b"rubbish")
+    with pytest.raises(
+        ValueError, match=r"no image of the part val can be read: .* is not an image"
+    ):
+        write_shards(data, tmp_path / "shards", skip_broken=True)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_the_test_part_comes_along(tmp_path):
+    for part, images in (("train", 3), ("val", 1), ("test", 2)):
+        draw_folder(tmp_path / "images" / part, images=images)
+    data = load_data(f"folder:{tmp_path / 'images'}")
+    assert write_shards(data, tmp_path / "shards").images == 12
+    again = load_data(f"shards:{tmp_path / 'shards'}")
+    for part in ("training", "validation", "test"):
+        ours, theirs = getattr(again, part), getattr(data, part)
+        assert [*ours.labels] == [*theirs.labels]
+        assert [one.read_bytes() for one in ours.sources] == [
+            one.read_bytes() for one in theirs.sources
+        ]
 
 
 def test_broken_image_in_a_shard_is_replaced(written, tmp_path):

@@ -116,6 +116,14 @@ def test_unknown_name():
         load_data("cifar")
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(draw_folder(tmp_path / "images"))
+    for name in ("", " "):
+        with pytest.raises(ValueError, match=f"data must be elpv, .* got '{name}'"):
+            load_data(name)
+    assert load_data(".").class_names == ("green", "red")
+
+
 class FakeCifar:
     classes = ("cat", "dog")
 

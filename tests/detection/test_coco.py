@@ -367,3 +367,30 @@ def test_what_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         load_detection_data(f"coco:{folder}")
+
+
+def test_what_windows_writes_is_read(folder: Path) -> None:
+    expected = load_detection_data(f"coco:{folder}")
+    change(
+        folder,
+        lambda content: [
+            one.update(file_name=f"train2017\\{one['file_name']}") for one in content["images"]
+        ],
+    )
+    path = folder / "annotations" / "instances_train2017.json"
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    data = load_detection_data(f"coco:{folder}")
+    assert [one.path for one in data.training.images] == [
+        one.path for one in expected.training.images
+    ]
+
+
+def test_boxes_as_shares_of_the_image_are_refused(folder: Path) -> None:
+    change(
+        folder,
+        lambda content: [
+            one.update(bbox=[0.1, 0.1, 0.4, 0.5], segmentation=[]) for one in content["annotations"]
+        ],
+    )
+    with pytest.raises(ValueError, match="lie within the first pixel; COCO's format has pixels"):
+        load_detection_data(f"coco:{folder}", masks="ignore")

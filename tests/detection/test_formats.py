@@ -1,6 +1,7 @@
 """One set of boxes in three formats: the same objects, from the command line to the pictures."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_whole_sets_are_scored(
 
 
 LINES = {
-    "7 0.5 0.5 0.1 0.1": "class 7 is unknown: classes are from 0 to 1",
+    "7 0.5 0.5 0.1 0.1": "class 7 is unknown: classes are 0, 1",
     "0.5 0.5 0.5 0.1 0.1": "class 0.5 is unknown",
     "0 0.5 0.5 0.1": "a class and 4 numbers of a box, or 6 and more of a polygon, got 3",
     "0 0.5 0.5 0.1 0.1 0.9": "got 5 after the class",
@@ -283,7 +284,7 @@ YAMLS = {
     "names: [bar]\nnc: 3": "has 1 names, and an nc of 3",
     "names: [bar]\nkpt_shape: [17, 3]": "has kpt_shape",
     "names: [bar]\ntrain: none": "no train part at",
-    "names: !!python/object/apply:os.getcwd []": "is not YAML",
+    "names: !!python/object/apply:os.getcwd []": "must have names of the classes",
 }
 
 
@@ -357,3 +358,91 @@ def test_sizes_may_be_missing_and_files_too(coco: Path, tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load_detection_data(name.format(tmp_path))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_test_part_beside_another_is_said(kind: str, coco: Path, tmp_path: Path) -> None:
+    folder = WRITERS[kind](coco, tmp_path / "other")
+    if kind == "voc":
+        lists = folder / "ImageSets" / "Main"
+        (lists / "test.txt").write_text((lists / "val.txt").read_text())
+    elif kind == "yolo":
+        yaml = folder / "data.yaml"
+        yaml.write_text(yaml.read_text() + "test: images/none\n")
+        assert not any(
+            "the part test" in line for line in load_detection_data(str(yaml)).describe()
+        )
+        yaml.write_text(yaml.read_text().replace("none", "train"))
+    else:
+        shutil.copytree(folder / "valid", folder / "test")
+    data = load_detection_data(str(folder))
+    (said,) = (line for line in data.describe() if "the part test" in line)
+    assert said.startswith(f"left out: the part test ({folder}")
+
+
+def test_held_out_images_that_are_learned_are_said(coco: Path, tmp_path: Path) -> None:
+    folder = write_yolo(coco, tmp_path / "yolo")
+    assert not any("too" in line for line in load_detection_data(str(folder)).describe())
+    text = (folder / "data.yaml").read_text()
+    (folder / "data.yaml").write_text(text.replace("images/val", "images/train"))
+    said = " ".join(load_detection_data(str(folder)).describe())
+    assert "4 of 4 held-out images are training images too" in said
+
+
+def test_vocs_other_folders_and_images_without_xml(coco: Path, tmp_path: Path) -> None:
+    folder = write_voc(coco, tmp_path / "voc")
+    shutil.rmtree(folder / "ImageSets")
+    (folder / "Annotations").rename(folder / "annotations")
+    (folder / "JPEGImages").rename(folder / "images")
+    whole = load_detection_data(str(folder)).describe()
+    assert not any("without an XML file" in line for line in whole)
+    (folder / "annotations" / "train 10.xml").unlink()
+    said = " ".join(load_detection_data(str(folder)).describe())
+    assert f"images without an XML file: 1, the first is {folder}/images/train 10.png" in said
+    shutil.rmtree(folder / "images")
+    with pytest.raises(FileNotFoundError, match="has no folder of images, JPEGImages or images"):
+        load_detection_data(str(folder))
+
+
+def test_lists_of_another_encoding(coco: Path, tmp_path: Path) -> None:
+    folder = write_voc(coco, tmp_path / "voc")
+    path = folder / "ImageSets" / "Main" / "train.txt"
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    same(load_detection_data(f"voc:{folder}"), load_detection_data(f"coco:{coco}"))
+    path.write_bytes(b"train \xe9")
+    with pytest.raises(ValueError, match=r"train\.txt is not text in UTF-8"):
+        load_detection_data(f"voc:{folder}")
+
+
+def test_yolos_files_of_windows(coco: Path, tmp_path: Path) -> None:
+    folder = write_yolo(coco, tmp_path / "yolo")
+    paths = sorted((folder / "images" / "train").iterdir())
+    lines = [f".\\images\\train\\{path.name}\n" for path in paths]
+    mark = "\ufeff"
+    (folder / "train.txt").write_text(mark + "".join(lines), encoding="utf-8")
+    text = (folder / "data.yaml").read_text().replace("train: images/train", "train: train.txt")
+    (folder / "data.yaml").write_text(mark + text, encoding="utf-8")
+    labels = folder / "labels" / "train" / "10.txt"
+    labels.write_text(mark + labels.read_text(), encoding="utf-8")
+    same(load_detection_data(f"yolo:{folder}"), load_detection_data(f"coco:{coco}"))
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text(mark + "bar\nsquare\n", encoding="utf-8")
+    same(load_detection_data(f"yolo:{folder}"), load_detection_data(f"coco:{coco}"))
+
+
+def test_yolos_names_stay_as_written(coco: Path, tmp_path: Path) -> None:
+    folder = write_yolo(coco, tmp_path / "yolo")
+    text = (folder / "data.yaml").read_text()
+    (folder / "data.yaml").write_text(text.replace("[bar, square]", "[no, 1.0]") + "test: ~\n")
+    data = load_detection_data(f"yolo:{folder}")
+    assert [one.name for one in data.categories] == ["no", "1.0"]
+
+
+def test_labels_and_images_that_lack_each_other(coco: Path, tmp_path: Path) -> None:
+    folder = write_yolo(coco, tmp_path / "yolo")
+    (folder / "images" / "train" / "10.png").unlink()
+    said = " ".join(load_detection_data(f"yolo:{folder}").describe())
+    assert "files of labels without an image: 1, the first is train/10.txt" in said
+    shutil.rmtree(folder / "labels" / "train")
+    with pytest.raises(FileNotFoundError, match=r"no image has a file of labels; looked for .*11"):
+        load_detection_data(f"yolo:{folder}")

@@ -108,6 +108,8 @@ def test_every_relative_offset_gets_a_gradient() -> None:
         ),
         ({"position": "rotary"}, "position must be one of relative, absolute, none, got 'rotary'"),
         ({"position": "absolute"}, "map_size must be two positive sizes, got None"),
+        ({"position": "absolute", "map_size": 8}, "map_size must be two positive sizes, got 8"),
+        ({"position": "absolute", "map_size": (8, 8, 8)}, r"two positive sizes, got \(8, 8, 8\)"),
         ({"block_size": 3, "stride": 2}, "block_size must be a positive multiple of stride 2"),
         ({"backend": "fast"}, "backend must be one of"),
     ],
@@ -116,6 +118,28 @@ def test_every_relative_offset_gets_a_gradient() -> None:
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HaloAttention(8, **{"heads": 2} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_channels": 8.0}, "in_channels must be an integer, got 8.0"),
+        ({"in_channels": "8"}, "in_channels must be an integer, got '8'"),
+        ({"heads": 2.0}, "heads must be an integer, got 2.0"),
+        ({"value_channels": None, "out_channels": 8.0}, "out_channels must be an integer, got 8.0"),
+    ],
+    ids=str,
+)
+def test_numbers_that_are_not_whole_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        HaloAttention(**{"in_channels": 8, "heads": 2} | options)
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    layer = HaloAttention(8, heads=2)
+    for maps, name in ((None, "NoneType"), (torch.zeros(1, 8, 8, 8).numpy(), "ndarray")):
+        with pytest.raises(TypeError, match=f"maps must be a tensor, got {name}"):
+            layer(maps)
 
 
 def test_a_map_of_other_channels_is_named() -> None:

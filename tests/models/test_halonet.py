@@ -270,6 +270,9 @@ def test_bad_options_are_named(name: Any, options: dict[str, Any], message: str)
 def test_numbers_that_are_none_are_named(option: str) -> None:
     with pytest.raises(TypeError, match=f"{option} must be an integer, got '5'"):
         halonet.create_model("halonet_tiny", **{option: "5"})
+    if option == "num_classes":
+        with pytest.raises(TypeError, match="num_classes must be an integer, got '5'"):
+            halonet.load_model("model.safetensors", num_classes="5")
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 31, 64), (1, 1, 64, 64), (3, 64, 64)], ids=str)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import halonet
 from halonet.integrations.hub import HubHaloNet
@@ -141,6 +141,25 @@ def test_another_name_and_whole_numbers_are_read(saved: bytes, tmp_path: Path) -
     rewrite(path, "halonet", lambda fields: put(fields, ("variant", "name"), "mine"))
     rewrite(path, "halonet", lambda fields: put(fields, ("variant", "dropout"), 0))
     assert halonet.load_model(path).variant.name == "mine"
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_weights_that_are_no_numbers_are_refused(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    model = small_model()
+    halonet.save_model(model, path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["classifier.weight"][1, 2] = float(number)
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=r"safetensors has weights .* nan: classifier\.weight"):
+        halonet.load_model(path)
+    with pytest.raises(ValueError, match=r"infinite or nan: classifier\.weight"):
+        halonet.load_weights(model, path)
+    model.load_state_dict(tensors)
+    with pytest.raises(ValueError, match="model can't be saved: it has weights that are infinite"):
+        halonet.save_model(model, tmp_path / "again.safetensors")
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:

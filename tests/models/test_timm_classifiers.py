@@ -220,6 +220,11 @@ def test_weights_that_are_not_these_are_named(weights: Path, tmp_path: Path) -> 
     (tmp_path / "broken.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="can't be read as weights of timm's"):
         halonet.create_model("halonet50ts", pretrained=tmp_path / "broken.pth")
+    tensors = dict(timm.models.load_state_dict(str(weights)))
+    tensors["stem.conv1.conv.weight"][0] = float("nan")
+    torch.save(tensors, tmp_path / "diverged.pth")
+    with pytest.raises(ValueError, match=r"diverged\.pth has weights that are infinite or nan"):
+        halonet.create_model("halonet26t", pretrained=tmp_path / "diverged.pth")
     ours = halonet.create_model("halonet_tiny", num_classes=2)
     halonet.save_model(ours, tmp_path / "ours.safetensors")
     theirs = halonet.create_model("halonet26t", num_classes=2)
