@@ -158,6 +158,7 @@ _BROAD = {
         Tiles(32, 4, 8, 4, 1),
         Tiles(64, 4, 4, 8, 1),
         Tiles(32, 4, 4, 4, 1),
+        Tiles(32, 4, 4, 8, 1),
     ),
     "key gradient": (
         Tiles(32, 8, 8, 4, 1),
