@@ -52,11 +52,12 @@ def predict(
     """
     network = Mirrored(model) if mirror else model
 
-    def find_probabilities(images: Tensor) -> Tensor:
-        logits = refuse_infinite(network(images).float())
-        return logits.sigmoid() if model.task == "multilabel" else logits.softmax(1)
-
-    return compute(model, sources, find_probabilities, batch_size=batch_size)
+    rows = compute(model, sources, lambda images: network(images).float(), batch_size=batch_size)
+    for source, logits in rows:
+        if isinstance(logits, str):
+            yield source, logits
+        else:
+            yield source, logits.sigmoid() if model.task == "multilabel" else logits.softmax(0)
 
 
 def embed(
@@ -65,8 +66,7 @@ def embed(
     """Pooled features [num_features] of each image, or what is wrong with it, in order."""
 
     def find_features(images: Tensor) -> Tensor:
-        features = model.forward_head(model.forward_features(images), pre_logits=True)
-        return refuse_infinite(features.float())
+        return model.forward_head(model.forward_features(images), pre_logits=True).float()
 
     return compute(model, sources, find_features, batch_size=batch_size)
 
@@ -85,6 +85,9 @@ def compute(
         sources: paths or other stored images, or functions that give one.
         function: of images as the model takes them [batch, channels, height, width].
         batch_size: images at once; one, where the model takes photos of any size.
+
+    Raises:
+        ValueError: results that are infinite or nan.
     """
     model.eval()
     preprocessing = None if model.takes_photos else model.preprocessing
@@ -105,6 +108,6 @@ def compute(
             images = torch.stack(pixels).to(device, memory_format=torch.channels_last)
             with torch.inference_mode():
                 result = function(images)
-            rows = iter(result.cpu().clone())  # outside: an ordinary tensor
+            rows = iter(refuse_infinite(result.cpu().clone()))  # outside: an ordinary tensor
         for source, problem in zip(batch, found, strict=True):
             yield source, next(rows) if problem is None else problem
