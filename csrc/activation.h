@@ -71,9 +71,9 @@ __attribute__((always_inline)) inline void for_channels(long first, long channel
     if (c < channels) run(std::integral_constant<int, 1>(), first + c, c, channels - c);
 }
 
-// A thread for fewer numbers costs more than it does.
+// A thread for fewer numbers costs more than it does; none is without a pixel.
 inline int count_threads(long pixels, long channels, long threads) {
-    return int(smaller(threads, larger(1, pixels * channels / 32768)));
+    return int(larger(1, smaller(smaller(threads, pixels), pixels * channels / 32768)));
 }
 
 template <class T>

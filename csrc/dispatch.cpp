@@ -63,6 +63,8 @@ const HaloVariant *best() {
 
 const HaloVariant *chosen = best();
 
+bool is_type(int64_t type) { return type == HALO_FLOAT32 || type == HALO_BFLOAT16; }
+
 bool valid(const HaloProblem &p) {
     return p.batch >= 0 && p.height > 0 && p.width > 0 && p.heads > 0 && p.channels > 0 &&
            p.value_channels > 0 && p.block_size > 0 && p.halo_size >= 0 &&
@@ -70,7 +72,7 @@ bool valid(const HaloProblem &p) {
            (p.scale != 0 || p.position_scale == 0) &&
            (p.block_size / p.stride - 1) * p.position_stride < p.block_size && p.threads > 0 &&
            (p.table_width == 0 || p.table_width == p.channels || p.table_width * 2 == p.channels) &&
-           (p.data_type == HALO_FLOAT32 || p.data_type == HALO_BFLOAT16);
+           is_type(p.data_type);
 }
 
 // One allocation a thread, grown when a call needs more.
@@ -116,8 +118,7 @@ int64_t halonet_backward_workspace(const HaloProblem *problem) {
 
 int halonet_affine_silu(const HaloActivation *activation) {
     const HaloActivation &a = *activation;
-    if (a.pixels < 0 || a.channels < 0 || a.threads < 1 ||
-        (a.data_type != HALO_FLOAT32 && a.data_type != HALO_BFLOAT16))
+    if (a.pixels < 0 || a.channels < 0 || a.threads < 1 || !is_type(a.data_type))
         return HALO_BAD_ARGUMENT;
     chosen->affine_silu(a);
     return HALO_SUCCESS;
@@ -126,15 +127,14 @@ int halonet_affine_silu(const HaloActivation *activation) {
 int halonet_pool_silu(const HaloPooling *pooling) {
     const HaloPooling &p = *pooling;
     if (p.batch < 0 || p.height < 1 || p.width < 1 || p.channels < 0 || p.threads < 1 ||
-        (p.data_type != HALO_FLOAT32 && p.data_type != HALO_BFLOAT16))
+        !is_type(p.data_type))
         return HALO_BAD_ARGUMENT;
     return chosen->pool_silu(p);
 }
 
 int halonet_statistics(const HaloStatistics *statistics) {
     const HaloStatistics &s = *statistics;
-    if (s.pixels < 1 || s.channels < 0 || s.threads < 1 ||
-        (s.data_type != HALO_FLOAT32 && s.data_type != HALO_BFLOAT16))
+    if (s.pixels < 1 || s.channels < 0 || s.threads < 1 || !is_type(s.data_type))
         return HALO_BAD_ARGUMENT;
     chosen->statistics(s);
     return HALO_SUCCESS;
@@ -142,8 +142,7 @@ int halonet_statistics(const HaloStatistics *statistics) {
 
 int halonet_norm_gradient(const HaloNormGradient *gradient) {
     const HaloNormGradient &n = *gradient;
-    if (n.pixels < 1 || n.channels < 0 || n.threads < 1 ||
-        (n.data_type != HALO_FLOAT32 && n.data_type != HALO_BFLOAT16))
+    if (n.pixels < 1 || n.channels < 0 || n.threads < 1 || !is_type(n.data_type))
         return HALO_BAD_ARGUMENT;
     chosen->norm_gradient(n);
     return HALO_SUCCESS;

@@ -51,6 +51,14 @@ __attribute__((always_inline)) inline void add_squares(const T *maps, const floa
     }
 }
 
+// Mean and sum of squared distances of `before` pixels, joined by `count` others'.
+inline void join(double &mean, double &squares, double before, double count, double other_mean,
+                 double other_squares) {
+    const double far = other_mean - mean, share = count / (before + count);
+    mean += far * share;
+    squares += other_squares + far * far * before * share;
+}
+
 // The mean of a range of pixels, and the sum of squared distances from it.
 template <class T>
 void add_statistics(const HaloStatistics &s, long first, long end, const ChannelSums &sums) {
@@ -67,12 +75,9 @@ void add_statistics(const HaloStatistics &s, long first, long end, const Channel
             for_channels(pixel * s.channels, s.channels, [&](auto vectors, long at, long c, long some) {
                 add_squares<vectors()>(maps + at, sums.part + c, sums.part + s.channels + c, some);
             });
-        const double before = double(start - first), share = double(stop - start) / double(stop - first);
-        for (long c = 0; c < s.channels; c++) {
-            const double far = sums.part[c] - mean[c];
-            mean[c] += far * share;
-            squares[c] += sums.part[s.channels + c] + far * far * before * share;
-        }
+        for (long c = 0; c < s.channels; c++)
+            join(mean[c], squares[c], double(start - first), double(stop - start), sums.part[c],
+                 sums.part[s.channels + c]);
     });
 }
 
@@ -87,11 +92,9 @@ void statistics_of_maps(const HaloStatistics &s) {
         double mean = 0.0, squares = 0.0;
         for (long range = 0; range < ranges; range++) {
             const double *found = ChannelSums(s.workspace, range, s.channels).total + c;
-            const double before = double(s.pixels * range / ranges);
-            const double after = double(s.pixels * (range + 1) / ranges);
-            const double far = found[0] - mean, share = (after - before) / after;
-            mean += far * share;
-            squares += found[s.channels] + far * far * before * share;
+            const long before = s.pixels * range / ranges;
+            const long count = s.pixels * (range + 1) / ranges - before;
+            join(mean, squares, double(before), double(count), found[0], found[s.channels]);
         }
         s.mean[c] = float(mean);
         s.variance[c] = float(squares / double(s.pixels));

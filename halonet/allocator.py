@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """Keep up to 2 GiB, unless the user's environment has settings of its own."""
+    """Return none until 2 GiB lie free in a row, unless the user's environment has own settings."""
     set_by_user = any(name in os.environ for name in SETTINGS)
     set_by_user = set_by_user or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
     decides = is_command_line(sys.argv, sys.orig_argv) and not set_by_user

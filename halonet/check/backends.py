@@ -193,15 +193,10 @@ def _native_norm_and_silu(
 ) -> dict[str, torch.Tensor]:
     mean, variance = cpu_norm.norm_statistics(maps)
     inverse_deviation = (variance + 1e-5).rsqrt()
-    scale = weight * inverse_deviation
-    shift = bias - mean * scale
+    statistics = mean, inverse_deviation
+    scale, shift = cpu_norm.norm_affine(weight, bias, *statistics)
     of_maps, of_added, of_weight, of_bias = cpu_norm.norm_silu_gradient(
-        *(maps, added, gradient),
-        scale=scale,
-        shift=shift,
-        mean=mean,
-        inverse_deviation=inverse_deviation,
-        batch_statistics=True,
+        *(maps, added, gradient, weight, bias, *statistics), batch_statistics=True
     )
     assert of_added is not None
     return {

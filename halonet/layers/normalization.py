@@ -249,18 +249,10 @@ def _activate(
     """
     if cpu_norm.can_affine_silu(maps, added):
         inverse_deviation = spread if training else (spread + eps).rsqrt()
-        scale, shift = _affine(weight, bias, mean, inverse_deviation)
+        scale, shift = cpu_norm.norm_affine(weight, bias, mean, inverse_deviation)
         return cpu_norm.affine_silu(maps, scale, shift, added)
     variance = spread.pow(-2) - eps if training else spread
     return F.silu(_normalize(maps, added, weight, bias, mean, variance, eps), inplace=True)
-
-
-def _affine(
-    weight: Tensor | None, bias: Tensor | None, mean: Tensor, inverse_deviation: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A norm's scale and shift."""
-    scale = inverse_deviation if weight is None else inverse_deviation * weight
-    return scale, -mean * scale if bias is None else bias - mean * scale
 
 
 def _normalize(
@@ -338,13 +330,8 @@ class _NormThenSiLU(torch.autograd.Function):
         elif cpu_norm.can_affine_silu(maps, added):
             if not ctx.training:
                 mean, inverse_deviation = running_mean, (running_var + ctx.eps).rsqrt()
-            scale, shift = _affine(weight, bias, mean, inverse_deviation)
             of_maps, of_added, *found = cpu_norm.norm_silu_gradient(
-                *(maps, added, gradients[0]),
-                scale=scale,
-                shift=shift,
-                mean=mean,
-                inverse_deviation=inverse_deviation,
+                *(maps, added, gradients[0], weight, bias, mean, inverse_deviation),
                 batch_statistics=ctx.training,
             )
             of_weights = (

@@ -161,26 +161,34 @@ def norm_statistics(maps: Tensor) -> tuple[Tensor, Tensor]:
     return _norm_statistics(maps)
 
 
+def norm_affine(
+    weight: Tensor | None, bias: Tensor | None, mean: Tensor, inverse_deviation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A batch norm's scale and shift of each channel, from its weights and statistics."""
+    scale = inverse_deviation if weight is None else inverse_deviation * weight
+    return scale, -mean * scale if bias is None else bias - mean * scale
+
+
 def norm_silu_gradient(
     maps: Tensor,
     added: Tensor | None,
     gradient: Tensor,
-    *,
-    scale: Tensor,
-    shift: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
     mean: Tensor,
     inverse_deviation: Tensor,
+    *,
     batch_statistics: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """The backward pass of `silu(x)`, `x = maps * scale + shift + added`, after a batch norm, where
-    `scale = weight * inverse_deviation` and `shift = bias - mean * scale`.
+    """The backward pass of `silu(norm(maps) + added)` for a batch norm.
 
     Args:
         maps: [batch, channels, height, width]; see `can_affine_silu`.
         added: as `maps`, or None.
         gradient: of the result, in the shape of `maps`.
-        scale, shift, mean, inverse_deviation: [channels].
-        batch_statistics: mean and deviation are those of `maps`, and move with them.
+        weight, bias: of the norm, [channels], or None.
+        mean, inverse_deviation: that the norm took, [channels].
+        batch_statistics: they are those of `maps`, and move with them.
 
     Returns:
         The gradients of maps, of what is added (None for None), and, in float32, of weight and
@@ -188,15 +196,9 @@ def norm_silu_gradient(
     """
     if not _is_alike(gradient, maps):
         gradient = torch.empty_like(maps).copy_(gradient)
-    numbers = [
-        _per_channel(name, tensor, maps)
-        for name, tensor in (
-            ("scale", scale),
-            ("shift", shift),
-            ("mean", mean),
-            ("inverse_deviation", inverse_deviation),
-        )
-    ]
+    scale, shift = norm_affine(weight, bias, mean, inverse_deviation)
+    given = {"scale": scale, "shift": shift, "mean": mean, "inverse_deviation": inverse_deviation}
+    numbers = [_per_channel(name, tensor, maps) for name, tensor in given.items()]
     of_maps, of_added, *of_weights = _norm_gradient(
         maps, added, gradient, *numbers, batch_statistics
     )

@@ -13,6 +13,9 @@
 
 #include "halonet_cpu.h"
 
+static int64_t call_forward(const HaloProblem *problem) { return halonet_forward(problem); }
+static int64_t call_backward(const HaloProblem *problem) { return halonet_backward(problem); }
+
 static long call(const char *function, const char *path) {
     const int file = open(path, O_RDWR);
     struct stat status;
@@ -28,48 +31,39 @@ static long call(const char *function, const char *path) {
     };
     long result = -1;
     auto places = [&](auto *&...pointers) { (place(pointers), ...); };
-    if (!strcmp(function, "affine_silu")) {
-        HaloActivation a;
-        memcpy(&a, memory, sizeof(a));
-        places(a.output, a.maps, a.scale, a.shift, a.added);
-        result = halonet_affine_silu(&a);
-        munmap(memory, size);
-        return result;
-    }
-    if (!strcmp(function, "statistics")) {
-        HaloStatistics s;
-        memcpy(&s, memory, sizeof(s));
-        places(s.maps, s.mean, s.variance, s.workspace);
-        result = halonet_statistics(&s);
-        munmap(memory, size);
-        return result;
-    }
-    if (!strcmp(function, "norm_gradient")) {
-        HaloNormGradient n;
-        memcpy(&n, memory, sizeof(n));
-        places(n.maps_gradient, n.added_gradient, n.weight_gradient, n.bias_gradient, n.maps, n.added);
-        places(n.gradient, n.scale, n.shift, n.mean, n.inverse_deviation, n.workspace);
-        result = halonet_norm_gradient(&n);
-        munmap(memory, size);
-        return result;
-    }
-    if (!strcmp(function, "pool_silu")) {
-        HaloPooling p;
-        memcpy(&p, memory, sizeof(p));
-        places(p.output, p.maps);
-        result = halonet_pool_silu(&p);
-        munmap(memory, size);
-        return result;
-    }
-    HaloProblem p;
-    memcpy(&p, memory, sizeof(p));
-    for (HaloMap *map : {&p.query, &p.key, &p.value, &p.output, &p.log_sum, &p.output_gradient,
-                         &p.query_gradient, &p.key_gradient, &p.value_gradient})
-        place(map->data);
-    places(p.row_table, p.column_table, p.row_table_gradient, p.column_table_gradient, p.workspace);
-    if (!strcmp(function, "forward")) result = halonet_forward(&p);
-    if (!strcmp(function, "backward")) result = halonet_backward(&p);
-    if (!strcmp(function, "workspace")) result = long(halonet_backward_workspace(&p));
+    // Of the struct at the file's beginning, after `prepare` has placed its pointers.
+    auto run = [&](auto *kernel, auto given, auto prepare) {
+        memcpy(&given, memory, sizeof(given));
+        prepare(given);
+        return long(kernel(&given));
+    };
+    const auto is = [&](const char *name) { return !strcmp(function, name); };
+    if (is("affine_silu"))
+        result = run(halonet_affine_silu, HaloActivation(),
+                     [&](auto &a) { places(a.output, a.maps, a.scale, a.shift, a.added); });
+    else if (is("pool_silu"))
+        result = run(halonet_pool_silu, HaloPooling(), [&](auto &p) { places(p.output, p.maps); });
+    else if (is("statistics"))
+        result = run(halonet_statistics, HaloStatistics(),
+                     [&](auto &s) { places(s.maps, s.mean, s.variance, s.workspace); });
+    else if (is("norm_gradient"))
+        result = run(halonet_norm_gradient, HaloNormGradient(), [&](auto &n) {
+            places(n.maps_gradient, n.added_gradient, n.weight_gradient, n.bias_gradient, n.maps,
+                   n.added);
+            places(n.gradient, n.scale, n.shift, n.mean, n.inverse_deviation, n.workspace);
+        });
+    else if (is("forward") || is("backward") || is("workspace"))
+        result = run(is("forward")    ? call_forward
+                     : is("backward") ? call_backward
+                                      : halonet_backward_workspace,
+                     HaloProblem(), [&](auto &p) {
+                         for (HaloMap *map :
+                              {&p.query, &p.key, &p.value, &p.output, &p.log_sum, &p.output_gradient,
+                               &p.query_gradient, &p.key_gradient, &p.value_gradient})
+                             place(map->data);
+                         places(p.row_table, p.column_table, p.row_table_gradient);
+                         places(p.column_table_gradient, p.workspace);
+                     });
     munmap(memory, size);
     return result;
 }

@@ -411,13 +411,8 @@ def norm_gradients(
         mean, variance = maps.float().mean((0, 2, 3)), maps.float().var((0, 2, 3), correction=0)
     if native:
         inverse_deviation = (variance + 1e-5).rsqrt()
-        scale = weight * inverse_deviation
         found = cpu_norm.norm_silu_gradient(
-            *(maps, added, gradient),
-            scale=scale,
-            shift=bias - mean * scale,
-            mean=mean,
-            inverse_deviation=inverse_deviation,
+            *(maps, added, gradient, weight, bias, mean, inverse_deviation),
             batch_statistics=training,
         )
         return [one for one in found if one is not None]
@@ -469,11 +464,7 @@ def test_silu_of_numbers_at_the_ends(dtype: torch.dtype, variant: str) -> None:
         found = cpu_norm.affine_silu(maps, None, None, None)
         finite, zeros, ones = maps[:-2], torch.zeros(19), torch.ones(19)
         slopes = cpu_norm.norm_silu_gradient(
-            *(finite, None, torch.ones_like(finite)),
-            scale=ones,
-            shift=zeros,
-            mean=zeros,
-            inverse_deviation=ones,
+            *(finite, None, torch.ones_like(finite), None, None, zeros, ones),
             batch_statistics=False,
         )[0]
     expected = silu(maps)
@@ -527,6 +518,24 @@ def test_silu_in_threads() -> None:
             assert_close(variance, maps.var((0, 2, 3), correction=0))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_more_threads_than_pixels(threads: int) -> None:
+    inputs = activation_inputs((2, 70000, 1, 1), torch.float32)
+    inputs["weight"], inputs["bias"] = inputs.pop("scale"), inputs.pop("shift")
+    maps, before = inputs["maps"], torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        mean, variance = cpu_norm.norm_statistics(maps)
+        with torch.no_grad():
+            found = norm_gradients(**inputs, training=True, native=True)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(mean, maps.mean((0, 2, 3)))
+    torch.testing.assert_close(variance, maps.var((0, 2, 3), correction=0))
+    expected = norm_gradients(**inputs, training=True)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_silu_is_left_to_torch_where_it_must_be() -> None:
