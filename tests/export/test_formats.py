@@ -245,6 +245,19 @@ def test_eight_bits_leave_attention_alone(tmp_path, batch) -> None:
         assert relative_difference(found, model(images)) < 0.1
 
 
+@pytest.mark.parametrize("batch", [None, 3])
+def test_eight_bits_are_of_every_image(tmp_path, batch) -> None:
+    images = torch.zeros(17, 3, 64, 64)
+    images[-1] = 100
+    path = tmp_path / "model.onnx"
+    model = make_model("halonet_tiny", **NARROW)
+    halonet.export_model(model, path, precision="int8", calibration=images, batch=batch)
+    graph = onnx.load(path).graph
+    scale = next(node.input[1] for node in graph.node if node.input[0] == "images")
+    number = next(one for one in graph.initializer if one.name == scale)
+    assert onnx.numpy_helper.to_array(number) == pytest.approx(100 / 255)
+
+
 def fused():
     return make_model("halonet_tiny", **NARROW).fuse()
 
